@@ -1,0 +1,31 @@
+"""mha2gqa: convert a multi-head attention checkpoint to grouped-query or multi-query attention.
+
+Map of the package, lowest layer first; imports run one way:
+`errors`, `options` (what can be asked), `grouping` (which heads share a group), `families` (how model
+types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `rearrange` and `plan`
+(everything that will be done), `output` (doing it), `commands` (one verb each), `console` and `cli`.
+
+    from mha2gqa import ConvertOptions, convert
+    report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
+
+Nothing heavy is imported until a command is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mha2gqa.errors import Mha2GqaError
+from mha2gqa.options import ConvertOptions, ExpandOptions, InspectOptions
+
+if TYPE_CHECKING:
+    from mha2gqa.commands.convert import convert
+    from mha2gqa.commands.expand import expand
+    from mha2gqa.commands.inspect import inspect
+
+__all__ = ["ConvertOptions", "ExpandOptions", "InspectOptions", "Mha2GqaError", "convert", "expand", "inspect"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("convert", "expand", "inspect"):
+        return getattr(import_module(f"mha2gqa.commands.{name}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,85 @@
+"""The model card of a converted checkpoint: a `README.md` as the Hub reads it.
+
+Licence, language and task are taken over from the source's card, when it has one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from mha2gqa.checkpoint.source import Source
+
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
+
+_TEXT = """\
+# {title}
+
+{base} with **{after} KV heads instead of {before}**, {verb} by [mha2gqa](https://pypi.org/project/mha2gqa/):
+
+    {command}
+
+| | original | this checkpoint |
+|---|---|---|
+| KV heads | {before} | {after} |
+| KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
+
+{quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
+The architecture and all other weights are those of the original, so everything that loads it loads this.
+"""
+
+_QUALITY = {
+    "convert": "The heads of each group were merged without training, which costs quality: measure it on your own data "
+    "before you rely on it.",
+    "expand": "KV heads were repeated, which changes no output.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card says."""
+
+    name: str
+    command: str
+    """`convert` or `expand`."""
+    command_line: str
+    heads_before: int
+    heads_after: int
+    cache_before: int
+    """Bytes of KV cache a token of the original."""
+    cache_after: int
+    """The same of the result."""
+
+
+def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
+    """Write `README.md` into `directory`."""
+    base = source.hub_id or source.name
+    data = ModelCardData(
+        base_model=source.hub_id,
+        library_name="transformers",
+        tags=["mha2gqa", "mqa" if facts.heads_after == 1 else "gqa"],
+        **_inherited(source.directory / "README.md"),
+    )
+    text = _TEXT.format(
+        title=facts.name,
+        base=f"[{base}](https://huggingface.co/{base})" if source.hub_id else base,
+        before=facts.heads_before,
+        after=facts.heads_after,
+        verb="converted" if facts.command == "convert" else "expanded",
+        command=facts.command_line,
+        cache_before=facts.cache_before,
+        cache_after=facts.cache_after,
+        quality=_QUALITY[facts.command],
+    )
+    (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
+
+
+def _inherited(card: Path) -> dict[str, Any]:
+    """Return what carries over from the source's card; a card that cannot be read carries nothing."""
+    try:
+        data = ModelCard.load(card).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {key: data[key] for key in _INHERITED if key in data}

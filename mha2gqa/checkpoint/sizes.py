@@ -1,0 +1,26 @@
+"""Sizes as people write them: `5GB`, `500MB`, `2GiB`."""
+
+import re
+
+from mha2gqa.errors import OutputError
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{ending}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for ending, base in (("B", 1000), ("IB", 1024))
+}
+
+
+def parse_size(text: str | None) -> int | None:
+    """Return the bytes that `text` means (decimal units as on the Hub, binary with an `i`); None for None.
+
+    Raises:
+        OutputError: It is no size, or not positive.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size <= 0:
+        raise OutputError(f"--max-shard-size {text} is no size", expected="a number with a unit, such as 5GB or 500MB")
+    return size

@@ -1,0 +1,145 @@
+"""An output directory that appears at once and whole, or not at all.
+
+Everything is written into `.<name>.partial` beside the destination, synced, and renamed. A crash at
+any moment leaves at most that hidden directory, whose name no one takes for a checkpoint's and which
+lacks its config.json until the very end; the next run clears it away. A lock on it keeps two runs
+from writing the same output.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mha2gqa.checkpoint.reader import RECORD
+from mha2gqa.errors import OutputError
+
+
+def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
+    """Refuse an output that cannot or should not be written, before anything is.
+
+    Args:
+        output: The directory to create.
+        source: The directory that is read.
+        size: Bytes that will be written.
+        force: Whether an output of an earlier run may be replaced.
+
+    Raises:
+        OutputError: It exists, lies inside the source or around it, or does not fit on the disk.
+    """
+    target, origin = output.resolve(), source.resolve()
+    if target == origin or origin in target.parents or target in origin.parents:
+        raise OutputError(
+            f"The output {output} and the source {source} lie inside one another",
+            expected="a directory apart from the source",
+            remedy="Choose another with -o",
+        )
+    if output.is_symlink() or output.exists():
+        _check_replaceable(output, force=force)
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise OutputError(f"Cannot write into {parent}", expected="a directory with write permission")
+    free = shutil.disk_usage(parent).free
+    if size > free:
+        raise OutputError(
+            f"The output needs {size:,} bytes and {parent} has {free:,} free",
+            remedy="Free some space, or choose another disk with -o",
+        )
+
+
+def _check_replaceable(output: Path, *, force: bool) -> None:
+    is_ours = output.is_dir() and not output.is_symlink() and (output / RECORD).is_file()
+    is_empty = output.is_dir() and not output.is_symlink() and not any(output.iterdir())
+    if is_empty or (force and is_ours):
+        return
+    if force:
+        raise OutputError(
+            f"{output} exists and was not made by mha2gqa (it has no {RECORD})",
+            expected="an output of an earlier run; --force replaces nothing else",
+            remedy="Remove it yourself, or choose another with -o",
+        )
+    raise OutputError(
+        f"{output} exists",
+        expected="a directory that does not",
+        remedy="Choose another with -o, or replace it with --force" if is_ours else "Choose another with -o",
+    )
+
+
+@contextlib.contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Give a directory to write into, and put it in the place of `output` when the block succeeds.
+
+    Raises:
+        OutputError: The disk is full, permission is missing, or another run writes the same output.
+    """
+    partial, replaced = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "replaced"))
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial, output):
+            _clear(partial)
+            try:
+                yield partial
+                _sync(partial)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            _move_into_place(partial, output, replaced)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise OutputError(
+            f"Writing {output} failed: {error.strerror}",
+            remedy="Nothing was left behind; free some space or choose another place with -o",
+        ) from error
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR}
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, output: Path) -> Iterator[None]:
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(
+            f"Another run is writing {output}", remedy="Wait for it, or choose another with -o"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _clear(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _move_into_place(partial: Path, output: Path, replaced: Path) -> None:
+    if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        output.rename(replaced)
+    partial.rename(output)
+    _sync_one(output.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(directory: Path) -> None:
+    for root, _, files in os.walk(directory):
+        for name in files:
+            _sync_one(Path(root) / name)
+        _sync_one(Path(root))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+"""What can go wrong by the user's doing or the machine's, and how it is worded.
+
+Every refusal is one message with three parts: the problem with the value in it, what was expected,
+and what to do. `console.py` prints it and exits with 1. Anything that is not a `Mha2GqaError` is a
+bug of ours or of a library, and keeps its traceback.
+"""
+
+
+class Mha2GqaError(Exception):
+    """Base of every refusal.
+
+    Args:
+        problem: What is wrong, with the offending value.
+        expected: What would have been right; may be empty where the problem says it.
+        remedy: What the user can do next.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", remedy: str = "") -> None:
+        self.problem = problem
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(problem, expected, remedy)
+
+    def __str__(self) -> str:
+        expected = f"Expected {self.expected}" if self.expected else ""
+        sentences = (self.problem, expected, self.remedy)
+        return " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
+
+
+class SourceError(Mha2GqaError):
+    """The model that was named cannot be found, reached or opened."""
+
+
+class CheckpointError(Mha2GqaError):
+    """The files of a checkpoint are missing, malformed, hostile or of a kind that cannot be converted."""
+
+
+class FamilyError(Mha2GqaError):
+    """The model type is unknown, or its attention cannot have fewer KV heads."""
+
+
+class GroupsError(Mha2GqaError):
+    """The number of groups does not fit the number of KV heads."""
+
+
+class OutputError(Mha2GqaError):
+    """The output cannot be written where it was asked for."""

@@ -1,0 +1,148 @@
+"""What transformers itself expects on disk for a config: names and shapes, without weights.
+
+`blueprint(config_json)` builds the model class on the meta device. The difference between the
+blueprints of two configs is the list of tensors that a change of config touches; that the result
+will load strictly is then known before a byte is written.
+
+A file may name its tensors as transformers writes them (`shapes`), as the module tree does
+(`module_shapes`), and either with or without the base model's prefix; `find_spelling` tells which.
+
+This file knows nothing about families; it never reads a tensor.
+"""
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+from mha2gqa.errors import CheckpointError, FamilyError
+
+Shape: TypeAlias = tuple[int, ...]
+ConfigJson: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The expected tensors of one config."""
+
+    config: PreTrainedConfig
+    model: PreTrainedModel
+    """The model on the meta device: modules and shapes, no memory."""
+    shapes: Mapping[str, Shape]
+    """Name in a file that `save_pretrained` writes -> shape."""
+    module_shapes: Mapping[str, Shape]
+    """Name in the module tree -> shape."""
+
+
+def blueprint(config_json: ConfigJson) -> Blueprint:
+    """Build the blueprint of a `config.json`.
+
+    Raises:
+        CheckpointError: The config is malformed, or transformers rejects its values.
+        FamilyError: transformers does not know the model type.
+    """
+    return _build(json.dumps(config_json, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _build(config_text: str) -> Blueprint:
+    config_json = json.loads(config_text)
+    model_type = config_json.get("model_type")
+    _require_known(model_type, config_json)
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config_json))
+    except Exception as error:  # transformers validates with many kinds of exception
+        raise CheckpointError(
+            f"transformers {transformers.__version__} rejects this config.json of type {model_type!r}: {error}",
+            expected="a config that AutoConfig.from_pretrained accepts",
+        ) from error
+    with torch.device("meta"):
+        model = _model_class(config, config_json)(config)
+    state = model.state_dict()
+    on_disk = revert_weight_conversion(model, dict(state))
+    return Blueprint(config, model, _shapes(on_disk), _shapes(state))
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _require_known(model_type: object, config_json: ConfigJson) -> None:
+    if not isinstance(model_type, str):
+        raise CheckpointError(
+            f"config.json has model_type {model_type!r}",
+            expected="the name of a transformers model type, such as 'llama'",
+            remedy="Add the key, or save the model again with a current transformers",
+        )
+    if model_type in CONFIG_MAPPING:
+        return
+    close = get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=3)
+    remote = " Its code ships with the checkpoint (auto_map), which mha2gqa does not run." * ("auto_map" in config_json)
+    raise FamilyError(
+        f"Model type {model_type!r} is unknown to transformers {transformers.__version__}.{remote}",
+        remedy=f"Did you mean {', '.join(close)}?" if close else "A newer transformers may know it",
+    )
+
+
+def _model_class(config: PreTrainedConfig, config_json: ConfigJson) -> Callable[[PreTrainedConfig], PreTrainedModel]:
+    """Return the class that wrote the checkpoint, else the causal or the bare model of the type."""
+    names = [*(config_json.get("architectures") or []), *_auto_classes(config.model_type)]
+    for name in names:
+        candidate = getattr(transformers, name, None)
+        if candidate is not None and issubclass(candidate, PreTrainedModel):
+            return _fit_config(candidate)
+    raise FamilyError(
+        f"transformers has no model class for type {config.model_type!r}",
+        expected=f"one of the architectures {names}",
+    )
+
+
+def _auto_classes(model_type: str) -> list[str]:
+    mappings: list[Mapping[str, Any]] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES]
+    found = [mapping[model_type] for mapping in mappings if model_type in mapping]
+    return [name for entry in found for name in ([entry] if isinstance(entry, str) else entry)]
+
+
+def _fit_config(model_class: type[PreTrainedModel]) -> Callable[[PreTrainedConfig], PreTrainedModel]:
+    """Hand a text-only class the text part of a composite config, as from_pretrained does."""
+
+    def build(config: PreTrainedConfig) -> PreTrainedModel:
+        wanted = getattr(model_class, "config_class", None)
+        if wanted is not None and not isinstance(config, wanted):
+            config = config.get_text_config()
+        return model_class(config)
+
+    return build
+
+
+Spelling: TypeAlias = Callable[[Blueprint], dict[str, Shape]]
+"""A way to name tensors in a file: blueprint -> file name -> shape."""
+
+
+def find_spelling(plan: Blueprint, names: set[str]) -> Spelling:
+    """Return the spelling of tensor names that fits the most of `names`, the names in a file.
+
+    As transformers writes them or as in the module tree, with the base model's prefix as it is,
+    dropped or added.
+    """
+    prefix = f"{plan.model.base_model_prefix}."
+    changes: list[Callable[[str], str]] = [str, lambda name: name.removeprefix(prefix), lambda name: prefix + name]
+    spellings = [
+        functools.partial(_spell, attribute=attribute, change=change)
+        for attribute in ("shapes", "module_shapes")
+        for change in changes
+    ]
+    return max(spellings, key=lambda spelling: len(names.intersection(spelling(plan))))
+
+
+def _spell(plan: Blueprint, attribute: str, change: Callable[[str], str]) -> dict[str, Shape]:
+    return {change(name): shape for name, shape in getattr(plan, attribute).items()}

@@ -1,0 +1,109 @@
+"""What the KV cache of a model holds, by formula: numbers a token, layer by layer.
+
+The rows of the K and V projections are the numbers that a token adds to the cache; `changes.py`
+knows these rows for every family. Layers that attend to an encoder cache its tokens instead, layers
+with a sliding window no more tokens than fit into it, and latent attention (MLA) one vector.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Spelling
+from mha2gqa.families.changes import Change, find_changes
+from mha2gqa.families.counts import Count, decoders
+
+_CROSS = ("cross_attn", "encoder_attn", "crossattention")
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """The cache of one attention layer."""
+
+    module: str
+    kv_heads: int
+    """KV heads that the cache holds; 0 for a latent vector, which no G changes."""
+    width: int
+    """Numbers a token and KV head (keys and values together), or of the latent vector."""
+    window: int | None
+    """Tokens that a sliding window keeps; None keeps all."""
+    cross: bool
+    """The tokens are an encoder's."""
+
+    def numbers(self, groups: int | None = None) -> int:
+        """Return the numbers that one token adds, with at most `groups` KV heads."""
+        heads = min(self.kv_heads, groups or self.kv_heads)
+        return (heads or 1) * self.width
+
+    def tokens(self, context: int) -> int:
+        """Return how many of `context` tokens the layer keeps."""
+        return min(context, self.window or context)
+
+
+def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) -> list[CacheLayer]:
+    """Return the layers that have a KV cache, in the order of the module tree.
+
+    Args:
+        config_json: The config.
+        plan: Its blueprint.
+        counts: Its numbers of KV heads; empty for latent attention.
+    """
+    if not counts:
+        return _latent_layers(plan)
+    found: dict[str, CacheLayer] = {}
+    for count in counts:
+        for change in find_changes(config_json, plan, _module_names, count, _another(count)):
+            if change.rule.cached:
+                _add(found, plan, count, change)
+    return [found[module] for module in dict.fromkeys(_tree_order(plan, found))]
+
+
+def cache_bytes(layers: list[CacheLayer], itemsize: int, context: int = 1, groups: int | None = None) -> int:
+    """Return the bytes of cache of one sequence of `context` tokens."""
+    return sum(layer.numbers(groups) * layer.tokens(context) for layer in layers if not layer.cross) * itemsize
+
+
+def _module_names(plan: Blueprint) -> dict[str, tuple[int, ...]]:
+    return dict(plan.module_shapes)
+
+
+_spelling: Spelling = _module_names
+
+
+def _another(count: Count) -> int:
+    """Return a number of heads that differs from the config's, so that the difference shows."""
+    family, queries = count.decoder.family, count.decoder.query_heads
+    if family.groups == "even" and count.heads > 2:
+        return 2
+    return queries if count.heads == 1 else 1
+
+
+def _add(found: dict[str, CacheLayer], plan: Blueprint, count: Count, change: Change) -> None:
+    for name, (shape, _) in change.names.items():
+        module = change.module(name)
+        attention: Any = plan.model.get_submodule(module)
+        is_shared = getattr(attention, "is_kv_shared_layer", False)
+        if shape is None or name.endswith("bias") or is_shared:
+            continue
+        runs = change.layouts[0](shape[0], change.before)
+        heads = len({run.head for run in runs if run.part != "q"})
+        rows = sum(run.count for run in runs if run.part != "q")
+        before = found.get(module)
+        width = rows // heads + (before.width if before else 0)
+        window = getattr(attention, "sliding_window", None)
+        cross = any(word in module.lower() for word in _CROSS)
+        found[module] = CacheLayer(module, heads, width, window if isinstance(window, int) else None, cross)
+
+
+def _tree_order(plan: Blueprint, found: dict[str, CacheLayer]) -> list[str]:
+    return [name for name, _ in plan.model.named_modules(remove_duplicate=False) if name in found]
+
+
+def _latent_layers(plan: Blueprint) -> list[CacheLayer]:
+    """Return one layer per MLA module: the compressed K/V and the shared rotary key of each token."""
+    config = next((one.config for one in decoders(plan) if one.family.latent), None)
+    if config is None:
+        return []
+    width = math.prod([config.kv_lora_rank]) + config.qk_rope_head_dim
+    modules = [name.rpartition(".")[0] for name in plan.module_shapes if name.endswith("kv_a_proj_with_mqa.weight")]
+    return [CacheLayer(module, 0, width, None, False) for module in modules]

@@ -1,0 +1,104 @@
+"""Which tensors depend on a number of KV heads, and what they are.
+
+transformers answers the first question (the difference of two blueprints), the family's row the
+second. `plan.py` turns the answer into pieces, `cache.py` into bytes of KV cache.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from mha2gqa.errors import FamilyError
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint
+from mha2gqa.families.counts import Count, rewrite
+from mha2gqa.families.layouts import Geometry, Layout
+from mha2gqa.families.table import PLAIN, TensorRule
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to the tensors of one kind that depend on one count."""
+
+    names: Mapping[str, tuple[Shape | None, Shape | None]]
+    """File name -> shape before and after; None where the tensor does not exist."""
+    pattern: re.Pattern[str]
+    rule: TensorRule
+    before: Geometry
+    after: Geometry
+
+    def module(self, name: str) -> str:
+        """Return the path of the attention module that owns a tensor."""
+        match = self.pattern.search(name)
+        return name[: match.start()] if match else name
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """The attention modules whose tensors change."""
+        return frozenset(self.module(name) for name in self.names)
+
+    @cached_property
+    def _shapes(self) -> dict[tuple[str, Shape | None], Shape | None]:
+        return {(self._tail(name), before): after for name, (before, after) in self.names.items()}
+
+    def new_shape(self, name: str, shape: Shape) -> Shape | None:
+        """Return the shape that a tensor gets, None when this change does not cover it.
+
+        Layers for multi-token prediction are in the file and share the config but are in no module
+        tree; they are covered by the end of their names together with their shape.
+        """
+        if name in self.names:
+            return self.names[name][1]
+        return self._shapes.get((self._tail(name), shape)) if self.pattern.search(name) else None
+
+    def _tail(self, name: str) -> str:
+        module = self.module(name)
+        return module.rpartition(".")[2] + name.removeprefix(module)
+
+    @property
+    def layouts(self) -> tuple[Layout, Layout]:
+        """The order of rows before and after."""
+        several, one = self.rule.source, self.rule.multi_query or self.rule.source
+        return (one if self.before.kv_heads == 1 else several), (one if self.after.kv_heads == 1 else several)
+
+
+def find_changes(
+    config_json: ConfigJson, source: Blueprint, spelling: Spelling, count: Count, heads: int
+) -> list[Change]:
+    """Ask transformers which tensors depend on `count`, and the family's row what they are.
+
+    Args:
+        config_json: The config of the source.
+        source: Its blueprint.
+        spelling: How the tensors are named.
+        count: The number of KV heads to change.
+        heads: What to change it to.
+
+    Raises:
+        FamilyError: A tensor depends on the count that no row explains.
+    """
+    if heads == count.heads:
+        return []
+    before, after = spelling(source), spelling(blueprint(rewrite(config_json, [(count, heads)])))
+    different = {
+        name: (before.get(name), after.get(name)) for name in {**before, **after} if before.get(name) != after.get(name)
+    }
+    rules = [*count.decoder.family.tensors.items(), (PLAIN, TensorRule())]
+    by_rule: dict[int, dict[str, tuple[Shape | None, Shape | None]]] = {}
+    patterns = [re.compile(rf"(?:^|\.)(?:{pattern})$") for pattern, _ in rules]
+    for name, shapes in different.items():
+        number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
+        if number is None:
+            raise FamilyError(
+                f"Tensor {name!r} of a {source.config.model_type!r} model depends on the number of KV heads in a way "
+                "that mha2gqa does not know",
+                remedy="Please report the model type; a family is one row of families/table.py",
+            )
+        by_rule.setdefault(number, {})[name] = shapes
+    changes = []
+    for number, names in by_rule.items():
+        rule = rules[number][1]
+        width = int(getattr(count.decoder.config, rule.head_width)) if rule.head_width else None
+        geometry = Geometry(count.decoder.query_heads, count.heads, width)
+        changes.append(Change(names, patterns[number], rule, geometry, replace(geometry, kv_heads=heads)))
+    return changes

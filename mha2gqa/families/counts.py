@@ -1,0 +1,194 @@
+"""Where a config keeps its numbers of KV heads, and how they are rewritten.
+
+A config may hold several: one per tower, one per kind of layer, one per layer. Each `Count` is one
+number and every JSON path that holds it. The values are those that transformers reads, so a key that
+is missing from the file counts with the default of its class, and is written explicitly when rewritten.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedConfig
+
+from mha2gqa.errors import CheckpointError, FamilyError
+from mha2gqa.families.blueprint import Blueprint, ConfigJson
+from mha2gqa.families.table import FALCON_NEW_ARCHITECTURE, Family, family
+
+Path: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A part of a model that owns numbers of KV heads."""
+
+    path: Path
+    """From the root config; empty when it is the root."""
+    config: PreTrainedConfig
+    family: Family
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads of a layer (the global number where layers differ)."""
+        return int(_value(self.config, "num_attention_heads"))
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of KV heads and the JSON paths that hold it."""
+
+    decoder: Decoder
+    paths: tuple[Path, ...]
+    heads: int
+
+    def encode(self, heads: int) -> int | bool:
+        """Return the JSON value that means `heads`."""
+        return heads == 1 if self.decoder.family.switch else heads
+
+
+def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
+    """Return the numbers of KV heads of a config, the main one of each decoder first.
+
+    Raises:
+        FamilyError: The family cannot be converted, or has no number of KV heads.
+    """
+    counts = [count for decoder in _decoders(plan) for count in _counts(config_json, decoder)]
+    if not counts:
+        raise FamilyError(
+            f"Models of type {plan.config.model_type!r} cannot be converted yet: the transformers class has no "
+            "number of KV heads, only multi-head attention or none",
+            expected="a family with num_key_value_heads or its like",
+        )
+    return counts
+
+
+def decoders(plan: Blueprint) -> list[Decoder]:
+    """Return the parts of a model that own numbers of KV heads, without judging them."""
+    root = family(plan.config.model_type)
+    paths = [tuple(path.split(".")) for path in root.decoders] or [_text_path(plan.config)]
+    found = [(path, _follow(plan.config, path)) for path in paths]
+    return [Decoder(path, config, _row(root, config)) for path, config in found]
+
+
+def rewrite(config_json: ConfigJson, counts: list[tuple[Count, int]]) -> ConfigJson:
+    """Return a copy of a config with each count set to its new number of heads."""
+    result = copy.deepcopy(config_json)
+    for count, heads in counts:
+        for path in count.paths:
+            _enter(result, path[:-1])[path[-1]] = count.encode(heads)
+    return result
+
+
+def _decoders(plan: Blueprint) -> list[Decoder]:
+    found = decoders(plan)
+    for row, config in [(family(plan.config.model_type), plan.config)] + [(one.family, one.config) for one in found]:
+        refusal = row.refusal
+        if row.switch and getattr(config, "new_decoder_architecture", False):
+            refusal = FALCON_NEW_ARCHITECTURE
+        if refusal:
+            raise FamilyError(f"Models of type {config.model_type!r} cannot be converted: {refusal}")
+    return found
+
+
+def _row(root: Family, config: PreTrainedConfig) -> Family:
+    own = family(config.model_type)
+    return root if own == Family() else own
+
+
+def _text_path(config: PreTrainedConfig) -> Path:
+    """Return the path to the config of the text decoder: the object that transformers itself picks."""
+    text = config.get_text_config(decoder=True)
+    return next((path for path, found in _walk(config) if found is text), ())
+
+
+def _walk(config: PreTrainedConfig, path: Path = ()) -> Iterator[tuple[Path, PreTrainedConfig]]:
+    yield path, config
+    for key in config.sub_configs:
+        inner = getattr(config, key, None)
+        if isinstance(inner, PreTrainedConfig):
+            yield from _walk(inner, (*path, key))
+
+
+def _follow(config: Any, path: Path) -> Any:
+    for key in path:
+        config = getattr(config, key)
+    return config
+
+
+def _value(config: Any, key: str) -> Any:
+    """Return a config's value, the global one where layers override it."""
+    read = getattr(config, "_getattr_without_heterogeneous_validation", None)
+    value = read(key, None) if read else getattr(config, key, None)
+    return getattr(config, key, None) if value is None and key in _aliases(config) else value
+
+
+def _aliases(config: Any) -> dict[str, str]:
+    return getattr(config, "attribute_map", None) or {}
+
+
+def _counts(config_json: ConfigJson, decoder: Decoder) -> Iterator[Count]:
+    for key in decoder.family.counts:
+        path = tuple(key.split("."))
+        for paths, heads in _occurrences(config_json, decoder, path):
+            yield Count(decoder, paths, heads)
+
+
+def _occurrences(config_json: ConfigJson, decoder: Decoder, key: Path) -> Iterator[tuple[tuple[Path, ...], int]]:
+    """Yield each number that `key` stands for, with the places that hold it."""
+    holder = _holder(config_json, decoder.path, key)
+    inner = _look(config_json, holder)
+    written = _look(inner, key) if inner is not None else None
+    owner = _follow(decoder.config, key[:-1])
+    value = written if written is not None else _value(owner, key[-1])
+    is_main = ".".join(key) == decoder.family.counts[0]
+    if value is None and is_main and hasattr(owner, key[-1]):
+        value = decoder.query_heads
+    if value is not None:
+        names = [key[-1], *(alias for alias, name in _aliases(owner).items() if name == key[-1])]
+        present = [
+            name for name in names if isinstance(_look(inner, key[:-1]), dict) and name in _look(inner, key[:-1])
+        ]
+        yield tuple((*holder, *key[:-1], name) for name in present or names[:1]), _heads(value, decoder, key)
+    yield from _layers(inner, holder, key)
+
+
+def _layers(inner: Any, holder: Path, key: Path) -> Iterator[tuple[tuple[Path, ...], int]]:
+    """Yield the numbers that single layers override (`per_layer_config` of transformers 5)."""
+    layers = inner.get("per_layer_config") if isinstance(inner, dict) else None
+    by_value: dict[int, list[Path]] = {}
+    for layer, overrides in (layers or {}).items():
+        value = _look(overrides, key)
+        if isinstance(value, int):
+            by_value.setdefault(value, []).append((*holder, "per_layer_config", layer, *key))
+    for value, paths in by_value.items():
+        yield tuple(paths), value
+
+
+def _heads(value: Any, decoder: Decoder, key: Path) -> int:
+    if decoder.family.switch:
+        return 1 if value else decoder.query_heads
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"config.json has {'.'.join((*decoder.path, *key))} = {value!r}", expected="a positive whole number"
+        )
+    return value
+
+
+def _holder(config_json: ConfigJson, path: Path, key: Path) -> Path:
+    """Return where the decoder's keys stand in the file: nested, or at the top of a flat legacy file."""
+    if path and _look(config_json, path) is None and _look(config_json, key) is not None:
+        return ()
+    return path
+
+
+def _look(content: Any, path: Path) -> Any:
+    for key in path:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _enter(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    for key in path:
+        content = content.setdefault(key, {})
+    return content

@@ -1,0 +1,21 @@
+"""Mean pooling, the conversion of the GQA paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def mean(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return the mean of a group's heads, `[N]`.
+
+    Source: Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from
+    Multi-Head Checkpoints", section 2.1.
+
+    Args:
+        heads_RN: The R heads of a group, N numbers each, in the dtype of accumulation.
+        generator: Not used.
+    """
+    return heads_RN.mean(dim=0)

@@ -1,0 +1,136 @@
+"""Carries out a plan: weights, companions, record, card, and config.json last.
+
+The one place where the order of these steps is decided; `convert` and `expand` share it.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mha2gqa.checkpoint.card import CardFacts, write_card
+from mha2gqa.checkpoint.pieces import OutputTensor
+from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
+from mha2gqa.checkpoint.record import Record, write_record
+from mha2gqa.checkpoint.sizes import parse_size
+from mha2gqa.checkpoint.source import Source
+from mha2gqa.checkpoint.staging import check_output, staged
+from mha2gqa.checkpoint.writer import OutputFile, Progress, divide, write_weights
+from mha2gqa.errors import OutputError
+from mha2gqa.merging import METHODS
+from mha2gqa.plan import Plan
+from mha2gqa.report import ChangeReport, cache_per_token, tensor_rows
+
+_SLACK = 64 << 20
+"""Bytes beside the weights that must be free: headers, tokenizer, record, the file system's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How a plan is to be carried out."""
+
+    command: str
+    """`convert` or `expand`."""
+    options: Mapping[str, object]
+    """The options that change the result, by their names on the command line."""
+    output: Path
+    method: str
+    seed: int
+    max_shard_size: str | None
+    force: bool
+    dry_run: bool
+
+
+def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Request, progress: Progress) -> ChangeReport:
+    """Write the planned checkpoint, which appears at once and whole; with `dry_run` only check and report.
+
+    Raises:
+        OutputError: The output cannot be written there, or what was written does not read back.
+        CheckpointError: A source file ends early, or K/V hold NaN or infinity.
+    """
+    started = time.monotonic()
+    files = divide(plan.tensors, parse_size(request.max_shard_size))
+    check_output(request.output, source.directory, plan.size + _SLACK, force=request.force)
+    report = _report(plan, source, checkpoint, request, files)
+    if request.dry_run:
+        return report
+    method = METHODS[request.method]
+    with staged(request.output) as directory:
+        checksums = write_weights(
+            directory, files, method=method, seed=request.seed, metadata=checkpoint.metadata, progress=progress
+        )
+        for companion in checkpoint.companions:
+            (directory / companion).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint.directory / companion, directory / companion)
+        write_record(directory, _record(plan, request), source, plan.tensors, checksums)
+        write_card(directory, _card_facts(report, source, request), source)
+        _write_config(directory / "config.json", checkpoint, plan)
+        _check_written(directory, plan.tensors)
+    return replace(report, written=True, seconds=time.monotonic() - started)
+
+
+def _report(
+    plan: Plan, source: Source, checkpoint: Checkpoint, request: Request, files: tuple[OutputFile, ...]
+) -> ChangeReport:
+    return ChangeReport(
+        command=request.command,
+        source=source.hub_id or str(source.directory),
+        output=request.output,
+        written=False,
+        model_type=plan.model_type,
+        method=request.method if request.command == "convert" else None,
+        heads_before=plan.source_heads,
+        heads_after=plan.target_heads,
+        cache_before=cache_per_token(checkpoint.config, plan.tensors),
+        cache_after=cache_per_token(plan.config, plan.tensors),
+        bytes_read=sum(info.size for info in checkpoint.tensors),
+        bytes_written=plan.size,
+        config_changes=[asdict(change) for change in plan.config_changes],
+        files={file.name: file.size for file in files},
+        companions=[str(companion) for companion in checkpoint.companions],
+        tensors=tensor_rows(checkpoint, plan),
+        seconds=0.0,
+    )
+
+
+def _record(plan: Plan, request: Request) -> Record:
+    return Record(
+        command=request.command,
+        options=request.options,
+        model_type=plan.model_type,
+        source_heads=plan.source_heads,
+        target_heads=plan.target_heads,
+        config_changes=[asdict(change) for change in plan.config_changes],
+        groups=plan.groups,
+        dropped=plan.dropped,
+    )
+
+
+def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardFacts:
+    model = f"{source.hub_id}@{source.revision}" if source.hub_id else source.name
+    options = " ".join(f"--{name} {value}" for name, value in request.options.items())
+    return CardFacts(
+        name=request.output.name,
+        command=request.command,
+        command_line=f"mha2gqa {request.command} {model} {options}",
+        heads_before=report.heads_before,
+        heads_after=report.heads_after,
+        cache_before=report.cache_before,
+        cache_after=report.cache_after,
+    )
+
+
+def _write_config(path: Path, checkpoint: Checkpoint, plan: Plan) -> None:
+    if plan.config_changes:
+        path.write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(checkpoint.directory / path.name, path)
+
+
+def _check_written(directory: Path, tensors: tuple[OutputTensor, ...]) -> None:
+    """Read the headers back from disk and hold them against the plan."""
+    written = {info.name: (info.dtype, info.shape) for info in read_checkpoint(directory).tensors}
+    if written != {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}:
+        raise OutputError("What was written does not read back as planned", remedy="Check the disk, and try again")

@@ -1,0 +1,195 @@
+"""Everything that a conversion will do, before it does anything; every refusal is made here.
+
+`plan_change` compares what transformers expects for the source's config with what it expects for the
+rewritten one. The tensors that differ are the ones to change; the family's row says what their rows
+mean; each becomes a sequence of pieces. Convert and expand are the same plan in two directions.
+
+Pure: names, shapes and byte ranges in, pieces out. Nothing is read and nothing is written.
+
+Legend: H query heads, K KV heads of the source, G KV heads of the result, E width of one head.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mha2gqa.checkpoint.pieces import OutputTensor
+from mha2gqa.checkpoint.reader import Checkpoint
+from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, blueprint, find_spelling
+from mha2gqa.families.changes import find_changes
+from mha2gqa.families.counts import Count, Path, find_counts, rewrite
+from mha2gqa.grouping import Groups, divisors
+from mha2gqa.rearrange import Builder
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """One key of config.json that gets another value."""
+
+    path: Path
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done to a checkpoint."""
+
+    model_type: str
+    source_heads: int
+    """KV heads of the source, K (the largest number, where layers differ)."""
+    target_heads: int
+    """KV heads of the result, G."""
+    config: ConfigJson
+    """The rewritten config.json."""
+    config_changes: tuple[ConfigChange, ...]
+    tensors: tuple[OutputTensor, ...]
+    """In the source's file order."""
+    dropped: tuple[str, ...]
+    """Source tensors that the result no longer has."""
+    groups: Mapping[str, Groups]
+    """Attention module -> which source heads each KV head of the result is made of."""
+
+    @property
+    def changed(self) -> tuple[OutputTensor, ...]:
+        """The tensors that are not the source's, byte for byte."""
+        return tuple(tensor for tensor in self.tensors if not tensor.is_copy)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights that will be written."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def plan_convert(checkpoint: Checkpoint, groups: int) -> Plan:
+    """Plan a conversion to `groups` KV heads.
+
+    Layers that have fewer KV heads than that already keep what they have.
+
+    Raises:
+        GroupsError: `groups` is not possible; the message lists what is.
+        FamilyError: The family cannot be converted.
+        CheckpointError: The tensors do not fit the config, or are quantised.
+    """
+    _refuse_quantised(checkpoint)
+    source = blueprint(checkpoint.config)
+    counts = find_counts(checkpoint.config, source)
+    _check_groups(groups, counts)
+    return _plan(checkpoint, source, [(count, min(count.heads, groups)) for count in counts])
+
+
+def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
+    """Plan the lossless expansion to `heads` KV heads, or to one per query head.
+
+    Raises:
+        GroupsError: `heads` is not a multiple of K that divides H.
+        FamilyError: The family cannot be expanded.
+        CheckpointError: The tensors do not fit the config, or are quantised.
+    """
+    _refuse_quantised(checkpoint)
+    source = blueprint(checkpoint.config)
+    counts = find_counts(checkpoint.config, source)
+    targets = [(count, heads or count.decoder.query_heads) for count in counts]
+    for count, target in targets:
+        possible = _possible_heads(count)
+        if target not in possible:
+            raise GroupsError(
+                f"{count.heads} KV heads cannot be repeated to {target} "
+                f"(the model has {count.decoder.query_heads} query heads)",
+                expected=f"one of {_listed(possible)}",
+            )
+    return _plan(checkpoint, source, targets)
+
+
+def possible_groups(counts: list[Count]) -> list[int]:
+    """Return every G that `counts` allow, the source's own number included."""
+    largest = max(count.heads for count in counts)
+    return [groups for groups in divisors(largest) if all(_allows(count, groups) for count in counts)]
+
+
+def _allows(count: Count, groups: int) -> bool:
+    kinds = {"divisors": True, "even": groups % 2 == 0, "ends": groups in (1, count.heads)}
+    return groups >= count.heads or (count.heads % groups == 0 and kinds[count.decoder.family.groups])
+
+
+def _possible_heads(count: Count) -> list[int]:
+    queries = count.decoder.query_heads
+    return [heads for heads in divisors(queries) if heads % count.heads == 0 and _is_switchable(count, heads)]
+
+
+def _is_switchable(count: Count, heads: int) -> bool:
+    return not count.decoder.family.switch or heads in (1, count.decoder.query_heads)
+
+
+def _check_groups(groups: int, counts: list[Count]) -> None:
+    possible = possible_groups(counts)
+    if groups not in possible:
+        heads = max(count.heads for count in counts)
+        fewer = f"more than its {heads} KV heads" if groups > heads else f"a model with {heads} KV heads"
+        raise GroupsError(
+            f"--groups {groups} does not fit {fewer}",
+            expected=f"one of {_listed(possible)}",
+            remedy="To repeat KV heads instead, use `mha2gqa expand`" if groups > heads else "",
+        )
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    for holder in (checkpoint.config, *(value for value in checkpoint.config.values() if isinstance(value, dict))):
+        if quantisation := holder.get("quantization_config"):
+            kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+            raise CheckpointError(
+                f"The checkpoint is quantised ({kind})",
+                expected="K/V in fp64, fp32, bf16 or fp16",
+                remedy="Convert the unquantised checkpoint, then quantise the result",
+            )
+
+
+def _plan(checkpoint: Checkpoint, source: Blueprint, targets: list[tuple[Count, int]]) -> Plan:
+    config = rewrite(checkpoint.config, targets)
+    spelling = find_spelling(source, {info.name for info in checkpoint.tensors})
+    changes = [change for target in targets for change in find_changes(checkpoint.config, source, spelling, *target)]
+    builder = Builder(checkpoint, changes)
+    plan = Plan(
+        model_type=source.config.model_type,
+        source_heads=max(count.heads for count, _ in targets),
+        target_heads=max(heads for _, heads in targets),
+        config=config,
+        config_changes=tuple(_config_changes(checkpoint.config, targets)),
+        tensors=tuple(builder.build()),
+        dropped=tuple(sorted(builder.dropped)),
+        groups=builder.groups,
+    )
+    _check_result(plan, spelling(source), spelling(blueprint(config)))
+    return plan
+
+
+def _config_changes(before: ConfigJson, targets: list[tuple[Count, int]]) -> Iterator[ConfigChange]:
+    for count, heads in targets:
+        for path in count.paths:
+            holder: Any = before
+            for key in path:
+                holder = holder.get(key) if isinstance(holder, dict) else None
+            if holder != count.encode(heads) or isinstance(holder, bool) != isinstance(count.encode(heads), bool):
+                yield ConfigChange(path, holder, count.encode(heads))
+
+
+def _check_result(plan: Plan, before: Mapping[str, Shape], after: Mapping[str, Shape]) -> None:
+    """Hold the plan against what transformers expects for the new config, name by name."""
+    if plan.config_changes and not plan.changed and before == after and plan.source_heads != plan.target_heads:
+        raise FamilyError(
+            f"The number of KV heads in a {plan.model_type!r} config changes no tensor of its transformers class",
+            expected="a class whose K and V are sized by it",
+        )
+    planned = {tensor.name: tensor.shape for tensor in plan.tensors}
+    for name, shape in after.items():
+        if planned.get(name, shape) != shape or (name in before and name not in planned and name in plan.dropped):
+            raise FamilyError(
+                f"Tensor {name!r} would get shape {planned.get(name)}, which transformers would not load",
+                expected=f"shape {shape}",
+                remedy="Please report the model type",
+            )

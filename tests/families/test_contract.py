@@ -1,0 +1,118 @@
+"""The contract of `convert`, family by family: the result is the source's own class with shared KV heads.
+
+For every case of `cases.py` and every G: the files load strictly, the changed tensors are the means and nothing else changed,
+the logits and the greedy continuation are those of the oracle (`oracle.repeated_source`), the measured cache shrinks by
+exactly what was asked, and config.json differs only where it says how many KV heads there are.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mha2gqa.commands.convert import convert
+from mha2gqa.options import ConvertOptions
+
+from .cases import CASES, REFUSED, UNBUILDABLE, Case
+from .oracle import cached_layers, greedy, load_strict, logits, pooled, read_config, read_tensors, repeated_source
+from .tiny import save_tiny
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is emptied again: hundreds of checkpoints are written here."""
+    torch.set_num_threads(1)
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_every_causal_model_type_is_converted_or_refused() -> None:
+    converted = {case.model_type for case in CASES}
+    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= converted | REFUSED.keys() | UNBUILDABLE.keys()
+    assert not converted & REFUSED.keys()
+    assert len({str(case) for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_result_is_the_source_with_shared_heads(case: Case, workspace: Path) -> None:
+    source = workspace / "source"
+    save_tiny(case.model_type, source, **case.overrides)
+    original = load_strict(source, case, case.load_problems)
+    for groups in case.groups:
+        converted = workspace / f"groups-{groups}"
+        convert(ConvertOptions(model=str(source), groups=groups, output=converted))
+        assert_config_says(source, converted, case, groups)
+        assert_tensors_are_means(source, converted, case, groups)
+        if groups < case.source_heads:
+            oracle_directory = workspace / f"oracle-{groups}"
+            repeated_source(source, converted, oracle_directory, case, groups)
+            oracle = load_strict(oracle_directory, case, case.load_problems)
+            result = load_strict(converted, case, case.load_problems)
+            assert_cache_shrinks(original, result, case, groups)
+            assert_same_answers(original, oracle, result, case)
+
+
+def assert_config_says(source: Path, converted: Path, case: Case, groups: int) -> None:
+    before, after = (dict(_leaves(read_config(path))) for path in (source, converted))
+    expected = {path: value for path, value in case.counts(groups).items() if before[path] != value}
+    changed = {path: after.get(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert expected == {path: value for path, value in changed.items() if path not in case.may_change}
+
+
+def assert_tensors_are_means(source: Path, converted: Path, case: Case, groups: int) -> None:
+    before, after = read_tensors(source), read_tensors(converted)
+    expected = pooled(source, converted, case, groups)
+    assert after.keys() == expected.keys()
+    for name, tensor in after.items():
+        if name in before and before[name].shape == tensor.shape and case.kept(case.source_heads, groups):
+            assert _bytes_equal(tensor, expected[name]), name
+        else:
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6, msg=name)
+    if groups == case.source_heads:
+        assert all(_bytes_equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def assert_cache_shrinks(original: PreTrainedModel, result: PreTrainedModel, case: Case, groups: int) -> None:
+    before, after = cached_layers(original, case), cached_layers(result, case)
+    assert (before is not None) == (after is not None) == case.caches
+    if before is not None and after is not None:
+        assert sum(layer.nbytes for layer in before) > sum(layer.nbytes for layer in after)
+        expected = [layer.nbytes * case.kept(layer.heads, groups) // layer.heads for layer in before]
+        assert [layer.nbytes for layer in after] == expected
+
+
+def assert_same_answers(
+    original: PreTrainedModel, oracle: PreTrainedModel, result: PreTrainedModel, case: Case
+) -> None:
+    assert (logits(original, case) - logits(oracle, case)).abs().max() > 1e-4, "the conversion changed nothing"
+    assert_same_logits(oracle, result, case)
+    if case.generates:
+        assert torch.equal(greedy(result, case), greedy(oracle, case))
+    if case.eager:
+        for model in (oracle, result):
+            model.set_attn_implementation("eager")
+        assert_same_logits(oracle, result, case)
+
+
+def assert_same_logits(oracle: PreTrainedModel, result: PreTrainedModel, case: Case) -> None:
+    expected = logits(oracle, case)
+    tolerance = 1e-5 * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(logits(result, case), expected, rtol=0, atol=tolerance)
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for key, nested in value.items():
+            yield from _leaves(nested, (*path, key))
+    else:
+        yield path, value
+
+
+def _bytes_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
