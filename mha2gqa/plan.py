@@ -18,7 +18,7 @@ from mha2gqa.checkpoint.reader import Checkpoint
 from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, blueprint, find_spelling
 from mha2gqa.families.changes import find_changes
-from mha2gqa.families.counts import Count, Path, find_counts, rewrite
+from mha2gqa.families.counts import Count, Path, find_counts, refuse_family, rewrite
 from mha2gqa.grouping import Groups, divisors
 from mha2gqa.rearrange import Builder
 
@@ -72,7 +72,8 @@ def plan_convert(checkpoint: Checkpoint, groups: int) -> Plan:
         FamilyError: The family cannot be converted.
         CheckpointError: The tensors do not fit the config, or are quantised.
     """
-    _refuse_quantised(checkpoint)
+    refuse_quantised(checkpoint.config)
+    refuse_family(checkpoint.config)
     source = blueprint(checkpoint.config)
     counts = find_counts(checkpoint.config, source)
     _check_groups(groups, counts)
@@ -87,7 +88,8 @@ def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
         FamilyError: The family cannot be expanded.
         CheckpointError: The tensors do not fit the config, or are quantised.
     """
-    _refuse_quantised(checkpoint)
+    refuse_quantised(checkpoint.config)
+    refuse_family(checkpoint.config)
     source = blueprint(checkpoint.config)
     counts = find_counts(checkpoint.config, source)
     targets = [(count, heads or count.decoder.query_heads) for count in counts]
@@ -138,8 +140,13 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    for holder in (checkpoint.config, *(value for value in checkpoint.config.values() if isinstance(value, dict))):
+def refuse_quantised(config: ConfigJson) -> None:
+    """Refuse a config that says that the weights are quantised.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    for holder in (config, *(value for value in config.values() if isinstance(value, dict))):
         if quantisation := holder.get("quantization_config"):
             kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
             raise CheckpointError(

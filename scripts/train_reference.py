@@ -48,9 +48,7 @@ def train_tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenize
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=CONTEXT
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=CONTEXT)
 
 
 def pack(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Dataset:

@@ -80,13 +80,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """Return the files that hold the weights, in the order of their names.
-
-    Raises:
-        CheckpointError: There are none, two sets contradict each other, or an index is malformed.
-    """
-    return list(_locate_weights(directory)[0])
+def has_weights(directory: Path) -> bool:
+    """Return whether a directory holds weights at all; `inspect` also works without."""
+    return any((directory / name).is_file() for name in (SAFE_FILE, SAFE_INDEX, PICKLE_FILE, PICKLE_INDEX))
 
 
 def _read_weights(directory: Path) -> tuple[tuple[TensorInfo, ...], dict[str, str]]:

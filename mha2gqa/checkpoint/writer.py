@@ -26,11 +26,11 @@ from mha2gqa.checkpoint.streams import BLOCK, Sources, Writer, should_drop_behin
 from mha2gqa.errors import CheckpointError
 from mha2gqa.merging import Method
 
-Progress: TypeAlias = Callable[[int], object]
-"""Told the number of bytes that were written since the last call."""
+Progress: TypeAlias = Callable[[int, int], object]
+"""Told the number of bytes that were written since the last call, and how many there are in all."""
 
 
-def ignore_progress(size: int) -> None:
+def ignore_progress(size: int, total: int) -> None:
     """Take note of nothing."""
 
 
@@ -106,7 +106,8 @@ def write_weights(
         CheckpointError: A source file ends early, or K/V hold NaN or infinity.
     """
     pool = _Pool(method, seed)
-    drop_behind = should_drop_behind(sum(file.size for file in files))
+    total = sum(file.size for file in files)
+    drop_behind = should_drop_behind(total)
     checksums: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         sources = Sources()
@@ -117,7 +118,7 @@ def write_weights(
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, descriptor)
             tasks += _start_file(descriptor, file, metadata | {"format": "pt"}, drop_behind)
-        _run(tasks, lambda task: checksums.update(task.run(sources, pool, progress)))
+        _run(tasks, lambda task: checksums.update(task.run(sources, pool, lambda size: progress(size, total))))
         for descriptor in dict.fromkeys(task.descriptor for task in tasks):
             os.fsync(descriptor)
             if drop_behind:
@@ -149,7 +150,7 @@ class _Pool:
             yield _bytes(self._merge(raw, piece, generator).to(dtype))
 
     def _merge(self, raw_RN: torch.Tensor, piece: Merge, generator: torch.Generator) -> torch.Tensor:
-        heads_RN = raw_RN.to(torch.promote_types(raw_RN.dtype, torch.float32))
+        heads_RN = raw_RN.to(torch.float32 if raw_RN.dtype.itemsize == 2 else torch.float64)
         if not torch.isfinite(heads_RN).all():
             raise CheckpointError(
                 f"Tensor {piece.tensor!r} holds NaN or infinity",
@@ -183,7 +184,7 @@ class _Task:
     tensors: tuple[OutputTensor, ...]
     drop_behind: bool
 
-    def run(self, sources: Sources, pool: _Pool, progress: Progress) -> dict[str, str]:
+    def run(self, sources: Sources, pool: _Pool, progress: Callable[[int], object]) -> dict[str, str]:
         """Write the tensors; return their checksums."""
         writer = Writer(self.descriptor, self.offset, drop_behind=self.drop_behind)
         checksums = {}

@@ -16,7 +16,7 @@ def convert(options: ConvertOptions, progress: Progress = ignore_progress) -> Ch
 
     Args:
         options: What to convert, and how.
-        progress: Told the number of bytes after each run that was written.
+        progress: Told of every run of bytes that was written, and of how many there are in all.
 
     Returns:
         What was done, or with `dry_run` what would be.

@@ -17,7 +17,7 @@ def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Chan
 
     Args:
         options: What to expand, and to what.
-        progress: Told the number of bytes after each run that was written.
+        progress: Told of every run of bytes that was written, and of how many there are in all.
 
     Returns:
         What was done, or with `dry_run` what would be.

@@ -10,24 +10,27 @@ A file may name its tensors as transformers writes them (`shapes`), as the modul
 This file knows nothing about families; it never reads a tensor.
 """
 
-import copy
 import functools
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from mha2gqa.errors import CheckpointError, FamilyError
 
 Shape: TypeAlias = tuple[int, ...]
 ConfigJson: TypeAlias = dict[str, Any]
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,31 @@ def _build(config_text: str) -> Blueprint:
     config_json = json.loads(config_text)
     model_type = config_json.get("model_type")
     _require_known(model_type, config_json)
+    config = _accept(model_type, lambda: _read_config(config_text))
+    build = _model_class(config, config_json)
+    with torch.device("meta"):
+        model = _accept(model_type, lambda: build(config))
+    state = model.state_dict()
+    saved = remove_tied_weights_from_state_dict(dict(state), model)
+    return Blueprint(config, model, _shapes(revert_weight_conversion(model, saved)), _shapes(state))
+
+
+def _accept(model_type: str, build: Callable[[], Built]) -> Built:
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config_json))
-    except Exception as error:  # transformers validates with many kinds of exception
+        return build()
+    except Exception as error:  # transformers validates with exceptions of every kind
         raise CheckpointError(
             f"transformers {transformers.__version__} rejects this config.json of type {model_type!r}: {error}",
-            expected="a config that AutoConfig.from_pretrained accepts",
+            expected="a config that AutoConfig.from_pretrained and its model class accept",
         ) from error
-    with torch.device("meta"):
-        model = _model_class(config, config_json)(config)
-    state = model.state_dict()
-    on_disk = revert_weight_conversion(model, dict(state))
-    return Blueprint(config, model, _shapes(on_disk), _shapes(state))
+
+
+def _read_config(config_text: str) -> PreTrainedConfig:
+    """Read a config as from_pretrained does, with everything that it decodes on the way."""
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(config_text, encoding="utf-8")
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return config
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
@@ -116,10 +132,9 @@ def _fit_config(model_class: type[PreTrainedModel]) -> Callable[[PreTrainedConfi
     """Hand a text-only class the text part of a composite config, as from_pretrained does."""
 
     def build(config: PreTrainedConfig) -> PreTrainedModel:
-        wanted = getattr(model_class, "config_class", None)
-        if wanted is not None and not isinstance(config, wanted):
-            config = config.get_text_config()
-        return model_class(config)
+        wanted, text = getattr(model_class, "config_class", None), config.get_text_config()
+        is_text_only = wanted is not None and not isinstance(config, wanted) and isinstance(text, wanted)
+        return model_class(text if is_text_only else config)
 
     return build
 

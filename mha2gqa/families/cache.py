@@ -73,9 +73,8 @@ _spelling: Spelling = _module_names
 def _another(count: Count) -> int:
     """Return a number of heads that differs from the config's, so that the difference shows."""
     family, queries = count.decoder.family, count.decoder.query_heads
-    if family.groups == "even" and count.heads > 2:
-        return 2
-    return queries if count.heads == 1 else 1
+    least = 2 if family.groups == "even" else 1
+    return queries if count.heads == least else least
 
 
 def _add(found: dict[str, CacheLayer], plan: Blueprint, count: Count, change: Change) -> None:

@@ -5,7 +5,7 @@ second. `plan.py` turns the answer into pieces, `cache.py` into bytes of KV cach
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,6 +22,8 @@ class Change:
 
     names: Mapping[str, tuple[Shape | None, Shape | None]]
     """File name -> shape before and after; None where the tensor does not exist."""
+    known: Set[str]
+    """All names that transformers expects in the source's file."""
     pattern: re.Pattern[str]
     rule: TensorRule
     before: Geometry
@@ -47,8 +49,8 @@ class Change:
         Layers for multi-token prediction are in the file and share the config but are in no module
         tree; they are covered by the end of their names together with their shape.
         """
-        if name in self.names:
-            return self.names[name][1]
+        if name in self.known:
+            return self.names[name][1] if name in self.names else None
         return self._shapes.get((self._tail(name), shape)) if self.pattern.search(name) else None
 
     def _tail(self, name: str) -> str:
@@ -100,5 +102,7 @@ def find_changes(
         rule = rules[number][1]
         width = int(getattr(count.decoder.config, rule.head_width)) if rule.head_width else None
         geometry = Geometry(count.decoder.query_heads, count.heads, width)
-        changes.append(Change(names, patterns[number], rule, geometry, replace(geometry, kv_heads=heads)))
+        changes.append(
+            Change(names, before.keys(), patterns[number], rule, geometry, replace(geometry, kv_heads=heads))
+        )
     return changes

@@ -53,7 +53,8 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
     Raises:
         FamilyError: The family cannot be converted, or has no number of KV heads.
     """
-    counts = [count for decoder in _decoders(plan) for count in _counts(config_json, decoder)]
+    refuse_family(config_json)
+    counts = [count for decoder in decoders(plan) for count in _counts(config_json, decoder)]
     if not counts:
         raise FamilyError(
             f"Models of type {plan.config.model_type!r} cannot be converted yet: the transformers class has no "
@@ -61,6 +62,23 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
             expected="a family with num_key_value_heads or its like",
         )
     return counts
+
+
+def refuse_family(config_json: ConfigJson) -> None:
+    """Refuse a model type that its row says cannot be converted, before its model is built.
+
+    Raises:
+        FamilyError: It cannot be converted; the message says why.
+    """
+    row = family(str(config_json.get("model_type")))
+    refusal = row.refusal
+    if row.switch and config_json.get("new_decoder_architecture"):
+        refusal = FALCON_NEW_ARCHITECTURE
+    if refusal:
+        raise FamilyError(f"Models of type {config_json['model_type']!r} cannot be converted: {refusal}")
+    for inner in config_json.values():
+        if isinstance(inner, dict) and "model_type" in inner:
+            refuse_family(inner)
 
 
 def decoders(plan: Blueprint) -> list[Decoder]:
@@ -78,17 +96,6 @@ def rewrite(config_json: ConfigJson, counts: list[tuple[Count, int]]) -> ConfigJ
         for path in count.paths:
             _enter(result, path[:-1])[path[-1]] = count.encode(heads)
     return result
-
-
-def _decoders(plan: Blueprint) -> list[Decoder]:
-    found = decoders(plan)
-    for row, config in [(family(plan.config.model_type), plan.config)] + [(one.family, one.config) for one in found]:
-        refusal = row.refusal
-        if row.switch and getattr(config, "new_decoder_architecture", False):
-            refusal = FALCON_NEW_ARCHITECTURE
-        if refusal:
-            raise FamilyError(f"Models of type {config.model_type!r} cannot be converted: {refusal}")
-    return found
 
 
 def _row(root: Family, config: PreTrainedConfig) -> Family:

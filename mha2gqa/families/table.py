@@ -120,18 +120,27 @@ TABLE: Mapping[str, Family] = {
     # Pairs of value heads are concatenated, so their number stays even.
     "diffllama": Family(groups="even"),
     # The dynamic mask reads all value heads and writes one gate per KV head.
-    "doge": Family(tensors={"A": TensorRule(cached=False), r"dt_proj\.weight": TensorRule(cached=False, fold=True)}),
+    "doge": Family(
+        tensors={
+            "A": TensorRule(cached=False),
+            r"dt_proj\.weight": TensorRule(cached=False, fold=True),
+            r"dt_proj\.bias": TensorRule(cached=False),
+        }
+    ),
     # Other names for K and V.
     "cosmos3_omni": Family(tensors={r"(to_k|to_v)\.(weight|bias)": TensorRule()}),
     "cohere_asr": Family(tensors={r"(key_net|value_net)\.(weight|bias)": TensorRule()}),
-    "neomme": Family(tensors={r"value_embeddings\.weight": TensorRule(cached=False)}),
-    # Several towers, each with a count of its own.
+    # Several towers, each with a count of its own (blt: the patcher, which only cuts bytes into patches, stays).
     "blt": Family(
-        decoders=("patcher_config", "encoder_config", "decoder_config", "global_config"),
+        decoders=("global_config", "encoder_config", "decoder_config"),
         tensors={r"cross_attn_(k|v)_proj\.weight": TensorRule()},
     ),
     "t5gemma": Family(decoders=("decoder",)),
     "t5gemma2": Family(decoders=("decoder",)),
+    "dia": Family(
+        counts=("num_key_value_heads", "cross_num_key_value_heads"),
+        decoders=("decoder_config",),
+    ),
     "canary": Family(decoders=("decoder_config",)),
     # What cannot be converted, and why.
     **_rows(
@@ -146,6 +155,9 @@ TABLE: Mapping[str, Family] = {
     "zaya": Family(
         refusal="its keys take in the group mean of the queries and a convolution runs over queries and keys together, "
         "so KV heads cannot be pooled without changing the queries"
+    ),
+    "neomme": Family(
+        refusal="it is an encoder, which has no KV cache, and its value embeddings keep the KV heads in their columns"
     ),
     "moonshine": Family(
         refusal="its transformers class fails in forward as soon as there are fewer KV heads than query heads"

@@ -1,9 +1,9 @@
 """What the contract tests compare with: running a tiny checkpoint, and an oracle that knows nothing of the converter.
 
-A conversion is right when the converted model answers as the *source's own class and config* do with every pooled KV head
-written out once per head of its group. `repeated_source` writes that checkpoint; `pooled` gives the tensors that averaging must
-have produced. Both read a tensor's layout from the difference between the source's and the converted shape, and from the
-few families named below whose tensors hold more than KV heads.
+A conversion is right when the converted model answers as the *source's own class and config* do with every pooled KV
+head written out once per head of its group. `repeated_source` writes that checkpoint; `pooled` gives the tensors that
+averaging must have produced. Both read a tensor's layout from the difference between the source's and the converted
+shape, and from the few families named below whose tensors hold more than KV heads.
 
 Letters: K KV heads of the source, G of the result, R = K / G, E head width, H query heads.
 """
@@ -103,20 +103,14 @@ def _cached_states(layer: CacheLayerMixin) -> list[Tensor]:
     return [state for state in states if state is not None and state.dim() == 4]
 
 
-def cache_bytes(model: PreTrainedModel, case: Case) -> int | None:
-    """Bytes of all keys and values in the cache; None where the model returns none."""
-    layers = cached_layers(model, case)
-    return None if layers is None else sum(layer.nbytes for layer in layers)
-
-
 # ---------------------------------------------------------------------------------------------- files
 
 
-def load_strict(directory: Path, case: Case, ignore: frozenset[str] = frozenset()) -> PreTrainedModel:
-    """Load with the family's class; every missing, unexpected or mismatched key outside `ignore` is an error."""
+def load_strict(directory: Path, case: Case) -> PreTrainedModel:
+    """Load with the family's class; a missing, unexpected or mismatched key is an error."""
     model_class = getattr(transformers, model_class_name(case.model_type))
     model, info = model_class.from_pretrained(directory, output_loading_info=True)
-    problems = {f"{kind}: {key}" for kind, keys in info.items() for key in keys} - ignore
+    problems = {f"{kind}: {key}" for kind, keys in info.items() for key in keys}
     assert not problems, f"{directory.name} does not load cleanly: {sorted(problems)[:6]}"
     return model.eval()
 
@@ -140,7 +134,11 @@ def write_checkpoint(directory: Path, tensors: Tensors, config: Mapping[str, Any
         if file.name != "config.json" and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
             shutil.copy(file, directory)
     (directory / "config.json").write_text(json.dumps(config))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        directory / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 # ---------------------------------------------------------------------------------------------- oracle
@@ -196,9 +194,13 @@ def _averaged(name: str, before: Tensor, after: Tensor, case: Case, groups: int)
         q, k, v = before.unflatten(0, (HEADS, 3, -1)).unbind(1)
         return torch.cat([q.flatten(0, 1), *(_means(part, groups).flatten(0, 1) for part in (k, v))])
     if name.endswith("dt_proj.weight"):
-        return before.unflatten(1, (groups, case.source_heads // groups, -1)).sum(2).flatten(1, 2).unflatten(
-            0, (groups, -1)
-        ).mean(1)
+        return (
+            before.unflatten(1, (groups, case.source_heads // groups, -1))
+            .sum(2)
+            .flatten(1, 2)
+            .unflatten(0, (groups, -1))
+            .mean(1)
+        )
     axis = _axis(before, after)
     heads = _heads(name, case, groups)
     times = before.shape[axis] // after.shape[axis]

@@ -68,11 +68,10 @@ def model_class_name(model_type: str) -> str:
 def _tiny_fields(config_class: type[PreTrainedConfig], model_type: str) -> Fields:
     """Constructor arguments of `config_class`, sub-configs as nested dicts."""
     own = OVERRIDES.get(config_class.model_type or model_type, {})
-    fields = copy.deepcopy({k: value for k, value in (_generic_fields(config_class) | own).items() if value is not OMIT})
+    fields = _generic_fields(config_class)
     for name, (sub_class, sub_type) in _sub_configs(config_class).items():
-        if name not in own:
-            fields[name] = _tiny_fields(sub_class, sub_type) | ({"model_type": sub_type} if sub_type else {})
-    return fields
+        fields[name] = _tiny_fields(sub_class, sub_type) | ({"model_type": sub_type} if sub_type else {})
+    return copy.deepcopy({name: value for name, value in _merged(fields, own).items() if value is not OMIT})
 
 
 def _generic_fields(config_class: type[PreTrainedConfig]) -> Fields:

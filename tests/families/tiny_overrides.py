@@ -1,8 +1,8 @@
 """The tables of the tiny model factory (`tiny.py`): no code, only values.
 
-`GENERIC` gives a config field its value by name, in every family. `OVERRIDES` is what a model type needs besides; its keys are
-the `model_type` of the config class, sub-configs included. `CLASSES` names the model class where the first auto mapping
-that knows the type would give one without the part under test.
+`GENERIC` gives a config field its value by name, in every family. `OVERRIDES` is what a model type needs besides; its
+keys are the `model_type` of the config class, sub-configs included. `CLASSES` names the model class where the first
+auto mapping that knows the type would give one without the part under test.
 """
 
 from types import MappingProxyType
@@ -13,43 +13,46 @@ OMIT = object()
 
 _BY_VALUE: tuple[tuple[Any, str], ...] = (
     # widths
-    (64, "hidden_size d_model n_embd dim embed_dim emb_dim embedding_size attention_hidden_size lru_width"),
-    (64, "hidden_size_global cross_attention_hidden_size text_hidden_size out_hidden_size projection_dim output_dim"),
-    (64, "vision_output_dim encoder_hidden_size encoder_hidden_dim adapter_out_dim output_proj_dims qformer_hidden_size"),
-    (64, "decoder_hidden_size codebook_size codebook_dim audio_vocab_size projector_hidden_size projection_hidden_dim"),
-    (64, "projector_input_dim projector_output_dim alignment_intermediate_size mm_embed_dim output_channels"),
-    (64, "ext_pw_out_channel depthwise_separable_out_channel nemo_conv_channels pronunciation_embed_dim shape_embed_dim"),
+    (64, "hidden_size d_model n_embd embed_dim emb_dim embedding_size attention_hidden_size lru_width"),
+    (64, "hidden_size_global cross_attention_hidden_size text_hidden_size out_hidden_size projection_dim"),
+    (64, "output_dim vision_output_dim encoder_hidden_size adapter_out_dim output_proj_dims adapter_in_dim"),
+    (64, "adapter_input_size codebook_size codebook_dim audio_vocab_size projector_hidden_size"),
+    (64, "projection_hidden_dim projector_input_dim projector_output_dim alignment_intermediate_size"),
+    (64, "mm_embed_dim output_channels ext_pw_out_channel depthwise_separable_out_channel nemo_conv_channels"),
+    (64, "pronunciation_embed_dim shape_embed_dim"),
     (16, "downsample_hidden_size o_lora_rank"),
-    (96, "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner hidden_dim d_inner intermediate_size_mlp"),
-    (96, "dff dim_ff dense_intermediate_size mlp_dim"),
-    (32, "shared_intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size"),
+    (96, "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner hidden_dim d_inner"),
+    (96, "intermediate_size_mlp dff dim_ff dense_intermediate_size mlp_dim"),
+    (32, "shared_intermediate_size moe_intermediate_size shared_expert_intermediate_size"),
+    (32, "shared_experts_intermediate_size"),
     # layers
-    (2, "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_decoder_layers num_encoder_layers"),
-    (2, "encoder_num_hidden_layers decoder_num_hidden_layers depth attention_layers"),
+    (2, "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_decoder_layers"),
+    (2, "num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers depth"),
     # heads
-    (4, "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads"),
-    (4, "encoder_num_attention_heads decoder_num_attention_heads swa_num_attention_heads cross_num_attention_heads"),
-    (4, "num_key_value_heads swa_num_key_value_heads encoder_num_key_value_heads decoder_num_key_value_heads"),
-    (4, "cross_num_key_value_heads num_kv_heads kv_n_heads"),
-    (16, "head_dim d_kv dim_head swa_head_dim cross_head_dim global_head_dim d_head attention_head_dim"),
+    (4, "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"),
+    (4, "attention_heads encoder_num_attention_heads decoder_num_attention_heads swa_num_attention_heads"),
+    (4, "cross_num_attention_heads num_key_value_heads swa_num_key_value_heads encoder_num_key_value_heads"),
+    (4, "decoder_num_key_value_heads cross_num_key_value_heads num_kv_heads"),
+    (16, "head_dim d_kv dim_head swa_head_dim cross_head_dim d_head attention_head_dim"),
     # vocabulary and positions
     (128, "vocab_size vocab_size_per_layer_input"),
-    (64, "max_position_embeddings n_positions max_seq_len max_seq_length n_ctx max_target_positions max_source_positions"),
-    (64, "sequence_length max_2d_position_embeddings num_position_embeddings position_embedding_size mm_posemb_size"),
-    (64, "pronunciation_vocab_size shape_vocab_size"),
+    (64, "max_position_embeddings n_positions max_seq_len n_ctx max_target_positions max_source_positions"),
+    (64, "num_position_embeddings position_embedding_size mm_posemb_size pronunciation_vocab_size"),
+    (64, "shape_vocab_size"),
     (32, "original_max_position_embeddings"),
-    (8, "window_size sliding_window sliding_window_size attention_window local_attention"),
-    (8, "num_buckets relative_attention_num_buckets"),
+    (8, "window_size sliding_window sliding_window_size local_attention num_buckets"),
+    (8, "relative_attention_num_buckets"),
     (2, "type_vocab_size"),
     # experts
     (4, "num_experts num_local_experts n_routed_experts moe_num_experts"),
-    (2, "num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts"),
-    (1, "n_group topk_group num_expert_group first_k_dense_replace max_window_layers"),
+    (2, "num_experts_per_tok moe_k moe_topk"),
+    (1, "n_group topk_group first_k_dense_replace max_window_layers"),
     # compressed, linear and state-space attention
-    (16, "kv_lora_rank v_head_dim index_head_dim query_pre_attn_scalar linear_key_head_dim linear_value_head_dim"),
-    (16, "mamba_d_state mamba_d_head mamba_chunk_size mamba_head_dim mamba_headdim ssm_state_size state_size chunk_size"),
+    (16, "kv_lora_rank v_head_dim index_head_dim query_pre_attn_scalar linear_key_head_dim"),
+    (16, "linear_value_head_dim mamba_d_state mamba_d_head mamba_chunk_size mamba_head_dim ssm_state_size"),
+    (16, "state_size chunk_size"),
     (24, "q_lora_rank"),
-    (8, "qk_rope_head_dim qk_nope_head_dim rotary_dim index_topk mamba_n_heads mamba_num_heads lora_rank_tokenshift"),
+    (8, "qk_rope_head_dim qk_nope_head_dim rotary_dim index_topk mamba_n_heads mamba_num_heads"),
     (2, "index_n_heads linear_num_key_heads n_mamba_heads"),
     (4, "linear_num_value_heads mamba_dt_rank time_step_rank block_size"),
     (1, "mamba_n_groups mamba_ngroups n_groups"),
@@ -62,13 +65,14 @@ _BY_VALUE: tuple[tuple[Any, str], ...] = (
     (8, "patch_size"),
     (3, "num_channels"),
     (80, "num_mel_bins"),
-    (2, "tubelet_size num_codebooks spatial_merge_size"),
-    (4, "num_temporal_patches num_frames mm_tokens_per_image prompt_length"),
+    (2, "num_codebooks spatial_merge_size"),
+    (4, "mm_tokens_per_image prompt_length"),
     # extra heads and shared layers
     (0, "num_mtp_layers num_nextn_predict_layers num_kv_shared_layers"),
     # no dropout
-    (0.0, "hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout activation_dropout resid_pdrop"),
-    (0.0, "embd_pdrop attn_pdrop encoder_layerdrop decoder_layerdrop layerdrop dropout_rate hidden_dropout emb_pdrop"),
+    (0.0, "hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout activation_dropout"),
+    (0.0, "resid_pdrop embd_pdrop attn_pdrop encoder_layerdrop decoder_layerdrop layerdrop dropout_rate"),
+    (0.0, "hidden_dropout emb_pdrop"),
 )
 GENERIC: dict[str, Any] = {name: value for value, names in _BY_VALUE for name in names.split()}
 """Value of a config field by its name, in every family."""
@@ -76,7 +80,7 @@ GENERIC: dict[str, Any] = {name: value for value, names in _BY_VALUE for name in
 TOKEN_IDS = MappingProxyType({"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1})
 """Special tokens, inside the tiny vocabulary."""
 
-OFF_BY_DEFAULT = frozenset({"sliding_window", "sliding_window_size", "top_k_experts", "num_experts"})
+OFF_BY_DEFAULT = frozenset({"sliding_window", "sliding_window_size", "num_experts"})
 """Fields whose default of None switches something off: they stay None."""
 
 AT_MOST = frozenset({"first_k_dense_replace", "num_mtp_layers", "num_nextn_predict_layers", "num_kv_shared_layers"})
@@ -92,6 +96,10 @@ _GEMMA4_TEXT = _SLIDING | {
     "num_global_key_value_heads": 4,
     "num_kv_shared_layers": 0,
     "use_double_wide_mlp": False,
+}
+_DRAFTER = {
+    "backbone_hidden_size": 64,
+    "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
 }
 _SMALL_CODEC = {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
 
@@ -116,8 +124,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "n_group": 1,
     },
+    "dots3_note_audio_encoder": {"per_layer_config": {}},
+    "dots3_note_vision_encoder": {"per_layer_config": {}},
     "emu3": {"vocabulary_map": {"<image>": 100}},
     "emu3_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1]},
+    "encodec": {"num_filters": 4},
     "exaone4": _SLIDING,
     "exaone_moe": _SLIDING,
     "falcon": {"multi_query": False, "new_decoder_architecture": False},
@@ -125,7 +136,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma3_text": _SLIDING,
     "gemma3n_text": _SLIDING
     | {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4, "intermediate_size": 96},
+    "gemma4_assistant": _DRAFTER,
     "gemma4_text": _GEMMA4_TEXT,
+    "gemma4_unified_assistant": _DRAFTER,
     "gemma4_unified_text": _GEMMA4_TEXT,
     "glm4v_moe_text": {
         "rope_parameters": {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]},
@@ -139,7 +152,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_vl_text": {"rope_parameters": _MROPE},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": _LINEAR
-    | {"num_hidden_layers": 4, "q_lora_rank": None, "linear_head_dim": 16, "linear_num_heads": 4, "num_local_experts": 4},
+    | {
+        "num_hidden_layers": 4,
+        "q_lora_rank": None,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+        "num_local_experts": 4,
+    },
     "lfm2": _CONV,
     "lfm2_moe": _CONV,
     "longcat_flash": {
@@ -162,18 +181,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "minimax": _LINEAR | {"block_size": 4},
     "modernbert-decoder": _SLIDING,
-    "molmo2": {
-        "vision_config": {
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": 16,
-            "image_size": [32, 32],
-            "patch_size": 8,
-        }
-    },
     "molmo2_adapter": {"vision_feature_layer": [1, 0], "vit_layers": [1, 0]},
     "molmo2_vision": {"image_size": [32, 32]},
     "mpt": {"attn_config": {"attn_impl": "torch"}},
@@ -217,9 +224,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"no_rope_layers": [1, 0, 1, 0]},
     "step3p5": {"sliding_window": 8},
-    "step3p5_text": {"sliding_window": 8},
     "vibevoice_acoustic_tokenizer": _SMALL_CODEC,
-    "vibevoice_acoustic_tokenizer_decoder": _SMALL_CODEC,
     "vibevoice_acoustic_tokenizer_encoder": _SMALL_CODEC,
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
     "zamba": {
@@ -242,8 +247,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """What a model type needs besides `GENERIC`, by the `model_type` of its config class."""
 
 CLASSES: dict[str, str] = {
+    "dots3_note": "Dots3NoteForConditionalGeneration",
     "emu3": "Emu3ForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
+    "musicgen": "MusicgenForConditionalGeneration",
+    "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
     "mllama": "MllamaForConditionalGeneration",
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",

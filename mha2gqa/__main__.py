@@ -1,0 +1,5 @@
+"""`python -m mha2gqa`."""
+
+from mha2gqa.cli import main
+
+main()

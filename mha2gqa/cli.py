@@ -1,0 +1,152 @@
+"""The command line: typer signatures only. Heavy imports stay inside the command bodies.
+
+Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import click
+import typer
+
+from mha2gqa.errors import Mha2GqaError
+from mha2gqa.merging import METHODS
+from mha2gqa.options import ConvertOptions, ExpandOptions, Grouping, InspectOptions
+
+app = typer.Typer(
+    help="Convert a multi-head attention checkpoint to grouped-query (GQA) or multi-query attention (MQA).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_METHODS = click.Choice(list(METHODS))
+_GROUPINGS = click.Choice(get_args(Grouping))
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of the other options from a YAML file."""
+    if path is not None:
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+        known = {parameter.name for parameter in context.command.params}
+        if not isinstance(content, dict) or not set(content) <= known:
+            raise typer.BadParameter(f"{path} must map these names to values: {', '.join(sorted(map(str, known)))}")
+        context.default_map = {**(context.default_map or {}), **content}
+    return path
+
+
+Model = Annotated[
+    str | None, typer.Argument(help="Directory or Hub id (org/name, org/name@revision). Default: the reference.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Directory to create.", show_default=False)]
+ShardSize = Annotated[
+    str | None, typer.Option(help="Largest weight file, such as 5GB. Default: divided as the source is.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that an earlier run made.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file with values for these options.", callback=_read_config, is_eager=True)
+]
+
+
+@app.command()
+def convert(
+    groups: Annotated[int, typer.Option("--groups", "-g", help="KV heads of the result (1 makes MQA).")],
+    model: Model = None,
+    output: Output = None,
+    method: Annotated[str, typer.Option(help="How the heads of a group become one.", click_type=_METHODS)] = "mean",
+    grouping: Annotated[str, typer.Option(help="Which heads share a group.", click_type=_GROUPINGS)] = "contiguous",
+    seed: Annotated[int, typer.Option(help="Seed of the methods that draw numbers.")] = 0,
+    max_shard_size: ShardSize = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Convert a checkpoint to fewer KV heads."""
+    from mha2gqa import console
+    from mha2gqa.commands.convert import convert as run
+
+    options = ConvertOptions(
+        model=model,
+        groups=groups,
+        output=output,
+        method=method,
+        grouping=cast(Grouping, grouping),
+        seed=seed,
+        max_shard_size=max_shard_size,
+        force=force,
+        dry_run=dry_run,
+    )
+    with console.progress_bar("converting") as progress:
+        report = run(options, progress)
+    console.print_json(report.to_json()) if as_json else console.print_change(report)
+
+
+@app.command()
+def expand(
+    model: Annotated[str, typer.Argument(help="Directory or Hub id (org/name, org/name@revision).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create.")],
+    heads: Annotated[int | None, typer.Option(help="KV heads of the result. Default: one per query head.")] = None,
+    max_shard_size: ShardSize = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat the KV heads of a checkpoint, without loss."""
+    from mha2gqa import console
+    from mha2gqa.commands.expand import expand as run
+
+    options = ExpandOptions(
+        model=model, heads=heads, output=output, max_shard_size=max_shard_size, force=force, dry_run=dry_run
+    )
+    with console.progress_bar("expanding") as progress:
+        report = run(options, progress)
+    console.print_json(report.to_json()) if as_json else console.print_change(report)
+
+
+@app.command()
+def inspect(model: Model = None, as_json: AsJson = False) -> None:
+    """Show what a checkpoint is, its KV cache for each possible G, and what convert would do."""
+    from mha2gqa import console
+    from mha2gqa.commands.inspect import inspect as run
+
+    report = run(InspectOptions(model=model))
+    console.print_json(report.to_json()) if as_json else console.print_inspection(report)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where the converted checkpoints go.")] = Path("demo"),
+    tokens: Annotated[int, typer.Option(help="Tokens of held-out text to evaluate on.")] = 50_000,
+) -> None:
+    """Inspect and convert the reference checkpoint, and show what that saved and what it cost."""
+    from mha2gqa import console
+    from mha2gqa.commands.demo import describe, measure
+
+    console.print_inspection(describe())
+    console.print_demo(measure(directory, tokens))
+
+
+def main() -> None:
+    """Run the command line; a refusal is one message and exit code 1, a bug keeps its traceback."""
+    try:
+        app()
+    except Mha2GqaError as error:
+        from mha2gqa.console import print_error
+
+        print_error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        from mha2gqa.console import print_error
+
+        print_error("Interrupted; nothing was left behind.")
+        sys.exit(130)

@@ -1,0 +1,59 @@
+"""`mha2gqa demo`: the tool on the reference checkpoint, from inspection to what a conversion cost."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mha2gqa.checkpoint.writer import Progress, ignore_progress
+from mha2gqa.commands.convert import convert
+from mha2gqa.commands.inspect import InspectReport, inspect
+from mha2gqa.evaluation.perplexity import held_out_loss
+from mha2gqa.options import ConvertOptions, InspectOptions
+from mha2gqa.report import ChangeReport
+
+GROUPS = (4, 2, 1)
+METHODS = ("mean", "first", "random")
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One checkpoint of the result table."""
+
+    name: str
+    kv_heads: int
+    method: str
+    cache_per_token: int
+    """Bytes."""
+    loss: float
+    """Nats per token on the reference's held-out text."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+
+def describe() -> InspectReport:
+    """Return what the reference checkpoint is."""
+    return inspect(InspectOptions())
+
+
+def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) -> Iterator[DemoRow]:
+    """Convert the reference into `directory`, and yield each result with its held-out loss.
+
+    Args:
+        directory: Where the converted checkpoints go; earlier ones are replaced.
+        tokens: Tokens of held-out text to evaluate on.
+        progress: Told of the bytes written.
+    """
+    reference = describe()
+    source = Path(reference.source)
+    yield DemoRow("original", reference.kv_heads, "-", reference.rows[0].bytes_per_token, held_out_loss(source, tokens))
+    for groups in GROUPS:
+        for method in METHODS if groups == 1 else ("mean",):
+            output = directory / f"mha2gqa-reference-{groups}-{method}"
+            report: ChangeReport = convert(
+                ConvertOptions(groups=groups, method=method, output=output, force=True), progress
+            )
+            yield DemoRow(output.name, groups, method, report.cache_after, held_out_loss(output, tokens))
