@@ -4,10 +4,10 @@ Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 130 interr
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
-import click
 import typer
 
 from mha2gqa.errors import Mha2GqaError
@@ -22,8 +22,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_METHODS = click.Choice(list(METHODS))
-_GROUPINGS = click.Choice(get_args(Grouping))
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return an option's check that its value is one of `names`."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}")
+        return value
+
+    return check
+
+
+_GROUPINGS = get_args(Grouping)
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -62,8 +73,12 @@ def convert(
     groups: Annotated[int, typer.Option("--groups", "-g", help="KV heads of the result (1 makes MQA).")],
     model: Model = None,
     output: Output = None,
-    method: Annotated[str, typer.Option(help="How the heads of a group become one.", click_type=_METHODS)] = "mean",
-    grouping: Annotated[str, typer.Option(help="Which heads share a group.", click_type=_GROUPINGS)] = "contiguous",
+    method: Annotated[
+        str, typer.Option(help="How a group becomes one head.", metavar="|".join(METHODS), callback=_one_of(METHODS))
+    ] = "mean",
+    grouping: Annotated[
+        str, typer.Option(help="Which heads share one.", metavar="|".join(_GROUPINGS), callback=_one_of(_GROUPINGS))
+    ] = "contiguous",
     seed: Annotated[int, typer.Option(help="Seed of the methods that draw numbers.")] = 0,
     max_shard_size: ShardSize = None,
     force: Force = False,

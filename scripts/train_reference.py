@@ -95,8 +95,9 @@ def main(
     tokenizer = train_tokenizer(documents, vocabulary)
     training, evaluation = pack(tokenizer, documents), pack(tokenizer, held_out)
     steps = max(1, tokens // (batch * CONTEXT))
+    model = build_model(vocabulary)
     trainer = Trainer(
-        model=build_model(vocabulary),
+        model=model,
         args=TrainingArguments(
             output_dir=str(work),
             max_steps=steps,
@@ -126,10 +127,10 @@ def main(
     )
     work.mkdir(parents=True, exist_ok=True)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
-    trainer.model.bfloat16().save_pretrained(output)
+    model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)
     # The loss is that of the rounded weights that ship, computed in fp32: bf16 is slow on most CPUs.
-    trainer.model.float()
+    model.float()
     loss = trainer.evaluate()["eval_loss"]
     seen = steps * batch * CONTEXT
     note = {
