@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 130 interrupted.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -153,6 +154,7 @@ def demo(
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 1, a bug keeps its traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except Mha2GqaError as error:

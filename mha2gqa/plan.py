@@ -156,6 +156,14 @@ def refuse_quantised(config: ConfigJson) -> None:
             )
 
 
+def no_effect(model_type: str) -> FamilyError:
+    """Return the refusal of a model whose tensors do not depend on its number of KV heads."""
+    return FamilyError(
+        f"The number of KV heads in a {model_type!r} config changes no tensor of its transformers class",
+        expected="a class whose K and V are sized by it",
+    )
+
+
 def _plan(checkpoint: Checkpoint, source: Blueprint, targets: list[tuple[Count, int]]) -> Plan:
     config = rewrite(checkpoint.config, targets)
     spelling = find_spelling(source, {info.name for info in checkpoint.tensors})
@@ -188,10 +196,7 @@ def _config_changes(before: ConfigJson, targets: list[tuple[Count, int]]) -> Ite
 def _check_result(plan: Plan, before: Mapping[str, Shape], after: Mapping[str, Shape]) -> None:
     """Hold the plan against what transformers expects for the new config, name by name."""
     if plan.config_changes and not plan.changed and before == after and plan.source_heads != plan.target_heads:
-        raise FamilyError(
-            f"The number of KV heads in a {plan.model_type!r} config changes no tensor of its transformers class",
-            expected="a class whose K and V are sized by it",
-        )
+        raise no_effect(plan.model_type)
     planned = {tensor.name: tensor.shape for tensor in plan.tensors}
     for name, shape in after.items():
         if planned.get(name, shape) != shape or (name in before and name not in planned and name in plan.dropped):

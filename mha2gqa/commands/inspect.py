@@ -14,7 +14,7 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import Count, decoders, find_counts
 from mha2gqa.grouping import divisors
 from mha2gqa.options import InspectOptions
-from mha2gqa.plan import plan_convert, possible_groups, refuse_quantised
+from mha2gqa.plan import no_effect, plan_convert, possible_groups, refuse_quantised
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
@@ -74,6 +74,8 @@ def inspect(options: InspectOptions) -> InspectReport:
     plan = blueprint(config)
     counts, refusal = _counts(config, plan, source)
     cached = cache_layers(config, plan, counts)
+    if not refusal and not cached:
+        refusal = str(no_effect(plan.config.model_type))
     parameters = anatomy(plan, cached)
     decoder = decoders(plan)[0]
     dtype = _dtype(config, source)
@@ -93,7 +95,7 @@ def inspect(options: InspectOptions) -> InspectReport:
         parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
         layer_kinds=_kinds(parameters.layers),
         rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]] if cached else [],
-        verdict=refusal or f"convert can make {_choices(groups)} KV heads of {groups[0]}",
+        verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads.",
         convertible=not refusal,
     )
 

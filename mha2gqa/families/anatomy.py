@@ -44,7 +44,8 @@ def anatomy(plan: Blueprint, cached: list[CacheLayer]) -> Anatomy:
         by_role[role] += parameter.numel()
         if layer:
             layers.setdefault(layer, Counter())[role] += parameter.numel()
-    owners = {_split_layer(module + ".")[0].rpartition(".")[0] for module in attention}
+    owning = {layer.module for layer in cached} or attention
+    owners = {_split_layer(f"{module}.")[0].rpartition(".")[0] for module in owning}
     kept = {layer: dict(counts) for layer, counts in layers.items() if layer.rpartition(".")[0] in owners}
     return Anatomy(sum(by_role.values()), dict(by_role), kept)
 

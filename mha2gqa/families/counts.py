@@ -30,8 +30,8 @@ class Decoder:
 
     @property
     def query_heads(self) -> int:
-        """Query heads of a layer (the global number where layers differ)."""
-        return int(_value(self.config, "num_attention_heads"))
+        """Query heads of a layer (the global number where layers differ); 0 without attention."""
+        return int(_value(self.config, "num_attention_heads") or 0)
 
 
 @dataclass(frozen=True)

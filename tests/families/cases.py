@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 Path = tuple[str, ...]
 Run = Literal["causal", "masked", "seq2seq", "encoded", "codes", "streamed"]
-Refusal = Literal["latent", "one count", "no attention", "routed", "convolved", "broken", "drafter"]
+Refusal = Literal["latent", "one count", "no attention", "routed", "convolved", "broken", "drafter", "columns"]
 
 HEADS = 4
 TEXT: Path = ("text_config", "num_key_value_heads")
@@ -197,7 +197,7 @@ def _multimodal() -> Iterator[Case]:
 
 
 def _encoders_and_speech() -> Iterator[Case]:
-    for model_type in ("eurobert", "neomme", "ultrabert"):
+    for model_type in ("eurobert", "ultrabert"):
         yield Case(model_type=model_type, run="masked", generates=False, caches=False)
     yield Case(model_type="ultravbert", count=TEXT, run="masked", generates=False, caches=False)
     yield Case(model_type="t5gemma", count=("decoder", "num_key_value_heads"), run="seq2seq")
@@ -246,6 +246,8 @@ _REFUSED: dict[Refusal, str] = {
     "broken": "moonshine",
     # Has no K and V of its own: reads the cache of the model it drafts for.
     "drafter": "gemma4_assistant gemma4_unified_assistant",
+    # An encoder whose value embeddings keep the KV heads in their columns.
+    "columns": "neomme",
 }
 REFUSED: dict[str, Refusal] = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 """Model types that cannot have fewer KV heads, and why."""
