@@ -25,6 +25,11 @@ class MemoryFile:
     content: memoryview
 
 
+def path_of(file: Path | MemoryFile) -> Path:
+    """Return the path of a file, also of one that was read into memory."""
+    return file.path if isinstance(file, MemoryFile) else file
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """A tensor of the source: where its bytes lie."""
@@ -38,11 +43,6 @@ class TensorInfo:
     """Of the first byte, from the start of the file."""
     size: int
     """Bytes."""
-
-    @property
-    def path(self) -> Path:
-        """The file it comes from."""
-        return self.file.path if isinstance(self.file, MemoryFile) else self.file
 
     @property
     def row_size(self) -> int:
@@ -123,6 +123,12 @@ class OutputTensor:
     def parameters(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def origin(self) -> Path:
+        """The source file that its first bytes come from."""
+        first = self.pieces[0]
+        return path_of(first.span.file if isinstance(first, Copy) else first.spans[0].file)
 
     @property
     def is_copy(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mha2gqa.checkpoint.pickles import read_pickle
-from mha2gqa.checkpoint.pieces import TensorInfo
+from mha2gqa.checkpoint.pieces import TensorInfo, path_of
 from mha2gqa.errors import CheckpointError
 
 SAFE_FILE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -147,8 +147,8 @@ def _existing_shard(directory: Path, shard: str, index: str) -> Path:
 def _check_index(weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
     for name, shard in weight_map.items():
         info = tensors.get(name)
-        if info is None or info.path.name != shard:
-            where = "no file holds it" if info is None else f"it is in {info.path.name}"
+        if info is None or path_of(info.file).name != shard:
+            where = "no file holds it" if info is None else f"it is in {path_of(info.file).name}"
             raise CheckpointError(
                 f"The index says that tensor {name!r} is in {shard}, but {where}",
                 expected="an index that agrees with its files",
@@ -159,7 +159,7 @@ def _check_index(weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> 
 def _refuse_twin(info: TensorInfo, tensors: dict[str, TensorInfo], file: Path) -> None:
     if info.name in tensors:
         raise CheckpointError(
-            f"Tensor {info.name!r} is both in {tensors[info.name].path.name} and in {file.name}",
+            f"Tensor {info.name!r} is both in {path_of(tensors[info.name].file).name} and in {file.name}",
             expected="each tensor in one file",
             remedy="Delete the stale file",
         )

@@ -12,7 +12,7 @@ import queue
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -62,12 +62,10 @@ def divide(tensors: Sequence[OutputTensor], max_shard_size: int | None) -> tuple
     shards: list[list[OutputTensor]] = []
     room, current = 0, None
     for tensor in tensors:
-        first = tensor.pieces[0]
-        source = first.span.file if isinstance(first, Copy) else first.spans[0].file
-        is_full = tensor.size > room if max_shard_size is not None else source is not current
+        is_full = tensor.size > room if max_shard_size is not None else tensor.origin != current
         if is_full or not shards:
             shards.append([])
-            room, current = max_shard_size or 0, source
+            room, current = max_shard_size or 0, tensor.origin
         shards[-1].append(tensor)
         room -= tensor.size
     names = [SAFE_FILE] if len(shards) == 1 else _shard_names(len(shards))
@@ -118,7 +116,7 @@ def write_weights(
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, descriptor)
             tasks += _start_file(descriptor, file, metadata | {"format": "pt"}, drop_behind)
-        _run(tasks, lambda task: checksums.update(task.run(sources, pool, lambda size: progress(size, total))))
+        _run(tasks, lambda task, advance: checksums.update(task.run(sources, pool, advance)), progress, total)
         for descriptor in dict.fromkeys(task.descriptor for task in tasks):
             os.fsync(descriptor)
             if drop_behind:
@@ -248,25 +246,33 @@ def _data_start(file: OutputFile, least: int) -> int:
     return least + -least % 8
 
 
-def _run(tasks: Sequence[_Task], execute: Callable[[_Task], object]) -> None:
-    """Execute the tasks on threads; the first exception, Ctrl-C too, stops the others."""
+def _run(
+    tasks: Sequence[_Task], execute: Callable[[_Task, Callable[[int], object]], object], progress: Progress, total: int
+) -> None:
+    """Execute the tasks on threads; the first exception, Ctrl-C too, stops the others at their next run of bytes."""
     pending: queue.SimpleQueue[_Task] = queue.SimpleQueue()
     for task in tasks:
         pending.put(task)
     stop = threading.Event()
 
+    def advance(size: int) -> None:
+        if stop.is_set():
+            raise CancelledError
+        progress(size, total)
+
     def work() -> None:
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(queue.Empty, CancelledError):
             while not stop.is_set():
-                execute(pending.get_nowait())
+                execute(pending.get_nowait(), advance)
 
     with ThreadPoolExecutor(_THREADS) as executor:
         futures = [executor.submit(work) for _ in range(_THREADS)]
         try:
-            for future in futures:
-                future.result()
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
+    for future in futures:
+        future.result()
 
 
 @contextlib.contextmanager

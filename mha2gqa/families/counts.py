@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from mha2gqa.errors import CheckpointError, FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
-from mha2gqa.families.table import FALCON_NEW_ARCHITECTURE, Family, family
+from mha2gqa.families.table import Family, family
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -52,9 +52,13 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
 
     Raises:
         FamilyError: The family cannot be converted, or has no number of KV heads.
+        CheckpointError: A number is not a positive whole one.
     """
     refuse_family(config_json)
-    counts = [count for decoder in decoders(plan) for count in _counts(config_json, decoder)]
+    parts = decoders(plan)
+    for part in parts:
+        _refuse(part.family, part.config.model_type)
+    counts = [count for part in parts for count in _counts(config_json, part)]
     if not counts:
         raise FamilyError(
             f"Models of type {plan.config.model_type!r} cannot be converted yet: the transformers class has no "
@@ -70,15 +74,17 @@ def refuse_family(config_json: ConfigJson) -> None:
     Raises:
         FamilyError: It cannot be converted; the message says why.
     """
-    row = family(str(config_json.get("model_type")))
-    refusal = row.refusal
-    if row.switch and config_json.get("new_decoder_architecture"):
-        refusal = FALCON_NEW_ARCHITECTURE
-    if refusal:
-        raise FamilyError(f"Models of type {config_json['model_type']!r} cannot be converted: {refusal}")
-    for inner in config_json.values():
-        if isinstance(inner, dict) and "model_type" in inner:
-            refuse_family(inner)
+    model_type = str(config_json.get("model_type"))
+    row = family(model_type)
+    _refuse(row, model_type)
+    for key, reason in row.refused_switches.items():
+        if config_json.get(key):
+            _refuse(Family(refusal=reason), model_type)
+
+
+def _refuse(row: Family, model_type: str) -> None:
+    if row.refusal:
+        raise FamilyError(f"Models of type {model_type!r} cannot be converted: {row.refusal}")
 
 
 def decoders(plan: Blueprint) -> list[Decoder]:
@@ -145,18 +151,16 @@ def _occurrences(config_json: ConfigJson, decoder: Decoder, key: Path) -> Iterat
     """Yield each number that `key` stands for, with the places that hold it."""
     holder = _holder(config_json, decoder.path, key)
     inner = _look(config_json, holder)
-    written = _look(inner, key) if inner is not None else None
-    owner = _follow(decoder.config, key[:-1])
-    value = written if written is not None else _value(owner, key[-1])
+    section, owner = _look(inner, key[:-1]), _follow(decoder.config, key[:-1])
+    names = [key[-1], *(alias for alias, name in _aliases(owner).items() if name == key[-1])]
+    written = [name for name in names if _look(section, (name,)) is not None]
+    value = section[written[0]] if written else _value(owner, key[-1])
     is_main = ".".join(key) == decoder.family.counts[0]
     if value is None and is_main and hasattr(owner, key[-1]):
         value = decoder.query_heads
     if value is not None:
-        names = [key[-1], *(alias for alias, name in _aliases(owner).items() if name == key[-1])]
-        present = [
-            name for name in names if isinstance(_look(inner, key[:-1]), dict) and name in _look(inner, key[:-1])
-        ]
-        yield tuple((*holder, *key[:-1], name) for name in present or names[:1]), _heads(value, decoder, key)
+        paths = tuple((*holder, *key[:-1], name) for name in written or names[:1])
+        yield paths, _heads(value, decoder, key)
     yield from _layers(inner, holder, key)
 
 

@@ -60,6 +60,8 @@ class Family:
     """Multi-head latent attention: the cache holds a latent vector, not heads."""
     refusal: str = ""
     """Why the family cannot be converted; empty when it can."""
+    refused_switches: Mapping[str, str] = field(default_factory=dict)
+    """Config key -> why a model that sets it cannot be converted."""
 
 
 def _rows(row: Family, model_types: str) -> dict[str, Family]:
@@ -67,8 +69,8 @@ def _rows(row: Family, model_types: str) -> dict[str, Family]:
 
 
 _MLA = (
-    "its multi-head latent attention (MLA) caches one latent vector per token, which is already smaller than a "
-    "single KV head and does not depend on num_key_value_heads"
+    "its multi-head latent attention (MLA) caches one latent vector per token for all heads, whose size does not "
+    "depend on num_key_value_heads"
 )
 _SWITCH_TENSOR = TensorRule(source=interleaved, multi_query=fused)
 
@@ -91,6 +93,10 @@ TABLE: Mapping[str, Family] = {
         switch=True,
         groups="ends",
         tensors={r"query_key_value\.(weight|bias)": _SWITCH_TENSOR},
+        refused_switches={
+            "new_decoder_architecture": "falcon's new decoder architecture repeats its KV heads before caching them, "
+            "so the cache would not shrink"
+        },
     ),
     "gpt_bigcode": Family(
         counts=("multi_query",), switch=True, groups="ends", tensors={r"c_attn\.(weight|bias)": _SWITCH_TENSOR}
@@ -167,10 +173,6 @@ TABLE: Mapping[str, Family] = {
         "gemma4_assistant gemma4_unified_assistant",
     ),
 }
-
-FALCON_NEW_ARCHITECTURE = (
-    "falcon's new decoder architecture repeats its KV heads before caching them, so the cache would not shrink"
-)
 
 
 def family(model_type: str) -> Family:
