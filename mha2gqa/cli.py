@@ -45,7 +45,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
             raise typer.BadParameter(f"{path} cannot be read: {error}") from error
         known = {parameter.name for parameter in context.command.params}
         if not isinstance(content, dict) or not set(content) <= known:

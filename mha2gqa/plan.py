@@ -92,7 +92,7 @@ def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
     refuse_family(checkpoint.config)
     source = blueprint(checkpoint.config)
     counts = find_counts(checkpoint.config, source)
-    targets = [(count, heads or count.decoder.query_heads) for count in counts]
+    targets = [(count, count.decoder.query_heads if heads is None else heads) for count in counts]
     for count, target in targets:
         possible = _possible_heads(count)
         if target not in possible:
@@ -117,7 +117,8 @@ def _allows(count: Count, groups: int) -> bool:
 
 def _possible_heads(count: Count) -> list[int]:
     queries = count.decoder.query_heads
-    return [heads for heads in divisors(queries) if heads % count.heads == 0 and _is_switchable(count, heads)]
+    widest = queries // count.decoder.family.widest
+    return [heads for heads in divisors(widest) if heads % count.heads == 0 and _is_switchable(count, heads)]
 
 
 def _is_switchable(count: Count, heads: int) -> bool:

@@ -102,9 +102,7 @@ def pickled(tensors: Callable[[Path], Tensors]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Run]:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Run]:
     """Run in `tmp_path`, where outputs without a directory go."""
     monkeypatch.chdir(tmp_path)
 
@@ -121,7 +119,8 @@ def cli(
 @pytest.fixture(scope="session")
 def tensors() -> Callable[[Path], Tensors]:
     def read(directory: Path) -> Tensors:
-        return {name: tensor for file in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+        files = sorted(directory.glob("*.safetensors"))
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     return read
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
-from tests.families.tiny import save_tiny
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from mha2gqa.checkpoint.source import HUB_ID
 from mha2gqa.cli import app
+from tests.families.tiny import save_tiny
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs/convert").glob("*.yaml"))
 

@@ -5,19 +5,20 @@ in two counts. Byte identity of the round trip is the test that no tensor was mi
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.families.cases import TEXT, Case
-from tests.families.oracle import greedy, load_strict, logits, read_config, read_tensors
-from tests.families.tiny import save_tiny
 
 from mha2gqa.commands.convert import convert
 from mha2gqa.commands.expand import expand
 from mha2gqa.errors import GroupsError
 from mha2gqa.options import ConvertOptions, ExpandOptions
+from tests.families.cases import TEXT, Case
+from tests.families.oracle import greedy, load_strict, logits, read_config, read_tensors
+from tests.families.tiny import save_tiny
 
 KV = "num_key_value_heads"
 TWO_GEMMA4_COUNTS = {KV: 2, "num_global_key_value_heads": 2, "global_head_dim": 32, "attention_k_eq_v": True}
@@ -93,7 +94,9 @@ def test_the_mean_of_three_equal_heads_is_that_head_to_the_last_bit(
     dtype: torch.dtype, method: str, tmp_path: Path
 ) -> None:
     original, expanded = tmp_path / "original", tmp_path / "expanded"
-    save_tiny("llama", original, dtype=dtype, hidden_size=96, num_attention_heads=6, num_key_value_heads=2)
+    model = save_tiny("llama", original, dtype=dtype, hidden_size=96, num_attention_heads=6, num_key_value_heads=2)
+    model.load_state_dict({name: tensor * math.pi for name, tensor in model.state_dict().items()})
+    model.save_pretrained(original)  # numbers that use every bit of the dtype
     expand(ExpandOptions(model=str(original), output=expanded))
     assert read_config(expanded)[KV] == 6
     assert tensor_bytes(convert_back(expanded, 2, method)) == tensor_bytes(original)

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families import oracle
-from tests.families.cases import CASES, Case
-from tests.families.tiny import model_class_name, save_tiny, tiny_config
 from typer.testing import CliRunner
 
 from mha2gqa.cli import app
@@ -23,6 +20,9 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.options import InspectOptions
 from mha2gqa.plan import possible_groups
+from tests.families import oracle
+from tests.families.cases import CASES, Case
+from tests.families.tiny import model_class_name, save_tiny, tiny_config
 
 KIB, MIB = 1024, 1024**2
 
@@ -97,7 +97,10 @@ MIXTRAL_8X7B = {
 }
 PHI_3_MINI_4K = {
     "architectures": ["Phi3ForCausalLM"],
-    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+    "auto_map": {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+    },
     "model_type": "phi3",
     "hidden_size": 3072,
     "intermediate_size": 8192,
@@ -134,6 +137,27 @@ LLAVA_1_5_7B = {
         "vocab_size": 32000,
     },
 }
+LLAMA_4_SCOUT = {
+    "architectures": ["Llama4ForConditionalGeneration"],
+    "model_type": "llama4",
+    "text_config": {
+        "attention_chunk_size": 8192,
+        "head_dim": 128,
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "model_type": "llama4_text",
+        "no_rope_layers": [],
+        "num_attention_heads": 40,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "num_local_experts": 16,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 202048,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": {"model_type": "llama4_vision_model", "num_attention_heads": 16, "num_hidden_layers": 34},
+}
 # Numbers of K and V per token and layer, times bytes, times layers. The last is the cache of 32k tokens.
 PUBLISHED = {
     # 2 · 4 heads · 128 · 2 B · 28 layers; use_sliding_window is off
@@ -148,6 +172,8 @@ PUBLISHED = {
     "Mixtral-8x7B": (MIXTRAL_8X7B, 131_072, 4 * 1024 * MIB),
     # 2 · 32 · 96 · 2 B · 32; every layer keeps 2047 tokens
     "Phi-3-mini-4k": (PHI_3_MINI_4K, 393_216, 393_216 * 2047),
+    # 2 · 8 · 128 · 2 B · 48; three of four layers attend inside chunks of 8192 tokens
+    "Llama-4-Scout": (LLAMA_4_SCOUT, 196_608, 2 * 8 * 128 * 2 * (36 * 8192 + 12 * 32 * KIB)),
     # As Llama-2-7B, whose sizes are the defaults of its text_config; the vision tower caches nothing
     "LLaVA-1.5-7b": (LLAVA_1_5_7B, 524_288, 16 * 1024 * MIB),
 }

@@ -12,8 +12,6 @@ import pytest
 import torch
 import xxhash
 from huggingface_hub import ModelCard
-from tests.families.oracle import read_tensors
-from tests.families.tiny import save_tiny
 from typer.testing import CliRunner
 
 from mha2gqa.checkpoint.card import CardFacts, write_card
@@ -22,6 +20,8 @@ from mha2gqa.cli import app
 from mha2gqa.commands.convert import convert
 from mha2gqa.commands.expand import expand
 from mha2gqa.options import ConvertOptions, ExpandOptions
+from tests.families.oracle import read_tensors
+from tests.families.tiny import save_tiny
 
 CARD = """---
 license: other
@@ -44,9 +44,17 @@ model-index:
 # A tiny model
 """
 TAKEN = {
-    **{"tokenizer.json": "{}", "tokenizer_config.json": "{}", "tokenizer.model": "spm", "vocab.txt": "a\nb\n"},
-    **{"special_tokens_map.json": "{}", "merges.txt": "a b", "chat_template.jinja": "{{ messages }}"},
-    **{"modeling_tiny.py": "pass\n", "preprocessor_config.json": "{}", "LICENSE": "free", "NOTICE.txt": "mind"},
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    "tokenizer.model": "spm",
+    "vocab.txt": "a\nb\n",
+    "special_tokens_map.json": "{}",
+    "merges.txt": "a b",
+    "chat_template.jinja": "{{ messages }}",
+    "modeling_tiny.py": "pass\n",
+    "preprocessor_config.json": "{}",
+    "LICENSE": "free",
+    "NOTICE.txt": "mind",
     "additional_chat_templates/tools.jinja": "{{ tools }}",
 }
 LEFT = (

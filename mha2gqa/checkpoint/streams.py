@@ -179,8 +179,8 @@ def _sync_range(descriptor: int, offset: int, size: int, flags: int) -> None:
 
 
 def should_drop_behind(size: int) -> bool:
-    """Return whether copying `size` bytes would evict them from the page cache before the end."""
-    return hasattr(os, "posix_fadvise") and 2 * size > _available_memory()
+    """Return whether reading and writing `size` bytes would fill more than half of the memory with pages."""
+    return hasattr(os, "posix_fadvise") and 4 * size > _available_memory()
 
 
 def _available_memory() -> int:

@@ -13,7 +13,13 @@ from mha2gqa.families.blueprint import Blueprint, ConfigJson, Spelling
 from mha2gqa.families.changes import Change, find_changes
 from mha2gqa.families.counts import Count, decoders
 
-_CROSS = ("cross_attn", "encoder_attn", "crossattention")
+_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention")
+_WINDOWS = {
+    "sliding_attention": "sliding_window",
+    "hybrid_sliding": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+"""Kind of a layer -> config key of its window; layers of other kinds keep every token."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,13 @@ class CacheLayer:
     """Tokens that a sliding window keeps; None keeps all."""
     cross: bool
     """The tokens are an encoder's."""
+    counted: int
+    """KV heads that the config counts for the layer; `kv_heads` is a multiple of it."""
 
     def numbers(self, groups: int | None = None) -> int:
         """Return the numbers that one token adds, with at most `groups` KV heads."""
-        heads = min(self.kv_heads, groups or self.kv_heads)
-        return (heads or 1) * self.width
+        fewer = self.counted // min(self.counted, groups) if groups else 1
+        return (self.kv_heads // fewer or 1) * self.width
 
     def tokens(self, context: int) -> int:
         """Return how many of `context` tokens the layer keeps."""
@@ -88,10 +96,19 @@ def _add(found: dict[str, CacheLayer], plan: Blueprint, count: Count, change: Ch
         heads = len({run.head for run in runs if run.part != "q"})
         rows = sum(run.count for run in runs if run.part != "q")
         before = found.get(module)
-        width = rows // heads + (before.width if before else 0)
-        window = getattr(attention, "sliding_window", None)
+        # Gemma4 layers without v_proj cache their keys a second time, as values.
+        times = 2 if getattr(attention, "v_proj", module) is None else 1
+        width = times * rows // heads + (before.width if before else 0)
         cross = any(word in module.lower() for word in _CROSS)
-        found[module] = CacheLayer(module, heads, width, window if isinstance(window, int) else None, cross)
+        found[module] = CacheLayer(module, heads, width, _window(count.decoder.config, attention), cross, count.heads)
+
+
+def _window(config: Any, attention: Any) -> int | None:
+    """Return the window by the kind of the layer, as transformers' own cache does; without kinds all have it."""
+    kinds, layer = getattr(config, "layer_types", None), getattr(attention, "layer_idx", None)
+    kind = kinds[layer] if kinds and layer is not None else "sliding_attention"
+    window = getattr(config, _WINDOWS.get(kind, ""), None)
+    return window if isinstance(window, int) else None
 
 
 def _tree_order(plan: Blueprint, found: dict[str, CacheLayer]) -> list[str]:
@@ -105,4 +122,4 @@ def _latent_layers(plan: Blueprint) -> list[CacheLayer]:
         return []
     width = math.prod([config.kv_lora_rank]) + config.qk_rope_head_dim
     modules = [name.rpartition(".")[0] for name in plan.module_shapes if name.endswith("kv_a_proj_with_mqa.weight")]
-    return [CacheLayer(module, 0, width, None, False) for module in modules]
+    return [CacheLayer(module, 0, width, None, False, 1) for module in modules]

@@ -5,14 +5,15 @@ second. `plan.py` turns the answer into pieces, `cache.py` into bytes of KV cach
 """
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from mha2gqa.errors import FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint
 from mha2gqa.families.counts import Count, rewrite
-from mha2gqa.families.layouts import Geometry, Layout
+from mha2gqa.families.layouts import Geometry, Layout, separate
 from mha2gqa.families.table import PLAIN, TensorRule
 
 
@@ -96,6 +97,8 @@ def find_changes(
                 "that mha2gqa does not know",
                 remedy="Please report the model type; a family is one row of families/table.py",
             )
+        if rules[number][1].source is separate and rules[number][1].cached:
+            _check_width(name, shapes[0], count, rules[number][1])
         by_rule.setdefault(number, {})[name] = shapes
     changes = []
     for number, names in by_rule.items():
@@ -106,3 +109,30 @@ def find_changes(
             Change(names, before.keys(), patterns[number], rule, geometry, replace(geometry, kv_heads=heads))
         )
     return changes
+
+
+def _check_width(name: str, shape: Shape | None, count: Count, rule: TensorRule) -> None:
+    """Refuse a K or V tensor that holds another number of heads than its count says.
+
+    A class may multiply the count for some layers. Cutting such a tensor into `count` heads would
+    merge halves of different heads without any error, so a head must have a width that the config names.
+    """
+    config = count.decoder.config
+    widths = set(_head_widths(config.to_dict()))
+    if hidden := getattr(config, "hidden_size", None):
+        widths.add(hidden // count.decoder.query_heads)
+    if shape is None or rule.head_width or shape[0] // count.heads in widths:
+        return
+    raise FamilyError(
+        f"Tensor {name!r} has {shape[0]} rows, which are not {count.heads} heads of any width that the config names",
+        expected=f"heads of {', '.join(map(str, sorted(widths)))}",
+        remedy="Please report the model type; a family is one row of families/table.py",
+    )
+
+
+def _head_widths(content: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _head_widths(value)
+        elif isinstance(value, int) and "head_dim" in str(key):
+            yield value

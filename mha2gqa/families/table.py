@@ -56,6 +56,8 @@ class Family:
     """Pattern of a tensor's name -> rule, besides `PLAIN`."""
     groups: AllowedGroups = "divisors"
     """Which G the class can run."""
+    widest: int = 1
+    """KV heads that the layer with the most has for each one that the config counts."""
     latent: bool = False
     """Multi-head latent attention: the cache holds a latent vector, not heads."""
     refusal: str = ""
@@ -118,10 +120,11 @@ TABLE: Mapping[str, Family] = {
     ),
     # Sliding layers are hard-wired to twice the KV heads of the others.
     "mimo_v2_flash": Family(
+        widest=2,
         tensors={
             r"k_proj\.(weight|bias)": TensorRule(head_width="head_dim"),
             r"v_proj\.(weight|bias)": TensorRule(head_width="v_head_dim"),
-        }
+        },
     ),
     # Pairs of value heads are concatenated, so their number stays even.
     "diffllama": Family(groups="even"),

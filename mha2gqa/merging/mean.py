@@ -18,4 +18,5 @@ def mean(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         heads_RN: The R heads of a group, N numbers each, in the dtype of accumulation.
         generator: Not used.
     """
-    return heads_RN.mean(dim=0)
+    first_N = heads_RN[0]
+    return first_N + (heads_RN - first_N).mean(dim=0)  # exact where the heads are equal, in fp64 too

@@ -1,0 +1,71 @@
+"""The reference checkpoint that ships with the package: its size, its text, its loss, and the demo on it."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mha2gqa.commands.demo import measure
+from mha2gqa.evaluation.perplexity import held_out_loss
+from mha2gqa.reference.corpus import CALIBRATION, HELD_OUT, calibration_files, held_out_files, training_files
+from tests.conftest import Run
+
+CHECKPOINT = Path(__file__).parents[1] / "mha2gqa/reference/checkpoint"
+
+
+def test_the_checkpoint_is_a_small_bf16_mha_llama() -> None:
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (8, 8, 32)
+    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 8_000_000
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118 (no dict)
+
+
+def test_held_out_calibration_and_training_text_are_apart_as_they_say() -> None:
+    held_out, calibration, training = (set(files()) for files in (held_out_files, calibration_files, training_files))
+    assert len(held_out) == len(HELD_OUT)
+    assert len(calibration) >= len(CALIBRATION) - 2, "a Python may have made a module a package"
+    assert not held_out & training
+    assert calibration <= training
+
+
+def test_held_out_loss_is_that_of_an_independent_float64_loop() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float64).eval()
+    tokens = [tokenizer.bos_token_id, *tokenizer(held_out_files()[0].read_text())["input_ids"]][:1024]
+    losses = []
+    for block in (tokens[:512], tokens[512:]):
+        with torch.inference_mode():
+            log_probabilities = model(input_ids=torch.tensor([block])).logits[0].log_softmax(-1)
+        losses += [-log_probabilities[place, token].item() for place, token in enumerate(block[1:])]
+    assert held_out_loss(CHECKPOINT, 1024) == pytest.approx(math.fsum(losses) / len(losses), abs=1e-5)
+
+
+def test_the_reference_has_learnt_python() -> None:
+    note = json.loads((CHECKPOINT / "training.json").read_text())
+    assert note["held_out_loss"] < 3.0
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    prompt = tokenizer("class Reader:\n    def __init__(self, ", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
+    assert "self." in text and "def " in text.removeprefix("class Reader:\n    def __init__")
+
+
+@pytest.mark.slow
+def test_the_demo_shows_that_a_mean_is_better_than_random_heads(tmp_path: Path, cli: Callable[..., Run]) -> None:
+    rows = {row.name: row for row in measure(tmp_path / "first", tokens=4096)}
+    original, mean, random = (rows[name] for name in ("original", _name(1, "mean"), _name(1, "random")))
+    assert original.loss < mean.loss < random.loss
+    assert mean.cache_per_token * 8 == original.cache_per_token
+    run = cli("demo", str(tmp_path / "second"), "--tokens", "512")
+    assert run.code == 0
+    assert "held-out loss" in run.out
+
+
+def _name(groups: int, method: str) -> str:
+    return f"mha2gqa-reference-{groups}-{method}"
