@@ -145,9 +145,12 @@ def demo(
     tokens: Annotated[int, typer.Option(help="Tokens of held-out text to evaluate on.")] = 50_000,
 ) -> None:
     """Inspect and convert the reference checkpoint, and show what that saved and what it cost."""
+    from transformers.utils import logging
+
     from mha2gqa import console
     from mha2gqa.commands.demo import describe, measure
 
+    logging.disable_progress_bar()
     console.print_inspection(describe())
     console.print_demo(measure(directory, tokens))
 

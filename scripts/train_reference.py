@@ -127,6 +127,7 @@ def main(
     )
     work.mkdir(parents=True, exist_ok=True)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    model.config.use_cache = True  # the Trainer switches it off
     model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)
     # The loss is that of the rounded weights that ship, computed in fp32: bf16 is slow on most CPUs.
