@@ -165,8 +165,9 @@ def main() -> None:
 
         print_error(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        from mha2gqa.console import print_error
+    except SystemExit as ending:
+        if ending.code == 130:  # typer turns Ctrl-C into this
+            from mha2gqa.console import print_error
 
-        print_error("Interrupted; nothing was left behind.")
-        sys.exit(130)
+            print_error("Interrupted; nothing was left behind.")
+        raise

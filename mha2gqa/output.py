@@ -57,7 +57,7 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
     if request.dry_run:
         return report
     method = METHODS[request.method]
-    with staged(request.output) as directory:
+    with staged(request.output, force=request.force) as directory:
         checksums = write_weights(
             directory, files, method=method, seed=request.seed, metadata=checkpoint.metadata, progress=progress
         )
@@ -112,7 +112,7 @@ def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardF
     model = f"{source.hub_id}@{source.revision}" if source.hub_id else source.name
     options = " ".join(f"--{name} {value}" for name, value in request.options.items())
     return CardFacts(
-        name=request.output.name,
+        name=request.output.resolve().name,
         command=request.command,
         command_line=f"mha2gqa {request.command} {model} {options}",
         heads_before=report.heads_before,

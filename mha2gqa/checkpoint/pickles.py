@@ -6,6 +6,7 @@ current (zip) format is byte ranges like a safetensors file. Files older than to
 tensors that are views with strides, are held in memory instead.
 """
 
+import bisect
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -35,13 +36,23 @@ def read_pickle(file: Path) -> list[TensorInfo]:
         CheckpointError: The file is damaged, holds anything but tensors by name, or wants to
             execute something.
     """
-    if zipfile.is_zipfile(file):
+    if _is_stored(file):
         with FakeTensorMode():
             tensors = _load(file)
         if all(_has_range(tensor) for tensor in tensors.values()):
             infos = [_info(name, tensor, file, _offset(tensor)) for name, tensor in tensors.items()]
+            _check_inside(file, tensors, infos)
             return sorted(infos, key=lambda info: info.offset)
     return [_in_memory(name, tensor, file) for name, tensor in _load(file).items()]
+
+
+def _is_stored(file: Path) -> bool:
+    """Return whether a file is a zip archive without compression, so that tensors are ranges of it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
@@ -53,8 +64,11 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
             expected="a state dict that torch.load(weights_only=True) accepts",
             remedy="Use a safetensors version of the checkpoint, or one from a source that you trust",
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}", remedy="Download the file again") from error
+    except Exception as error:  # a damaged pickle fails in every way: KeyError, struct.error, AssertionError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{file} is damaged: {reason}", expected="a complete file of torch.save", remedy="Download the file again"
+        ) from error
     return _tensors(content, file)
 
 
@@ -80,6 +94,21 @@ def _has_range(tensor: torch.Tensor) -> bool:
 def _offset(tensor: torch.Tensor) -> int:
     start: int = getattr(tensor.untyped_storage(), "_checkpoint_offset")  # noqa: B009 (torch's stubs lack it)
     return start + int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _check_inside(file: Path, tensors: Mapping[str, torch.Tensor], infos: list[TensorInfo]) -> None:
+    """Refuse a tensor that reaches beyond its storage, into other bytes of the file."""
+    with zipfile.ZipFile(file) as archive:
+        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    starts = [member.header_offset for member in members]
+    for info in infos:
+        start = getattr(tensors[info.name].untyped_storage(), "_checkpoint_offset")  # noqa: B009
+        if info.offset + info.size > start + members[bisect.bisect(starts, start) - 1].file_size:
+            raise CheckpointError(
+                f"{file} is damaged: tensor {info.name!r} reaches beyond its storage",
+                expected="a complete file of torch.save",
+                remedy="Download the file again",
+            )
 
 
 def _info(name: str, tensor: torch.Tensor, file: Path | MemoryFile, offset: int) -> TensorInfo:

@@ -49,8 +49,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         CheckpointError: Anything is missing, malformed, contradictory or unsafe.
     """
-    config = read_json(directory / "config.json")
     _refuse_adapter(directory)
+    config = read_json(directory / "config.json")
     tensors, metadata = _read_weights(directory)
     return Checkpoint(directory, config, tensors, metadata, tuple(_companions(directory)))
 
@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
             expected="a directory as save_pretrained writes it: config.json beside the weights",
             remedy="Name the directory that holds it",
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}",
             expected="a JSON object",
@@ -206,12 +206,17 @@ def _refuse_adapter(directory: Path) -> None:
 
 
 def _companions(directory: Path) -> Iterable[Path]:
-    """Yield what a loader needs beside the weights; hidden files and other weights stay behind."""
+    """Yield what a loader needs beside the weights; hidden files, weights and other checkpoints stay behind."""
     for root, folders, files in os.walk(directory):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        inside = (folder for folder in folders if not (folder.startswith(".") or _is_checkpoint(Path(root) / folder)))
+        folders[:] = sorted(inside)
         relative = Path(root).relative_to(directory)
         for name in sorted(files):
             is_weight = name.endswith((*_WEIGHT_SUFFIXES, _INDEX_SUFFIX))
             is_ours = relative == Path() and name in _LEFT_BEHIND
             if not (name.startswith(".") or is_weight or is_ours):
                 yield relative / name
+
+
+def _is_checkpoint(directory: Path) -> bool:
+    return (directory / "config.json").is_file()

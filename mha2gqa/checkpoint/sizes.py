@@ -20,7 +20,7 @@ def parse_size(text: str | None) -> int | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size <= 0:
+    size = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else 0
+    if not 1 <= size < 1 << 63:
         raise OutputError(f"--max-shard-size {text} is no size", expected="a number with a unit, such as 5GB or 500MB")
-    return size
+    return int(size)

@@ -41,7 +41,11 @@ def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
         _check_replaceable(output, force=force)
     parent = next(folder for folder in target.parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise OutputError(f"Cannot write into {parent}", expected="a directory with write permission")
+        raise OutputError(
+            f"Cannot write into {parent}",
+            expected="a directory with write permission",
+            remedy="Choose another with -o",
+        )
     free = shutil.disk_usage(parent).free
     if size > free:
         raise OutputError(
@@ -69,24 +73,40 @@ def _check_replaceable(output: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def staged(output: Path) -> Iterator[Path]:
+def staged(output: Path, *, force: bool) -> Iterator[Path]:
     """Give a directory to write into, and put it in the place of `output` when the block succeeds.
 
     Raises:
-        OutputError: The disk is full, permission is missing, or another run writes the same output.
+        OutputError: The disk is full, permission is missing, another run writes the same output, or
+            something that may not be replaced has appeared there meanwhile.
     """
-    partial, replaced = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "replaced"))
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
+    target = output.resolve()  # `.` has no name of its own
+    partial, replaced = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "replaced"))
+    with _refusals(output), _parents(target):
+        partial.mkdir(exist_ok=True)
         with _locked(partial, output):
             _clear(partial)
             try:
                 yield partial
                 _sync(partial)
+                if target.exists():  # it may have appeared meanwhile
+                    _check_replaceable(output, force=force)
+                _move_into_place(partial, target, replaced)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
-            _move_into_place(partial, output, replaced)
+
+
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
+}
+
+
+@contextlib.contextmanager
+def _refusals(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -96,7 +116,18 @@ def staged(output: Path) -> Iterator[Path]:
         ) from error
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR}
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the directories above `path`, and take away those that are new if the block fails."""
+    created = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -125,7 +156,12 @@ def _move_into_place(partial: Path, output: Path, replaced: Path) -> None:
     if output.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         output.rename(replaced)
-    partial.rename(output)
+    try:
+        partial.rename(output)
+    except BaseException:
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise
     _sync_one(output.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -36,8 +36,8 @@ def ignore_progress(size: int, total: int) -> None:
 
 _THREADS = 2
 _TASK = 64 << 20
-_SLICE = 1 << 21
-"""Numbers of the heads of a group that are in memory at a time, per thread."""
+_SLICE = 1 << 18
+"""Numbers of the heads of a group that are in memory at a time, per thread; larger ones fragment the heap."""
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
@@ -204,7 +204,7 @@ class _Task:
 def _start_file(descriptor: int, file: OutputFile, metadata: dict[str, str], drop_behind: bool) -> list[_Task]:
     """Write the header of a file and return the tasks that write its tensors."""
     header = _header(file, metadata)
-    os.pwrite(descriptor, header, 0)
+    Writer(descriptor, 0, drop_behind=False).write(memoryview(header))
     tasks: list[_Task] = []
     offset = start = len(header)
     run: list[OutputTensor] = []

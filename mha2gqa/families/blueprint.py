@@ -73,9 +73,10 @@ def _build(config_text: str) -> Blueprint:
 def _accept(model_type: str, build: Callable[[], Built]) -> Built:
     try:
         return build()
-    except Exception as error:  # transformers validates with exceptions of every kind
+    except Exception as error:  # transformers validates with exceptions of every kind, some over several lines
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"transformers {transformers.__version__} rejects this config.json of type {model_type!r}: {error}",
+            f"transformers {transformers.__version__} rejects this config.json of type {model_type!r}: {reason}",
             expected="a config that AutoConfig.from_pretrained and its model class accept",
         ) from error
 
@@ -111,7 +112,10 @@ def _require_known(model_type: object, config_json: ConfigJson) -> None:
 
 def _model_class(config: PreTrainedConfig, config_json: ConfigJson) -> Callable[[PreTrainedConfig], PreTrainedModel]:
     """Return the class that wrote the checkpoint, else the causal or the bare model of the type."""
-    names = [*(config_json.get("architectures") or []), *_auto_classes(config.model_type)]
+    architectures = config_json.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(f"config.json has architectures {architectures!r}", expected="a list of class names")
+    names = [*architectures, *_auto_classes(config.model_type)]
     for name in names:
         candidate = getattr(transformers, name, None)
         if candidate is not None and issubclass(candidate, PreTrainedModel):

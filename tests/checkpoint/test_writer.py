@@ -311,7 +311,7 @@ def test_every_way_writes_the_same(tiny, cli, tmp_path, tree, monkeypatch, steps
 
 def test_drop_behind_is_for_what_does_not_fit(monkeypatch):
     monkeypatch.setattr(streams, "_available_memory", lambda: 1000)
-    assert [streams.should_drop_behind(size) for size in (100, 500, 501, 5000)] == [False, False, True, True]
+    assert [streams.should_drop_behind(size) for size in (0, 100, 1000, 5000)] == [False, False, True, True]
 
 
 def test_reads_and_writes_that_come_in_parts(tiny, cli, tmp_path, monkeypatch):
