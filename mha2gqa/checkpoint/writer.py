@@ -1,4 +1,4 @@
-"""Writes the weights of a checkpoint: one group of heads at a time, two threads, checksums on the way.
+"""Writes the weights of a checkpoint: one group of heads at a time, on threads, with checksums on the way.
 
 `divide` puts the output tensors into files, `write_weights` streams them. Every tensor's XXH3
 checksum comes out of the same pass. The files are synced here; the directory around them, and that
@@ -34,7 +34,8 @@ def ignore_progress(size: int, total: int) -> None:
     """Take note of nothing."""
 
 
-_THREADS = 2
+_THREADS = 3
+"""They wait for the disk as much as they compute: measured, three are faster than two and than four on two cores."""
 _TASK = 64 << 20
 _SLICE = 1 << 18
 """Numbers of the heads of a group that are in memory at a time, per thread; larger ones fragment the heap."""
@@ -149,7 +150,8 @@ class _Pool:
 
     def _merge(self, raw_RN: torch.Tensor, piece: Merge, generator: torch.Generator) -> torch.Tensor:
         heads_RN = raw_RN.to(torch.float32 if raw_RN.dtype.itemsize == 2 else torch.float64)
-        if not torch.isfinite(heads_RN).all():
+        # The sum is the cheap test; numbers whose sum overflows get the exact one.
+        if not torch.isfinite(heads_RN.sum()) and not torch.isfinite(heads_RN).all():
             raise CheckpointError(
                 f"Tensor {piece.tensor!r} holds NaN or infinity",
                 expected="finite numbers in K and V",

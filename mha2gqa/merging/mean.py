@@ -18,5 +18,8 @@ def mean(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         heads_RN: The R heads of a group, N numbers each, in the dtype of accumulation.
         generator: Not used.
     """
+    if heads_RN.dtype.itemsize < 8:
+        return heads_RN.mean(dim=0)
+    # There may be no wider dtype than the source's: the mean of equal heads is then exact only so.
     first_N = heads_RN[0]
-    return first_N + (heads_RN - first_N).mean(dim=0)  # exact where the heads are equal, in fp64 too
+    return first_N + (heads_RN - first_N).mean(dim=0)
