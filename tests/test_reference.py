@@ -48,12 +48,9 @@ def test_held_out_loss_is_that_of_an_independent_float64_loop() -> None:
 
 def test_the_reference_has_learnt_python() -> None:
     note = json.loads((CHECKPOINT / "training.json").read_text())
-    assert note["held_out_loss"] < 3.0
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    prompt = tokenizer("class Reader:\n    def __init__(self, ", return_tensors="pt")
-    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
-    assert "self." in text and "def " in text.removeprefix("class Reader:\n    def __init__")
+    assert note["held_out_loss"] < 2.8
+    # A uniform guess costs ln 2048 = 7.6 nats; the first 8,192 tokens are easier than the average.
+    assert held_out_loss(CHECKPOINT, 8192) < note["held_out_loss"]
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from typing import TypeAlias
 import torch
 import xxhash
 
-from mha2gqa.checkpoint.pieces import DTYPES, Copy, Fold, MemoryFile, Merge, OutputTensor, Span
+from mha2gqa.checkpoint.pieces import Copy, MemoryFile, OutputTensor
+from mha2gqa.checkpoint.pool import Pool
 from mha2gqa.checkpoint.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.checkpoint.streams import BLOCK, Sources, Writer, should_drop_behind
-from mha2gqa.errors import CheckpointError
 from mha2gqa.merging import Method
 
 Progress: TypeAlias = Callable[[int, int], object]
@@ -37,8 +37,6 @@ def ignore_progress(size: int, total: int) -> None:
 _THREADS = 3
 """They wait for the disk as much as they compute: measured, three are faster than two and than four on two cores."""
 _TASK = 64 << 20
-_SLICE = 1 << 18
-"""Numbers of the heads of a group that are in memory at a time, per thread; larger ones fragment the heap."""
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
@@ -104,7 +102,7 @@ def write_weights(
     Raises:
         CheckpointError: A source file ends early, or K/V hold NaN or infinity.
     """
-    pool = _Pool(method, seed)
+    pool = Pool(method, seed)
     total = sum(file.size for file in files)
     drop_behind = should_drop_behind(total)
     checksums: dict[str, str] = {}
@@ -128,54 +126,6 @@ def write_weights(
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """Makes one head of the heads of a group, in the dtype of accumulation."""
-
-    method: Method
-    seed: int
-
-    def slices(self, sources: Sources, piece: Merge) -> Iterator[memoryview]:
-        """Yield the bytes of the merged head, a few rows at a time."""
-        dtype = DTYPES[piece.dtype]
-        row = piece.columns * dtype.itemsize
-        rows = piece.spans[0].size // row
-        generator = torch.Generator().manual_seed(self._seed(piece))
-        step = max(1, _SLICE // (piece.columns * len(piece.spans)))
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            raw = torch.empty(len(piece.spans), count * piece.columns, dtype=dtype)
-            for head, span in zip(raw, piece.spans, strict=True):
-                sources.read_into(Span(span.file, span.offset + start * row, count * row), _bytes(head))
-            yield _bytes(self._merge(raw, piece, generator).to(dtype))
-
-    def _merge(self, raw_RN: torch.Tensor, piece: Merge, generator: torch.Generator) -> torch.Tensor:
-        heads_RN = raw_RN.to(torch.float32 if raw_RN.dtype.itemsize == 2 else torch.float64)
-        # The sum is the cheap test; numbers whose sum overflows get the exact one.
-        if not torch.isfinite(heads_RN.sum()) and not torch.isfinite(heads_RN).all():
-            raise CheckpointError(
-                f"Tensor {piece.tensor!r} holds NaN or infinity",
-                expected="finite numbers in K and V",
-                remedy="The checkpoint is broken there: take an earlier one of the training run",
-            )
-        if piece.fold:
-            heads_RN = _fold(heads_RN, piece.fold, piece.columns)
-        return self.method(heads_RN, generator) if len(heads_RN) > 1 else heads_RN[0]
-
-    def _seed(self, piece: Merge) -> int:
-        return xxhash.xxh64_intdigest(f"{self.seed}/{piece.tensor}/{piece.part}/{piece.group}".encode()) >> 1
-
-
-def _fold(heads_RN: torch.Tensor, fold: Fold, columns: int) -> torch.Tensor:
-    """Sum columns over the KV heads of each group; to expand, give all to the first of the copies."""
-    width, shared = columns // fold.source, max(1, fold.source // fold.target)
-    if fold.target <= fold.source:
-        return heads_RN.reshape(len(heads_RN), -1, fold.target, shared, width).sum(dim=3).flatten(1)
-    spread = heads_RN.reshape(len(heads_RN), -1, fold.source, 1, width)
-    zeros = spread.new_zeros(*spread.shape[:3], fold.target // fold.source - 1, width)
-    return torch.cat([spread, zeros], dim=3).flatten(1)
-
-
-@dataclass(frozen=True)
 class _Task:
     """A run of whole tensors that lie behind one another in a file; one thread writes it."""
 
@@ -184,7 +134,7 @@ class _Task:
     tensors: tuple[OutputTensor, ...]
     drop_behind: bool
 
-    def run(self, sources: Sources, pool: _Pool, progress: Callable[[int], object]) -> dict[str, str]:
+    def run(self, sources: Sources, pool: Pool, progress: Callable[[int], object]) -> dict[str, str]:
         """Write the tensors; return their checksums."""
         writer = Writer(self.descriptor, self.offset, drop_behind=self.drop_behind)
         checksums = {}
@@ -286,10 +236,6 @@ def _single_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().view(torch.uint8).numpy().data
 
 
 def _write_index(path: Path, files: Sequence[OutputFile]) -> None:

@@ -136,9 +136,11 @@ def _fit_config(model_class: type[PreTrainedModel]) -> Callable[[PreTrainedConfi
     """Hand a text-only class the text part of a composite config, as from_pretrained does."""
 
     def build(config: PreTrainedConfig) -> PreTrainedModel:
-        wanted, text = getattr(model_class, "config_class", None), config.get_text_config()
-        is_text_only = wanted is not None and not isinstance(config, wanted) and isinstance(text, wanted)
-        return model_class(text if is_text_only else config)
+        wanted = getattr(model_class, "config_class", None)
+        if wanted is None or isinstance(config, wanted):
+            return model_class(config)
+        text = config.get_text_config(decoder=True)
+        return model_class(text if isinstance(text, wanted) else config)
 
     return build
 

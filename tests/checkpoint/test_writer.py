@@ -19,7 +19,7 @@ import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mha2gqa.checkpoint import streams, writer
+from mha2gqa.checkpoint import pool, streams, writer
 from mha2gqa.checkpoint.pieces import Span
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.errors import CheckpointError
@@ -276,7 +276,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers, windows, slices and tasks so small that a tiny checkpoint needs many of each."""
     monkeypatch.setattr(streams, "_BUFFER", 1 << 14)
     monkeypatch.setattr(streams, "_WINDOW", 1 << 16)
-    monkeypatch.setattr(writer, "_SLICE", 1 << 12)
+    monkeypatch.setattr(pool, "_SLICE", 1 << 12)
     monkeypatch.setattr(writer, "_TASK", 1 << 18)
 
 
