@@ -109,12 +109,12 @@ def _record(plan: Plan, request: Request) -> Record:
 
 
 def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardFacts:
-    model = f"{source.hub_id}@{source.revision}" if source.hub_id else source.name
-    options = " ".join(f"--{name} {value}" for name, value in request.options.items())
+    options = (f"--{name} {value}" for name, value in request.options.items())
+    words = ["mha2gqa", request.command, source.argument, *options]
     return CardFacts(
         name=request.output.resolve().name,
         command=request.command,
-        command_line=f"mha2gqa {request.command} {model} {options}",
+        command_line=" ".join(word for word in words if word),
         heads_before=report.heads_before,
         heads_after=report.heads_after,
         cache_before=report.cache_before,

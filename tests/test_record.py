@@ -268,3 +268,9 @@ def test_the_json_of_an_expansion_is_parseable(tmp_path: Path) -> None:
     report = run("expand", tmp_path / "source", "-o", tmp_path / "output", "--heads", 2, "--json")
     assert (report["command"], report["heads_before"], report["heads_after"]) == ("expand", 1, 2)
     assert report["method"] is None
+
+
+def test_the_card_of_a_converted_reference_gives_a_command_that_runs(tmp_path: Path) -> None:
+    convert(ConvertOptions(groups=4, output=tmp_path / "converted"))
+    text = ModelCard.load(tmp_path / "converted" / "README.md").text
+    assert "mha2gqa convert --groups 4 --method mean" in text

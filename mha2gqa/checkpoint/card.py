@@ -17,7 +17,7 @@ _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_t
 _TEXT = """\
 # {title}
 
-{base} with **{after} KV heads instead of {before}**, {verb} by [mha2gqa](https://pypi.org/project/mha2gqa/):
+{base} with **{after} KV heads instead of {before}**, {verb} by mha2gqa:
 
     {command}
 
@@ -27,7 +27,7 @@ _TEXT = """\
 | KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
 
 {quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
-The architecture and all other weights are those of the original, so everything that loads it loads this.
+The architecture and all other weights are those of the original.
 """
 
 _QUALITY = {

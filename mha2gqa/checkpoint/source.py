@@ -32,6 +32,13 @@ class Source:
     revision: str | None
     """The commit when it came from the Hub."""
 
+    @property
+    def argument(self) -> str:
+        """The MODEL argument that names it again on another machine; empty for the reference checkpoint."""
+        if self.hub_id:
+            return f"{self.hub_id}@{self.revision}"
+        return "" if self.directory == reference_directory() else self.name
+
 
 def find_source(model: str | None, *, small: bool = False) -> Source:
     """Find a model and, if it is on the Hub, download it.
@@ -85,8 +92,13 @@ def remote_weight_shapes(source: Source) -> dict[str, tuple[str, tuple[int, ...]
     return hub.weight_shapes(source.hub_id, source.revision) if source.hub_id else None
 
 
+def reference_directory() -> Path:
+    """Return where the checkpoint that ships with the package lies."""
+    return Path(mha2gqa.reference.__file__).parent / "checkpoint"
+
+
 def _reference() -> Source:
-    directory = Path(mha2gqa.reference.__file__).parent / "checkpoint"
+    directory = reference_directory()
     if not (directory / "config.json").is_file():
         raise SourceError(
             f"The reference checkpoint is missing from {directory}",
