@@ -213,9 +213,14 @@ def _run(
         progress(size, total)
 
     def work() -> None:
-        with contextlib.suppress(queue.Empty, CancelledError):
+        try:
             while not stop.is_set():
                 execute(pending.get_nowait(), advance)
+        except (queue.Empty, CancelledError):
+            pass
+        except BaseException:
+            stop.set()  # at once: the main thread may be slow to wake
+            raise
 
     with ThreadPoolExecutor(_THREADS) as executor:
         futures = [executor.submit(work) for _ in range(_THREADS)]
