@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 import transformers
@@ -145,25 +145,43 @@ def _fit_config(model_class: type[PreTrainedModel]) -> Callable[[PreTrainedConfi
     return build
 
 
-Spelling: TypeAlias = Callable[[Blueprint], dict[str, Shape]]
-"""A way to name tensors in a file: blueprint -> file name -> shape."""
+@dataclass(frozen=True)
+class Spelling:
+    """A way to name tensors in a file; calling it with a blueprint gives file name -> shape."""
+
+    attribute: Literal["shapes", "module_shapes"]
+    """As transformers writes them, or as in the module tree."""
+    prefix: str = ""
+    """The base model's prefix, where the file has it and transformers' names have not, or the reverse."""
+    adds: bool = False
+    """The file has the prefix."""
+
+    def __call__(self, plan: Blueprint) -> dict[str, Shape]:
+        """Return the names and shapes of a blueprint in this spelling."""
+        return {self._change(name): shape for name, shape in getattr(plan, self.attribute).items()}
+
+    def write(self, plan: Blueprint, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return tensors of the module tree under the names, and in the form, that a file has them in."""
+        written = dict(tensors)
+        if self.attribute == "shapes":
+            written = revert_weight_conversion(plan.model, written)
+        return {self._change(name): tensor for name, tensor in written.items()}
+
+    def _change(self, name: str) -> str:
+        return self.prefix + name if self.adds else name.removeprefix(self.prefix)
+
+
+by_module = Spelling("module_shapes")
+"""Names as in the module tree."""
 
 
 def find_spelling(plan: Blueprint, names: set[str]) -> Spelling:
-    """Return the spelling of tensor names that fits the most of `names`, the names in a file.
-
-    As transformers writes them or as in the module tree, with the base model's prefix as it is,
-    dropped or added.
-    """
+    """Return the spelling of tensor names that fits the most of `names`, the names in a file."""
     prefix = f"{plan.model.base_model_prefix}."
-    changes: list[Callable[[str], str]] = [str, lambda name: name.removeprefix(prefix), lambda name: prefix + name]
+    attributes: tuple[Literal["shapes", "module_shapes"], ...] = ("shapes", "module_shapes")
     spellings = [
-        functools.partial(_spell, attribute=attribute, change=change)
-        for attribute in ("shapes", "module_shapes")
-        for change in changes
+        spelling
+        for attribute in attributes
+        for spelling in (Spelling(attribute), Spelling(attribute, prefix), Spelling(attribute, prefix, adds=True))
     ]
     return max(spellings, key=lambda spelling: len(names.intersection(spelling(plan))))
-
-
-def _spell(plan: Blueprint, attribute: str, change: Callable[[str], str]) -> dict[str, Shape]:
-    return {change(name): shape for name, shape in getattr(plan, attribute).items()}

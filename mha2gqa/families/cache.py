@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, Spelling
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, by_module
 from mha2gqa.families.changes import Change, find_changes
 from mha2gqa.families.counts import Count, decoders
 
@@ -60,7 +60,7 @@ def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) 
         return _latent_layers(plan)
     found: dict[str, CacheLayer] = {}
     for count in counts:
-        for change in find_changes(config_json, plan, _module_names, count, _another(count)):
+        for change in find_changes(config_json, plan, by_module, count, _another(count)):
             if change.rule.cached:
                 _add(found, plan, count, change)
     return [found[module] for module in dict.fromkeys(_tree_order(plan, found))]
@@ -69,13 +69,6 @@ def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) 
 def cache_bytes(layers: list[CacheLayer], itemsize: int, context: int = 1, groups: int | None = None) -> int:
     """Return the bytes of cache of one sequence of `context` tokens."""
     return sum(layer.numbers(groups) * layer.tokens(context) for layer in layers if not layer.cross) * itemsize
-
-
-def _module_names(plan: Blueprint) -> dict[str, tuple[int, ...]]:
-    return dict(plan.module_shapes)
-
-
-_spelling: Spelling = _module_names
 
 
 def _another(count: Count) -> int:

@@ -1,0 +1,76 @@
+"""The heads of one attention layer, free of any family's way to store them.
+
+`families` makes an `AttentionHeads` of a layer's tensors and tensors of it again; a method of `merging`
+turns one into another with fewer KV heads. What may be changed without changing what the layer computes
+(its freedom) is said here by name, and decided in `families/freedom.py`.
+
+Legend: H query heads, K KV heads, R = H/K query heads per KV head, E width of a key head, F width of a value
+head, X inputs (the model's width, and one more that is always 1 where there are biases), D outputs,
+P rotary planes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+Freedom: TypeAlias = Literal["free", "scaled", "normed", "signed", "fixed"]
+"""What each head's keys (values) may be multiplied with when its queries (outputs) make up for it.
+
+`free`: values with any invertible matrix; keys with a complex number per rotary plane, and with any
+invertible matrix on the rows that are not rotated. `scaled`: a real number per plane (per channel, for values
+and rows that are not rotated). `signed`: a sign instead of the number. `normed`: a sign, and one positive
+number a head that a norm takes out again. `fixed`: nothing.
+"""
+
+Pairing: TypeAlias = Literal["half", "interleaved"]
+"""Which rows of a head are one rotary plane: j and j + P, or 2j and 2j + 1."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How a head's rows are rotated by position."""
+
+    width: int
+    """Rows that are rotated, from the head's first on; the others are not. 0 without rotary embedding."""
+    pairing: Pairing = "half"
+
+    def planes(self) -> torch.Tensor:
+        """Return the rows of each plane, int64 `[P, 2]`."""
+        rows = torch.arange(self.width)
+        return rows.view(2, -1).T if self.pairing == "half" else rows.view(-1, 2)
+
+    def rest(self, width: int) -> torch.Tensor:
+        """Return the rows of a head of `width` rows that are not rotated, as planes of one row, int64 `[U, 1]`."""
+        return torch.arange(self.width, width)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionHeads:
+    """Weights of all heads of a layer, in the dtype of computation."""
+
+    q_HEX: torch.Tensor
+    k_KEX: torch.Tensor
+    v_KFX: torch.Tensor
+    o_HDF: torch.Tensor
+    rotary: Rotary
+    keys: Freedom
+    values: Freedom
+    q_gain_HE: torch.Tensor | None = None
+    """Gains of a norm over the queries of all heads at once (`scaled` keys)."""
+    k_gain_KE: torch.Tensor | None = None
+    """Gains of a norm over the keys of all heads at once (`scaled` keys)."""
+
+    @property
+    def queries_per_head(self) -> int:
+        """R: query heads that share one KV head."""
+        return len(self.q_HEX) // len(self.k_KEX)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a method may know of the inputs of a layer: sums over tokens, never the tokens."""
+
+    moment_XX: torch.Tensor
+    """Mean of x xᵀ over the tokens, with x as the rows of `AttentionHeads` take it."""
+    tokens: int

@@ -1,0 +1,80 @@
+"""One shared block of rows for the heads of a group, where each head may multiply it by any matrix.
+
+Value head h reaches the model as `Wo_h Wv_h x`: for any invertible M, (M⁻¹ Wv_h, Wo_h M) computes the same.
+So the best shared block is no mean. With Wo_h = Q_h T_h (Q_h orthonormal) it is the truncated singular value
+decomposition of the stacked `T_h Wv_h` in the metric of the inputs (Eckart and Young 1936), taken from its
+Gram matrix. Keys that are not rotated are the same problem with the queries in the place of Wo.
+
+Legend: G groups, R heads of a group, F rows of a head, X inputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+_NEGLIGIBLE = 1e-12
+"""Share of a counterpart's largest energy below which a direction counts as not used."""
+
+
+@dataclass(frozen=True)
+class SharedBasis:
+    """A shared block, and what each head multiplies it with: head's rows ≈ lift @ shared."""
+
+    shared_GFX: torch.Tensor
+    lift_GRFF: torch.Tensor
+
+
+def weighted_rows(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows as their counterpart sees them, `T_h rows_h`, and the inverse of each T_h.
+
+    Args:
+        rows_GRFX: Rows of the heads.
+        energy_GRFF: T_hᵀ T_h: the Gram matrix of the output columns (or of the queries) that read them.
+    """
+    values, vectors = torch.linalg.eigh(energy_GRFF)
+    floor = values.amax(dim=-1, keepdim=True) * _NEGLIGIBLE
+    root = values.clamp(min=0).maximum(floor).clamp(min=torch.finfo(values.dtype).tiny ** 0.5).sqrt()
+    return (root[..., None] * vectors.mT) @ rows_GRFX, vectors / root[..., None, :]
+
+
+def share_basis(
+    rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: torch.Tensor | None
+) -> SharedBasis:
+    """Find the shared block of each group.
+
+    The block is turned and scaled to lie as near as it can to the mean of the heads, which changes nothing
+    of what is computed and keeps the channels of the cache as even as they were.
+
+    Args:
+        rows_GRFX: Rows of the heads.
+        energy_GRFF: What reads them, see `weighted_rows`.
+        moment_XX: Second moment of the inputs; None is the identity.
+    """
+    groups, heads, width, _ = rows_GRFX.shape
+    seen, inverse_GRFF = weighted_rows(rows_GRFX, energy_GRFF)
+    stack = seen.flatten(1, 2)
+    measured = stack if moment_XX is None else stack @ moment_XX
+    gram = measured @ stack.mT
+    leading = torch.linalg.eigh(gram).eigenvectors[..., -width:]
+    shared_GFX = leading.mT @ stack
+    lift_GRFF = inverse_GRFF @ leading.unflatten(1, (heads, width))
+    turn_GFF = _towards(shared_GFX, rows_GRFX)
+    return SharedBasis(turn_GFF @ shared_GFX, lift_GRFF @ torch.linalg.inv(turn_GFF)[:, None])
+
+
+def basis_loss(gram: torch.Tensor, width: int) -> torch.Tensor:
+    """Return what sharing loses of the weighted rows' energy, a number.
+
+    Args:
+        gram: Gram matrix of one group's stacked `weighted_rows`, `[R·F, R·F]`.
+        width: F.
+    """
+    return torch.linalg.eigvalsh(gram)[..., :-width].clamp(min=0).sum()
+
+
+def _towards(shared_GFX: torch.Tensor, rows_GRFX: torch.Tensor) -> torch.Tensor:
+    """Return the scaled rotation that brings the shared block nearest to the mean head (orthogonal Procrustes)."""
+    u, _, vh = torch.linalg.svd(rows_GRFX.mean(dim=1) @ shared_GFX.mT)
+    wanted = rows_GRFX.square().sum(dim=(2, 3)).mean(dim=1)
+    scale = (wanted / shared_GFX.square().sum(dim=(1, 2)).clamp(min=torch.finfo(wanted.dtype).tiny)).sqrt()
+    return (u @ vh) * torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
