@@ -1,0 +1,234 @@
+"""What `verify` returns: facts about a converted checkpoint beside its original, for people and for programs.
+
+`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and `OutputsLevel`; one that
+was not asked for, or that an earlier level made impossible, is None. The parts of the outputs level are in
+`differences.py`. Sizes are in bytes.
+
+Nothing is computed here beyond what follows from the fields; `console.py` and the page word them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from mha2gqa.evaluation.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
+
+Level: TypeAlias = Literal["file", "load", "outputs"]
+Verdict: TypeAlias = Literal["identical", "within limits", "different"]
+Groups: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with the converted checkpoint."""
+
+    level: Level
+    """The level that found it."""
+    guilty: str
+    """Name of the tensor, file or config key, or of the check that failed."""
+    problem: str
+    """What is wrong with it, as one sentence without the name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was converted, and how, by the record and the two configs."""
+
+    original: str
+    """Directory or Hub id of the original."""
+    converted: str
+    """Directory of the converted checkpoint."""
+    model_type: str
+    """The family."""
+    command: str
+    """`convert` or `expand`."""
+    method: str | None
+    """How the heads of a group became one; None for `expand`."""
+    options: Mapping[str, Any]
+    """The options of the command that change the result, by their names on the command line."""
+    heads_before: int
+    """KV heads of the original (the largest number, where layers differ)."""
+    heads_after: int
+    """KV heads of the converted checkpoint."""
+    groups: Mapping[str, Groups]
+    """Attention module, as the file spells it -> source heads of each KV head of the result."""
+    versions: Mapping[str, str]
+    """Package -> version that made the conversion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the outputs level may differ by."""
+
+    max_ppl_increase: float
+    """Largest increase of the perplexity, as a fraction: 0.01 is one per cent."""
+    max_kl: float
+    """Largest mean KL divergence in nats a token."""
+    min_top1: float
+    """Least share of tokens at which both models find the same token most likely."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether no difference at all is allowed."""
+        return self == Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLevel:
+    """The files, read as bytes; no model is loaded."""
+
+    compared: int
+    """Tensors that are the original's byte for byte, compared with it."""
+    recomputed: int
+    """Changed tensors that were made again from the original and compared."""
+    checksummed: int
+    """Changed tensors that only the record's checksum speaks for: their method needs data."""
+    files: int
+    """Tokenizer and other small files that were compared byte for byte."""
+    size: int
+    """Bytes of the converted weights that were read."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """What is wrong; empty when everything is as it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One named check of the load level."""
+
+    name: str
+    """What was checked, as a short phrase."""
+    passed: bool
+    """Whether it held."""
+    detail: str
+    """The numbers that were seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """KV cache of one sequence in one of the two models."""
+
+    formula: int
+    """Bytes a token adds, by the formula, in the dtype in which the model was run."""
+    measured: int | None
+    """Bytes a token added when the model was run; None where the class returns no cache to measure."""
+    at: Mapping[int, int]
+    """Context length in tokens -> bytes, by the formula; sliding windows keep no more than fits into them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadLevel:
+    """Both models loaded and run by transformers' own class."""
+
+    checks: tuple[Check, ...]
+    """In the order in which they were made."""
+    original_cache: CacheUse | None
+    """None where the family keeps no KV cache."""
+    converted_cache: CacheUse | None
+    """None where the family keeps no KV cache, or the converted checkpoint does not load."""
+    dtype: str
+    """In which the models were run, for example `float32`."""
+    device: str
+    """On which they were run, for example `cpu` or `cuda`."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each check that failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputsLevel:
+    """Both models on the same tokens."""
+
+    text: Text
+    """What they were compared on."""
+    loss: Loss | None
+    """None for masked language models, whose loss on unmasked text means nothing."""
+    kl: Divergence
+    """How far the distributions are apart."""
+    top1: float
+    """Share of tokens at which both find the same token most likely."""
+    top5: float
+    """Share of the original's five most likely tokens that are among the converted's five, mean over tokens."""
+    largest_logit_difference: float
+    """Over all tokens and the whole vocabulary."""
+    positions: tuple[PositionLoss, ...]
+    """Loss by position in the block; empty for masked language models."""
+    layers: tuple[LayerError, ...]
+    """One for each attention module, in the order of the module tree."""
+    continuations: tuple[Continuation, ...]
+    """Side by side; empty where the class does not generate."""
+    dtype: str
+    """In which the models were run."""
+    device: str
+    """On which they were run."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each limit that is passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How alike the original's KV heads of one attention module are."""
+
+    module: str
+    """Attention module, as the file spells it."""
+    values: tuple[tuple[float, ...], ...]
+    """`[K][K]` cosine similarity between the weights of heads, keys and values together."""
+    groups: Groups
+    """Which heads became one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The report of `verify`."""
+
+    conversion: Conversion
+    """What was converted, and how."""
+    limits: Limits
+    """What the outputs may differ by."""
+    verdict: Verdict
+    """`identical`: nothing differs; `within limits`: no finding; `different`: at least one finding."""
+    reasons: tuple[str, ...]
+    """Why, as sentences; the first is the most important."""
+    file: FileLevel | None
+    """None when the level was not asked for."""
+    load: LoadLevel | None
+    """None when the level was not asked for, or the files are too damaged to load."""
+    outputs: OutputsLevel | None
+    """None when the level was not asked for, or the converted checkpoint cannot be run."""
+    similarity: tuple[Similarity, ...] = ()
+    """One for each attention module whose heads' similarity is known."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong, of all levels."""
+        return tuple(one for level in (self.file, self.load, self.outputs) if level for one in level.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values; numbers that are not finite become null."""
+        content = asdict(self)
+        if self.outputs and (loss := self.outputs.loss):
+            before, after = loss.perplexities
+            content["outputs"]["loss"] |= {
+                "difference": loss.difference,
+                "perplexities": {"original": before, "converted": after},
+                "increase": loss.increase,
+            }
+        plain: dict[str, Any] = _plain(content)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with what JSON lacks replaced: tuples, paths, numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
