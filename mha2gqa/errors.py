@@ -49,3 +49,7 @@ class OutputError(Mha2GqaError):
 
 class TextError(Mha2GqaError):
     """The text to work on is missing, unreadable or too short, or there is no tokenizer for it."""
+
+
+class CalibrationError(Mha2GqaError):
+    """A method cannot learn what it needs from the text, or the family does not allow a step of it."""

@@ -72,5 +72,6 @@ class Statistics:
     """What a method may know of the inputs of a layer: sums over tokens, never the tokens."""
 
     moment_XX: torch.Tensor
-    """Mean of x xᵀ over the tokens, with x as the rows of `AttentionHeads` take it."""
-    tokens: int
+    """Mean of x xᵀ over the tokens, with x as the rows of keys and values take it."""
+    query_moment_XX: torch.Tensor
+    """The same for the queries; another one in cross-attention only."""

@@ -9,11 +9,11 @@ Pure: names, shapes and byte ranges in, pieces out. Nothing is read and nothing 
 Legend: H query heads, K KV heads of the source, G KV heads of the result, E width of one head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mha2gqa.checkpoint.pieces import OutputTensor
+from mha2gqa.checkpoint.pieces import LayerResult, OutputTensor
 from mha2gqa.checkpoint.reader import Checkpoint
 from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, blueprint, find_spelling
@@ -62,22 +62,37 @@ class Plan:
         return sum(tensor.size for tensor in self.tensors)
 
 
-def plan_convert(checkpoint: Checkpoint, groups: int) -> Plan:
+def plan_convert(checkpoint: Checkpoint, groups: int, layers: Sequence[LayerResult] = ()) -> Plan:
     """Plan a conversion to `groups` KV heads.
 
     Layers that have fewer KV heads than that already keep what they have.
+
+    Args:
+        checkpoint: The source.
+        groups: G.
+        layers: Attention layers that a method has changed as a whole; all others are merged head by head.
 
     Raises:
         GroupsError: `groups` is not possible; the message lists what is.
         FamilyError: The family cannot be converted.
         CheckpointError: The tensors do not fit the config, or are quantised.
     """
-    refuse_quantised(checkpoint.config)
-    refuse_family(checkpoint.config)
-    source = blueprint(checkpoint.config)
-    counts = find_counts(checkpoint.config, source)
+    return _plan(checkpoint, blueprint(checkpoint.config), convert_targets(checkpoint.config, groups), layers)
+
+
+def convert_targets(config: ConfigJson, groups: int) -> list[tuple[Count, int]]:
+    """Return each number of KV heads of a config, and what it becomes in a conversion.
+
+    Raises:
+        GroupsError: `groups` is not possible; the message lists what is.
+        FamilyError: The family cannot be converted.
+        CheckpointError: The weights are quantised.
+    """
+    refuse_quantised(config)
+    refuse_family(config)
+    counts = find_counts(config, blueprint(config))
     _check_groups(groups, counts)
-    return _plan(checkpoint, source, [(count, min(count.heads, groups)) for count in counts])
+    return [(count, min(count.heads, groups)) for count in counts]
 
 
 def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
@@ -165,11 +180,13 @@ def no_effect(model_type: str) -> FamilyError:
     )
 
 
-def _plan(checkpoint: Checkpoint, source: Blueprint, targets: list[tuple[Count, int]]) -> Plan:
+def _plan(
+    checkpoint: Checkpoint, source: Blueprint, targets: list[tuple[Count, int]], layers: Sequence[LayerResult] = ()
+) -> Plan:
     config = rewrite(checkpoint.config, targets)
     spelling = find_spelling(source, {info.name for info in checkpoint.tensors})
     changes = [change for target in targets for change in find_changes(checkpoint.config, source, spelling, *target)]
-    builder = Builder(checkpoint, changes)
+    builder = Builder(checkpoint, changes, layers)
     plan = Plan(
         model_type=source.config.model_type,
         source_heads=max(count.heads for count, _ in targets),

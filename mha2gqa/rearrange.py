@@ -6,18 +6,21 @@ Legend: K KV heads of the source, G KV heads of the result.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mha2gqa.checkpoint.pieces import (
     DTYPES,
+    Computed,
     Copy,
     Fold,
+    LayerResult,
     Merge,
     OutputTensor,
     Piece,
     Span,
     TensorInfo,
     coalesce,
+    path_of,
     whole,
 )
 from mha2gqa.checkpoint.reader import Checkpoint
@@ -31,8 +34,13 @@ from mha2gqa.grouping import Groups, sharing
 class Builder:
     """Walks the source's tensors in file order and says what each output tensor is made of."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: list[Change]) -> None:
-        self.groups: dict[str, Groups] = {}
+    def __init__(self, checkpoint: Checkpoint, changes: list[Change], layers: Sequence[LayerResult] = ()) -> None:
+        self._computed = {info.name: info for layer in layers for info in layer.tensors}
+        chosen = {info.name: layer.groups for layer in layers for info in layer.tensors}
+        self._chosen = {
+            change.module(name): chosen[name] for change in changes for name in change.names if name in chosen
+        }
+        self.groups: dict[str, Groups] = dict(self._chosen)
         self.dropped: set[str] = set()
         self._infos = {info.name: info for info in checkpoint.tensors}
         self._changes = changes
@@ -44,6 +52,10 @@ class Builder:
             yield from self._build(info)
 
     def _build(self, info: TensorInfo) -> Iterator[OutputTensor]:
+        if (found := self._computed.get(info.name)) is not None:
+            piece = Computed(Span(found.file, found.offset, found.size), path_of(info.file))
+            yield OutputTensor(info.name, found.dtype, found.shape, (piece,))
+            return
         for change in self._changes:
             match = change.pattern.search(info.name)
             if match and change.rule.stacked and change.module(info.name) in change.modules:
@@ -73,7 +85,10 @@ class Builder:
         runs = new(shape[0], change.after)
         heads, new_heads = _head_counts(list(rows)), _head_counts([(run.part, run.head) for run in runs])
         shared = {part: sharing(heads[part], new_heads[part]) for part in heads}
-        self.groups[change.module(info.name)] = shared.get("kv") or shared["k"]
+        module = change.module(info.name)
+        if module in self._chosen:
+            shared |= {part: self._chosen[module] for part in shared if part != "q"}
+        self.groups[module] = shared.get("kv") or shared["k"]
         pieces = [
             self._piece(info, run, [rows[run.part, head] for head in shared[run.part][run.head]], change)
             for run in runs
@@ -93,7 +108,8 @@ class Builder:
             self.dropped.add(info.name)
         if int(match["head"]) != 0:
             return
-        for head, members in enumerate(sharing(change.before.kv_heads, change.after.kv_heads)):
+        groups = self._chosen.get(change.module(info.name)) or sharing(change.before.kv_heads, change.after.kv_heads)
+        for head, members in enumerate(groups):
             sources = [self._infos[f"{before}{member}{after}"] for member in members]
             spans = tuple(Span(source.file, source.offset, source.size) for source in sources)
             pieces = (_merge(info, "kv", spans, head, None),)

@@ -1,8 +1,8 @@
 """What a tensor of a file is, and what a tensor of the output is made of.
 
 An input tensor is a byte range of a file. An output tensor is a sequence of pieces in file order:
-`Copy` (a byte range as it is) and `Merge` (the byte ranges of the heads of one group, which a method
-makes one of). The writer needs nothing else, so it holds one group of heads at a time, whatever the
+`Copy` (a byte range as it is), `Merge` (the byte ranges of the heads of one group, which a method
+makes one of) and `Computed` (what a method made of a whole layer). The writer needs nothing else, so it holds one group of heads at a time, whatever the
 size of the model.
 """
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+
+from mha2gqa.grouping import Groups
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes that can be merged, by their names in a safetensors header."""
@@ -72,6 +74,24 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Computed(Copy):
+    """Bytes that a method computed before, and that lie in a file of their own."""
+
+    origin: Path
+    """The source file whose place they take."""
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """An attention layer that a method changed as a whole."""
+
+    groups: Groups
+    """Source KV heads of each KV head of the result."""
+    tensors: tuple[TensorInfo, ...]
+    """Its changed tensors, by their names in the source's file."""
+
+
+@dataclass(frozen=True)
 class Fold:
     """Columns that run over KV heads: summed over each group, or spread with zeros to expand."""
 
@@ -128,12 +148,14 @@ class OutputTensor:
     def origin(self) -> Path:
         """The source file that its first bytes come from."""
         first = self.pieces[0]
+        if isinstance(first, Computed):
+            return first.origin
         return path_of(first.span.file if isinstance(first, Copy) else first.spans[0].file)
 
     @property
     def is_copy(self) -> bool:
         """Whether the tensor is one of the source's, byte for byte."""
-        return len(self.pieces) == 1 and isinstance(self.pieces[0], Copy)
+        return len(self.pieces) == 1 and type(self.pieces[0]) is Copy
 
 
 def whole(info: TensorInfo, name: str | None = None) -> OutputTensor:

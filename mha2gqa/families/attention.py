@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, by_module
+from mha2gqa.families.cache import is_cross_attention
 from mha2gqa.families.changes import Change, find_changes
 from mha2gqa.families.counts import Count, Decoder
 from mha2gqa.families.freedom import FREEDOM, freedom_row
@@ -28,7 +29,8 @@ from mha2gqa.heads import AttentionHeads, Freedom, Rotary
 _OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
 _NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
 
-Part: TypeAlias = Literal["q", "k", "v", "follower"]
+Part: TypeAlias = Literal["q", "k", "v", "follower", "pooled"]
+"""Whose rows: a query head's, key head's or value head's; what follows a query head; what is averaged like KV heads."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Block:
     """Row numbers in the source's tensor, int64 `[heads, rows]`."""
     after: torch.Tensor
     """Row numbers in the result's."""
+    fold: bool = False
+    """Its columns run over KV heads, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +63,30 @@ class AttentionLayer:
     """Name of the output projection, whose columns are the heads' values."""
     shapes: Mapping[str, Shape]
     """Tensor, without the module's own name -> its shape in the result."""
+    stacked: tuple[tuple[str, ...], ...]
+    """Tensors of which there is one for each KV head, averaged like them."""
     gains: tuple[str, str] | None
     """Gains of the norms over all queries and all keys."""
     rotary: Rotary
     keys: Freedom
     values: Freedom
+    is_cross: bool
+    """Keys and values read another sequence than the queries."""
     sortable: bool
     """Whether heads may change places: nothing in the module depends on their order."""
 
     @property
     def has_bias(self) -> bool:
         """Whether queries, keys or values have biases, which are one more input that is always 1."""
-        return any(block.name.endswith("bias") and block.part != "follower" for block in self.blocks)
+        return any(block.name.endswith("bias") and block.part in ("q", "k", "v") for block in self.blocks)
+
+    @property
+    def changed(self) -> list[str]:
+        """The tensors that a method changes, without the module's own name."""
+        names = [block.name for block in self.blocks]
+        names += [name for names in self.stacked for name in names if name in self.shapes]
+        names += [self.output, f"{self.output.removesuffix('weight')}bias", *(self.gains or ())]
+        return [name for name in dict.fromkeys(names) if name in self.shapes]
 
     @property
     def projections(self) -> tuple[str, str]:
@@ -99,7 +115,8 @@ def attention_layers(
             layer = _layer(source, module, attention, changes, count)
             if layer is not None:
                 layers.setdefault(id(attention), layer)
-    return list(layers.values())
+    order = {name: number for number, (name, _) in enumerate(source.model.named_modules(remove_duplicate=False))}
+    return sorted(layers.values(), key=lambda layer: order[layer.module])
 
 
 def gather(layer: AttentionLayer, tensors: Mapping[str, torch.Tensor]) -> AttentionHeads:
@@ -138,22 +155,38 @@ def scatter(
     """
     parts = {"q": heads.q_HEX, "k": heads.k_KEX, "v": heads.v_KFX}
     order = query_order(groups, layer.query_heads // layer.kv_heads)
-    result: dict[str, torch.Tensor] = {}
+    result = {name: tensors[name] for name in layer.changed if name.startswith(layer.output.removesuffix("weight"))}
     for block in layer.blocks:
         source = tensors[block.name]
         target = result.setdefault(block.name, source.new_zeros(layer.shapes[block.name]))
         if block.part == "follower":
             target[block.after] = source[block.before[order]]
+        elif block.part == "pooled":
+            target[block.after] = _pooled(source, block, groups)
         else:
             inputs = source.shape[1] if source.dim() > 1 else 0
             rows = parts[block.part]
             target[block.after] = (rows[..., :inputs] if inputs else rows[..., -1]).to(source.dtype)
+    for names in layer.stacked:
+        for name, group in zip(names, groups, strict=False):
+            result[name] = (
+                torch.stack([tensors[names[head]] for head in group]).double().mean(dim=0).to(tensors[name].dtype)
+            )
     output = tensors[layer.output]
     result[layer.output] = heads.o_HDF.transpose(0, 1).flatten(1).to(output.dtype)
     if layer.gains and heads.q_gain_HE is not None and heads.k_gain_KE is not None:
         for name, gain in zip(layer.gains, (heads.q_gain_HE, heads.k_gain_KE), strict=True):
             result[name] = gain.flatten().to(tensors[name].dtype)
     return result
+
+
+def _pooled(source: torch.Tensor, block: Block, groups: Groups) -> torch.Tensor:
+    """Return the mean of each group's rows; folded columns are summed over the groups' heads."""
+    rows = source[block.before[torch.tensor(groups)]].double().mean(dim=1)
+    if block.fold:
+        columns = rows.unflatten(-1, (len(block.before), -1))[..., torch.tensor(groups), :]
+        rows = columns.sum(dim=-2).flatten(-2)
+    return rows.to(source.dtype)
 
 
 def query_order(groups: Groups, shared: int) -> list[int]:
@@ -185,6 +218,7 @@ def _layer(
     shapes = {name: tuple(parameter.shape) for name, parameter in attention.named_parameters()}
     output = next((f"{name}{end}" for name in _OUTPUTS for end in _ENDS if f"{name}{end}" in shapes), None)
     blocks = [block for name, (change, pair) in own.items() for block in _blocks(name, change, pair)]
+    stacked = _stacked(own)
     kv = [block for block in blocks if block.part == "k" and block.name.endswith("weight")]
     if output is None or len(kv) != 1 or not any(block.part == "v" for block in blocks):
         return None
@@ -196,7 +230,9 @@ def _layer(
     followers = [name for name in row.followers if name in shapes]
     blocks += [_follower(name, shapes[name], queries) for name in followers]
     keys, values, gains, norms = _freedom(attention, shapes, count.decoder, kv[0].before.shape)
+    blocks = [block for block in blocks if gains is None or block.name not in gains]
     changed = {name: after for name, (_, (_, after)) in own.items() if after is not None}
+    dropped = {name for name, (_, (_, after)) in own.items() if after is None}
     return AttentionLayer(
         module=module,
         query_heads=queries,
@@ -204,11 +240,13 @@ def _layer(
         groups=len(kv[0].after),
         blocks=tuple(blocks),
         output=output,
-        shapes=shapes | changed,
+        shapes={name: shape for name, shape in (shapes | changed).items() if name not in dropped},
+        stacked=stacked,
         gains=gains,
         rotary=_rotary(source.model, module, count.decoder, kv[0].before.shape[1]),
         keys=keys,
         values=values,
+        is_cross=is_cross_attention(module),
         sortable=_is_sortable(count.decoder.config, set(shapes) - used - set(followers) - norms),
     )
 
@@ -224,16 +262,27 @@ def _is_sortable(config: Any, unexplained: set[str]) -> bool:
 def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]) -> list[Block]:
     """Return the blocks of q, k and v in a tensor that depends on the number of KV heads."""
     before, after = shapes
-    if before is None or after is None or not change.rule.cached or change.rule.fold or change.rule.stacked:
+    if before is None or after is None or change.rule.stacked:
         return []
     old, new = change.layouts
     runs, new_runs = old(before[0], change.before), new(after[0], change.after)
-    parts = {"kv": "v" if name.startswith("v_") else "k"}
+    own = {"k_proj": "k", "v_proj": "v"}.get(name.partition(".")[0], "pooled")
+    parts = {"kv": own if change.rule.cached else "pooled"}
     rows, new_rows = _head_rows(runs), _head_rows(new_runs)
     return [
-        Block(name, parts.get(part, part), rows[part], new_rows[part])  # type: ignore[arg-type]
+        Block(name, parts.get(part, part), rows[part], new_rows[part], change.rule.fold)  # type: ignore[arg-type]
         for part in rows
     ]
+
+
+def _stacked(own: Mapping[str, tuple[Change, tuple[Shape | None, Shape | None]]]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of tensors that stand for one KV head each, a tuple for each kind, in the order of the heads."""
+    kinds: dict[str, dict[int, str]] = {}
+    for name, (change, _) in own.items():
+        match = change.pattern.search(name) if change.rule.stacked else None
+        if match:
+            kinds.setdefault(name[: match.start("head")] + name[match.end("head") :], {})[int(match["head"])] = name
+    return tuple(tuple(names[head] for head in sorted(names)) for names in kinds.values())
 
 
 def _head_rows(runs: list[HeadRows]) -> dict[str, torch.Tensor]:

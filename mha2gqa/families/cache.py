@@ -71,6 +71,11 @@ def cache_bytes(layers: list[CacheLayer], itemsize: int, context: int = 1, group
     return sum(layer.numbers(groups) * layer.tokens(context) for layer in layers if not layer.cross) * itemsize
 
 
+def is_cross_attention(module: str) -> bool:
+    """Return whether an attention module reads the keys and values of another sequence, by its name."""
+    return any(word in module.lower() for word in _CROSS)
+
+
 def _another(count: Count) -> int:
     """Return a number of heads that differs from the config's, so that the difference shows."""
     family, queries = count.decoder.family, count.decoder.query_heads
@@ -92,7 +97,7 @@ def _add(found: dict[str, CacheLayer], plan: Blueprint, count: Count, change: Ch
         # Gemma4 layers without v_proj cache their keys a second time, as values.
         times = 2 if getattr(attention, "v_proj", module) is None else 1
         width = times * rows // heads + (before.width if before else 0)
-        cross = any(word in module.lower() for word in _CROSS)
+        cross = is_cross_attention(module)
         found[module] = CacheLayer(module, heads, width, _window(count.decoder.config, attention), cross, count.heads)
 
 

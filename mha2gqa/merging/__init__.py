@@ -1,9 +1,11 @@
 """How the KV heads of a group become one. NEW METHOD = ONE FILE + ONE LINE.
 
-A method is a pure function `(heads_RN, generator) -> head_N` on one quantity (key or value weights,
-a bias, a norm gain) of one group: R heads of N numbers, in fp32 for 16-bit sources and in fp64 for the
-others, so that the mean of equal heads is that head to the last bit. It never sees a file, a family or
-a layout. Nothing heavy is imported here: the command line lists these names.
+Two kinds, both pure functions that see no file, family or layout:
+a pooling `(heads_RN, generator) -> head_N` works on one quantity (key or value weights, a bias, a norm gain)
+of one group, so it streams; a layer method `(AttentionHeads, groups, statistics) -> AttentionHeads` works on
+a whole layer, and may change its queries and outputs with it. `layer_method` gives either kind as the second.
+
+Nothing heavy is imported here: the command line lists these names.
 
 Legend: R heads of a group, N numbers of one head.
 """
@@ -11,8 +13,10 @@ Legend: R heads of a group, N numbers of one head.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
+from mha2gqa.grouping import Groups
 from mha2gqa.merging.first import first
 from mha2gqa.merging.mean import mean
 from mha2gqa.merging.random import random
@@ -20,10 +24,30 @@ from mha2gqa.merging.random import random
 if TYPE_CHECKING:
     import torch
 
-Method: TypeAlias = Callable[["torch.Tensor", "torch.Generator"], "torch.Tensor"]
+    from mha2gqa.heads import AttentionHeads, Statistics
 
-METHODS: Mapping[str, Method] = {
+Pooling: TypeAlias = Callable[["torch.Tensor", "torch.Generator"], "torch.Tensor"]
+LayerMethod: TypeAlias = Callable[["AttentionHeads", Groups, "Statistics | None"], "AttentionHeads"]
+
+POOLINGS: Mapping[str, Pooling] = {
     "mean": mean,
     "first": first,
     "random": random,
 }
+LAYER_METHODS: Mapping[str, str] = {
+    "aligned": "mha2gqa.merging.aligned:aligned",
+}
+"""Name -> where the function is; they are imported when they are used."""
+
+METHODS = (*POOLINGS, *LAYER_METHODS)
+
+
+def layer_method(name: str, seed: int) -> LayerMethod:
+    """Return a method as a function of a whole layer."""
+    if name in POOLINGS:
+        from mha2gqa.merging.pooled import pooled
+
+        return pooled(POOLINGS[name], seed)
+    module, _, function = LAYER_METHODS[name].partition(":")
+    found: LayerMethod = getattr(import_module(module), function)
+    return found

@@ -29,7 +29,7 @@ def aligned(heads: AttentionHeads, groups: Groups, statistics: Statistics | None
         The layer with one KV head per group; query heads in the order of the groups.
     """
     moment_XX = None if statistics is None else statistics.moment_XX
-    return _merge_values(merge_keys(heads, groups, moment_XX), heads, groups, moment_XX)
+    return _merge_values(merge_keys(heads, groups, statistics), heads, groups, moment_XX)
 
 
 def _merge_values(

@@ -37,9 +37,7 @@ def weighted_rows(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor) -> tuple[t
     return (root[..., None] * vectors.mT) @ rows_GRFX, vectors / root[..., None, :]
 
 
-def share_basis(
-    rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: torch.Tensor | None
-) -> SharedBasis:
+def share_basis(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: torch.Tensor | None) -> SharedBasis:
     """Find the shared block of each group.
 
     The block is turned and scaled to lie as near as it can to the mean of the heads, which changes nothing

@@ -29,16 +29,18 @@ def shuffled(heads: AttentionHeads, generator: torch.Generator) -> tuple[Attenti
     if heads.q_gain_HE is not None and heads.k_gain_KE is not None:
         gains["q_gain_HE"] = heads.q_gain_HE.unflatten(0, (-1, shared))[order].flatten(0, 1)
         gains["k_gain_KE"] = heads.k_gain_KE[order]
-    moved = dataclasses.replace(
-        heads, q_HEX=q, k_KEX=heads.k_KEX[order], v_KFX=heads.v_KFX[order], o_HDF=o, **gains
-    )
+    moved = dataclasses.replace(heads, q_HEX=q, k_KEX=heads.k_KEX[order], v_KFX=heads.v_KFX[order], o_HDF=o, **gains)
     return moved, tuple((head,) for head in order.tolist())
 
 
 def disguised(heads: AttentionHeads, generator: torch.Generator) -> AttentionHeads:
     """The same layer with other numbers in it."""
     result = dataclasses.replace(
-        heads, q_HEX=heads.q_HEX.clone(), k_KEX=heads.k_KEX.clone(), v_KFX=heads.v_KFX.clone(), o_HDF=heads.o_HDF.clone()
+        heads,
+        q_HEX=heads.q_HEX.clone(),
+        k_KEX=heads.k_KEX.clone(),
+        v_KFX=heads.v_KFX.clone(),
+        o_HDF=heads.o_HDF.clone(),
     )
     if heads.q_gain_HE is not None and heads.k_gain_KE is not None:
         result = dataclasses.replace(result, q_gain_HE=heads.q_gain_HE.clone(), k_gain_KE=heads.k_gain_KE.clone())

@@ -26,7 +26,9 @@ def test_random_numbers_of_the_allowed_kinds_change_nothing(case: Case) -> None:
     content = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(case.model_type)]}
     source = blueprint(content)
     counts = find_counts(content, source)
-    layers = attention_layers(content, source, [(count, min(count.heads, possible_groups(counts)[0])) for count in counts])
+    layers = attention_layers(
+        content, source, [(count, min(count.heads, possible_groups(counts)[0])) for count in counts]
+    )
     model = tiny_model(config)
     expected = logits(model, case)
     generator = torch.Generator().manual_seed(1)

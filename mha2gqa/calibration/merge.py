@@ -1,0 +1,55 @@
+"""Chooses the groups of a layer and merges its heads: tensors in, tensors out.
+
+The same for weights that come from a file and for those of a model in memory, with statistics or without.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from mha2gqa.families.attention import AttentionLayer, gather, scatter
+from mha2gqa.grouping import Groups, contiguous, similar
+from mha2gqa.heads import AttentionHeads, Statistics
+from mha2gqa.merging import POOLINGS, layer_method
+from mha2gqa.merging.loss import group_loss
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged layer."""
+
+    groups: Groups
+    tensors: dict[str, torch.Tensor]
+    """Without the module's own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """How layers are merged."""
+
+    method: str
+    grouping: str
+    seed: int
+
+    def __call__(
+        self, layer: AttentionLayer, tensors: Mapping[str, torch.Tensor], statistics: Statistics | None
+    ) -> Merged:
+        """Merge a layer.
+
+        Args:
+            layer: The layer.
+            tensors: The source's tensors, without the module's own name.
+            statistics: Of its inputs, where they are known.
+        """
+        heads = gather(layer, tensors)
+        if self.method in POOLINGS:
+            heads = replace(heads, keys="fixed", values="fixed")
+        groups = self._groups(layer, heads, statistics)
+        merged = layer_method(self.method, self.seed)(heads, groups, statistics)
+        return Merged(groups, scatter(layer, merged, groups, tensors))
+
+    def _groups(self, layer: AttentionLayer, heads: AttentionHeads, statistics: Statistics | None) -> Groups:
+        if self.grouping == "contiguous" or not layer.sortable:
+            return contiguous(layer.kv_heads, layer.groups)
+        return similar(layer.kv_heads, layer.groups, group_loss(heads, statistics), self.seed)

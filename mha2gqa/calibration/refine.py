@@ -1,0 +1,196 @@
+"""Improves a conversion layer by layer, first to last, with the original as the measure.
+
+For each attention layer: its inputs come from the layers that are already converted, its target is the
+original layer's output on the original's own inputs. Heads are merged by the statistics of those very inputs;
+then the output projection is refitted in closed form, and with `distil` the layer is trained for a few
+hundred steps. A step that does not help on batches kept aside is taken back, so no step makes a layer worse.
+A finished layer is written at once; a run that was interrupted goes on behind it.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mha2gqa.calibration.activations import Activations
+from mha2gqa.calibration.distil import DistilOptions, distil, relative_error
+from mha2gqa.calibration.merge import Merge, Merged
+from mha2gqa.calibration.refit import refit
+from mha2gqa.calibration.replay import Call, Replay, block_of
+from mha2gqa.calibration.statistics import Moments
+from mha2gqa.calibration.student import install, own_tensors
+from mha2gqa.checkpoint.layers import LayerFiles
+from mha2gqa.errors import CalibrationError
+from mha2gqa.families.attention import AttentionLayer
+
+Refinement: TypeAlias = Literal["refit", "distil", "joint"]
+Pair: TypeAlias = tuple[Call, torch.Tensor]
+
+_KEPT_ASIDE = 8
+"""One batch in so many, at least one, measures what the others improve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What happened to one attention layer."""
+
+    module: str
+    groups: tuple[tuple[int, ...], ...]
+    keys: str
+    """Freedom of the keys."""
+    values: str
+    """Freedom of the values."""
+    errors: Mapping[str, float]
+    """Step (`merged`, `refit`, `distil`) -> squared error of the layer's output, as a share of its energy."""
+
+
+class Refiner:
+    """Refines the student's layers.
+
+    Args:
+        original: The original.
+        student: The converted model around its weights.
+        batches_BT: Calibration text; all batches of one shape.
+        merge: How heads are merged.
+        refinement: How far to go.
+        options: Of the training.
+        memory: Where activations are kept.
+        files: Where finished layers are written.
+    """
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        student: PreTrainedModel,
+        batches_BT: Sequence[torch.Tensor],
+        merge: Merge,
+        refinement: Refinement,
+        options: DistilOptions,
+        memory: Activations,
+        files: LayerFiles,
+    ) -> None:
+        self._original, self._student = original, student
+        self._teacher_run = Replay(original, batches_BT, memory)
+        self._student_run = Replay(student, batches_BT, memory)
+        self._merge, self._refinement, self._options, self._files = merge, refinement, options, files
+
+    def run(self, layers: Sequence[AttentionLayer], tell: Callable[[LayerReport, int, int], object]) -> None:
+        """Refine every layer in order.
+
+        Args:
+            layers: The layers, first to last.
+            tell: Told of each finished layer, its number and how many there are.
+
+        Raises:
+            CalibrationError: An activation is not finite.
+        """
+        for number, layer in enumerate(layers):
+            if self._files.has(number):
+                tensors = self._files.read_back(number, layer)
+                install(self._student.get_submodule(layer.module), tensors)
+            else:
+                self._advance(layer)
+                self._files.write(number, layer, *self._layer(layer))
+            report = self._files.report(number)
+            tell(LayerReport(**report), number + 1, len(layers))
+
+    def _advance(self, layer: AttentionLayer) -> None:
+        """Finish the blocks before the layer's, which no later pass needs to compute again."""
+        block = block_of(layer.module)
+        parent, _, number = (block or "").rpartition(".")
+        if number and int(number) > 0:
+            for run in (self._teacher_run, self._student_run):
+                run.finish(f"{parent}.{int(number) - 1}")
+
+    def _layer(self, layer: AttentionLayer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        module = self._student.get_submodule(layer.module)
+        source = self._files.read(layer)
+        pairs = list(zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True))
+        _check_finite(layer, pairs)
+        merged = self._merged(layer, source, module, pairs)
+        steps = _Steps(module, pairs, {name: source[name].dtype for name in merged.tensors}, self._student.device)
+        steps.take("merged", lambda: install(module, merged.tensors))
+        if self._uses(module) == 1:
+            steps.take("refit", lambda: self._refit(layer, module, steps))
+        if self._uses(module) == 1 and self._refinement != "refit":
+            steps.take("distil", lambda: self._distil(layer, module, steps))
+        tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
+        report = LayerReport(
+            module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors=steps.errors
+        )
+        return tensors, vars(report)
+
+    def _merged(
+        self, layer: AttentionLayer, source: Mapping[str, torch.Tensor], module: nn.Module, pairs: Sequence[Pair]
+    ) -> Merged:
+        """Merge by the statistics of what the original's module is given when it reads the student's inputs."""
+        moments = Moments(layer)
+        original = self._original.get_submodule(layer.module)
+        handles = moments.watch(self._original)
+        try:
+            with torch.no_grad():
+                for call, _ in pairs:
+                    call.run(original, self._original.device)
+        finally:
+            for handle in handles:
+                handle.remove()
+        tensors = own_tensors(self._original, layer)
+        return self._merge(layer, {name: tensors[name] for name in source}, moments.statistics())
+
+    def _uses(self, module: nn.Module) -> int:
+        """Return how many layers share a module (zamba): one layer's text is not enough to train for all."""
+        return sum(one is module for _, one in self._student.named_modules(remove_duplicate=False))
+
+    def _refit(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps") -> None:
+        refit(module, layer.output.removesuffix(".weight"), steps.training, self._student.device)
+
+    def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps") -> None:
+        trained = copy.deepcopy(module).float()
+        distil(trained, layer.changed, steps.training, self._options, self._student.device)
+        install(module, {name: trained.get_parameter(name).detach() for name in layer.changed})
+
+
+class _Steps:
+    """Takes one step after the other, measures each on batches kept aside, and takes back what does not help."""
+
+    def __init__(
+        self, module: nn.Module, pairs: Sequence[Pair], dtypes: Mapping[str, torch.dtype], device: torch.device
+    ) -> None:
+        aside = max(1, len(pairs) // _KEPT_ASIDE) if len(pairs) > 1 else 0
+        self.training = pairs[aside:]
+        self.errors: dict[str, float] = {}
+        self._aside = pairs[:aside] or pairs
+        self._module, self._dtypes, self._device = module, dtypes, device
+
+    def take(self, name: str, step: Callable[[], object]) -> None:
+        """Take a step; what it leaves is rounded as the checkpoint's file rounds it."""
+        before = {name: self._module.get_parameter(name).detach().clone() for name in self._dtypes}
+        step()
+        rounded = {key: self._module.get_parameter(key).detach().to(dtype) for key, dtype in self._dtypes.items()}
+        install(self._module, rounded)
+        error = self._error()
+        if self.errors and not error < min(self.errors.values()):
+            install(self._module, before)
+            error = min(self.errors.values())
+        self.errors[name] = error
+
+    @torch.no_grad()
+    def _error(self) -> float:
+        errors = [
+            relative_error(call.run(self._module, self._device), wanted.to(self._device)).item()
+            for call, wanted in self._aside
+        ]
+        return sum(errors) / len(errors)
+
+
+def _check_finite(layer: AttentionLayer, pairs: Sequence[Pair]) -> None:
+    if not all(torch.isfinite(wanted).all() for _, wanted in pairs):
+        raise CalibrationError(
+            f"The outputs of {layer.module} are not finite on the calibration text",
+            expected="finite activations in every attention layer",
+            remedy="Try --dtype float32, or other text",
+        )

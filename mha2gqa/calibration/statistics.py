@@ -1,0 +1,102 @@
+"""Sums over tokens of what goes into each layer's projections, in one forward pass of the original.
+
+The memory does not depend on the number of tokens: one square matrix of the model's width per layer.
+
+Legend: N tokens, X inputs of a projection (and one more that is 1 where the layer has biases).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from mha2gqa.calibration.replay import model_inputs
+from mha2gqa.errors import CalibrationError
+from mha2gqa.families.attention import AttentionLayer
+from mha2gqa.heads import Statistics
+
+
+class Moments:
+    """Second moments of what goes into one layer's projections.
+
+    Args:
+        layer: The layer.
+    """
+
+    def __init__(self, layer: AttentionLayer) -> None:
+        self._layer = layer
+        self._sums: dict[str, torch.Tensor] = {}
+        self._tokens = 0
+
+    def watch(self, model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
+        """Add up whatever the model's own module of the layer is given from now on."""
+        module = model.get_submodule(self._layer.module)
+        return [
+            module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: self._add(name, args[0]))
+            for name in dict.fromkeys(self._layer.projections)
+        ]
+
+    def statistics(self) -> Statistics:
+        """Return the statistics, shrunk towards the identity as far as the text is short.
+
+        Raises:
+            CalibrationError: An input was not finite, or there was none.
+        """
+        queries, keys = self._layer.projections
+        return Statistics(self._moment(keys), self._moment(queries))
+
+    def _add(self, name: str, inputs: torch.Tensor) -> None:
+        x_NX = inputs.detach().flatten(0, -2).float()
+        if self._layer.has_bias:
+            x_NX = torch.cat([x_NX, x_NX.new_ones(len(x_NX), 1)], dim=1)
+        moment = x_NX.mT @ x_NX
+        if name in self._sums:
+            self._sums[name] += moment
+        else:
+            self._sums[name] = moment.double()
+        if name == self._layer.projections[1]:
+            self._tokens += len(x_NX)
+
+    def _moment(self, name: str) -> torch.Tensor:
+        moment_XX = self._sums.get(name)
+        if moment_XX is None or not torch.isfinite(moment_XX).all():
+            raise CalibrationError(
+                f"The inputs of {self._layer.module} are {'not finite' if moment_XX is not None else 'never computed'} "
+                "on the calibration text",
+                expected="finite activations in every attention layer",
+                remedy="Try --dtype float32, or other text",
+            )
+        width = len(moment_XX)
+        even = torch.eye(width, dtype=moment_XX.dtype, device=moment_XX.device) * (moment_XX.trace() / width)
+        # Ledoit and Wolf's idea in its simplest form: as much weight for the identity as for one token per dimension.
+        return (moment_XX + even * (width / max(1, self._tokens))) / (self._tokens + width)
+
+
+@torch.no_grad()
+def gather_statistics(
+    model: PreTrainedModel,
+    layers: Sequence[AttentionLayer],
+    batches_BT: Sequence[torch.Tensor],
+    progress: Callable[[int, int], object],
+) -> dict[str, Statistics]:
+    """Run the original over the calibration text and return the statistics of each layer's module.
+
+    Args:
+        model: The original.
+        layers: The layers.
+        batches_BT: Token ids.
+        progress: Told of the batches that are done, and of all.
+
+    Raises:
+        CalibrationError: An activation is not finite.
+    """
+    moments = {layer.module: Moments(layer) for layer in layers}
+    handles = [handle for one in moments.values() for handle in one.watch(model)]
+    try:
+        for number, batch in enumerate(batches_BT):
+            model(**model_inputs(model, batch))
+            progress(number + 1, len(batches_BT))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {module: one.statistics() for module, one in moments.items()}

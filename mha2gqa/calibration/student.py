@@ -1,0 +1,63 @@
+"""The converted model beside the original, in memory: every weight that a conversion leaves alone is shared.
+
+So the pair costs little more than the original. A changed attention module starts empty and is filled with
+`install`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mha2gqa.families.attention import AttentionLayer
+from mha2gqa.families.blueprint import ConfigJson, blueprint
+
+
+def build_student(
+    original: PreTrainedModel, config_json: ConfigJson, layers: Sequence[AttentionLayer]
+) -> PreTrainedModel:
+    """Build the model of the rewritten config around the original's weights.
+
+    Args:
+        original: The original, loaded.
+        config_json: The rewritten config.
+        layers: The layers that change; their changed tensors hold zeros until `install`.
+    """
+    config = blueprint(config_json).config
+    build: Any = type(original)
+    with torch.device("meta"):
+        student: PreTrainedModel = build(_fitting(original, config))
+    changed = {f"{layer.module}.{name}": shape for layer in layers for name, shape in layer.shapes.items()}
+    state = {}
+    for name, tensor in original.state_dict().items():
+        shape = changed.get(name, tuple(tensor.shape))
+        own = name in changed
+        state[name] = tensor.new_zeros(shape) if own else tensor
+    student.load_state_dict(state, assign=True)
+    for name, buffer in original.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        student.get_submodule(owner)._buffers[leaf] = buffer
+    student.set_attn_implementation(original.config._attn_implementation)
+    student.generation_config = original.generation_config
+    return student.eval().requires_grad_(requires_grad=False)
+
+
+def own_tensors(model: PreTrainedModel, layer: AttentionLayer) -> dict[str, torch.Tensor]:
+    """Return the tensors of a layer's module, without the module's own name."""
+    module = model.get_submodule(layer.module)
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+@torch.no_grad()
+def install(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into a module's parameters of these names."""
+    for name, tensor in tensors.items():
+        module.get_parameter(name).copy_(tensor)
+
+
+def _fitting(original: PreTrainedModel, config: Any) -> Any:
+    """Return the config that the original's class takes: the text part, where the file holds a composite."""
+    wanted = type(original.config)
+    return config if isinstance(config, wanted) else config.get_text_config(decoder=True)

@@ -1,0 +1,138 @@
+"""Conversions that change attention layers as a whole: which layers, by what knowledge, in which order.
+
+Three ways, each of which leaves one small file per layer: from the weights alone, a layer at a time; by
+statistics of the original on text; refined on text, layer after layer. `plan.py` then puts the files where
+the layers belong. Layers whose projections cannot be told apart are left to the plan, which averages their
+keys and values.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from mha2gqa.calibration.activations import Activations
+from mha2gqa.calibration.distil import DistilOptions
+from mha2gqa.calibration.joint import train_jointly
+from mha2gqa.calibration.merge import Merge, Merged
+from mha2gqa.calibration.prior import Prior, norm_gains, norm_name
+from mha2gqa.calibration.refine import LayerReport, Refinement, Refiner
+from mha2gqa.calibration.statistics import gather_statistics
+from mha2gqa.calibration.student import build_student, install, own_tensors
+from mha2gqa.checkpoint.layers import LayerFiles
+from mha2gqa.checkpoint.pieces import LayerResult
+from mha2gqa.families.attention import AttentionLayer, attention_layers
+from mha2gqa.families.blueprint import blueprint
+from mha2gqa.families.counts import Count, rewrite
+from mha2gqa.heads import Statistics
+
+Tell: TypeAlias = Callable[[LayerReport, int, int], object]
+"""Told of each finished layer, its number, and how many there are."""
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+BATCH_TOKENS = 4096
+"""Tokens of one batch of calibration text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layerwise:
+    """The layers of one conversion, and where their files go."""
+
+    files: LayerFiles
+    targets: list[tuple[Count, int]]
+    merge: Merge
+    tell: Tell
+    progress: Progress
+
+    @cached_property
+    def layers(self) -> list[AttentionLayer]:
+        """The layers that change, first to last."""
+        config = self.files.checkpoint.config
+        layers = attention_layers(config, blueprint(config), self.targets)
+        return [layer for layer in layers if self.files.is_complete(layer)]
+
+    def results(self) -> list[LayerResult]:
+        """Return the finished layers."""
+        return [self.files.result(number) for number in range(len(self.layers))]
+
+    def planned(self) -> list[LayerResult]:
+        """Return what `results` will be, without bytes."""
+        return [self.files.planned(layer) for layer in self.layers]
+
+    def from_weights(self) -> None:
+        """Merge each layer by what its weights, and those before it, tell."""
+        prior: Prior | None = None
+        for number, layer in enumerate(self.layers):
+            tensors = self.files.read(layer)
+            prior = prior or Prior(self.files.read_embedding(), len(tensors[layer.output]))
+            self._write(number, layer, self.merge(layer, tensors, self._guess(prior, layer, tensors)))
+            prior.add(tensors[layer.output])
+
+    def from_statistics(self, original: PreTrainedModel, blocks_NT: torch.Tensor) -> None:
+        """Merge each layer by statistics of the original's inputs on text."""
+        statistics = gather_statistics(
+            original, self.layers, batches(blocks_NT), lambda done, total: self.progress("statistics", done, total)
+        )
+        for number, layer in enumerate(self.layers):
+            merged = self.merge(layer, own_tensors(original, layer), statistics.pop(layer.module))
+            self._write(number, layer, merged)
+
+    def refined(
+        self,
+        original: PreTrainedModel,
+        blocks_NT: torch.Tensor,
+        refinement: Refinement,
+        options: DistilOptions,
+        memory: Activations,
+    ) -> None:
+        """Merge and refine each layer on text; layers that an earlier run finished are taken over."""
+        whole = batches(blocks_NT, whole=True)
+        student = self._empty_student(original)
+        Refiner(original, student, whole, self.merge, refinement, options, memory, self.files).run(
+            self.layers, self.tell
+        )
+        if refinement == "joint":
+            train_jointly(
+                original, student, self.layers, whole, options, lambda done, total: self.progress("joint", done, total)
+            )
+            for number, layer in enumerate(self.layers):
+                module = student.get_submodule(layer.module)
+                tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
+                self.files.write(number, layer, tensors, self.files.report(number))
+
+    def student(self, original: PreTrainedModel) -> PreTrainedModel:
+        """Return the converted model around the original's weights, its layers as they were written."""
+        student = self._empty_student(original)
+        for number, layer in enumerate(self.layers):
+            install(student.get_submodule(layer.module), self.files.read_back(number, layer))
+        return student
+
+    def _empty_student(self, original: PreTrainedModel) -> PreTrainedModel:
+        return build_student(original, rewrite(self.files.checkpoint.config, self.targets), self.layers)
+
+    def _guess(self, prior: Prior, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> Statistics | None:
+        """Return the prior's guess for a layer; None where its keys read something else than the stream."""
+        width = len(tensors[layer.output])
+        queries, keys = (tensors[f"{name}.weight"].shape[1] for name in layer.projections)
+        if layer.is_cross or {queries, keys} != {width}:
+            return None
+        model = blueprint(self.files.checkpoint.config).model
+        norm = norm_name(model, layer.module)
+        gains = None if norm is None else norm_gains(model.get_submodule(norm), self.files.read_module(norm), width)
+        return prior.statistics(gains, has_bias=layer.has_bias)
+
+    def _write(self, number: int, layer: AttentionLayer, merged: Merged) -> None:
+        report = LayerReport(module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors={})
+        self.files.write(number, layer, merged.tensors, vars(report))
+        self.tell(report, number + 1, len(self.layers))
+
+
+def batches(blocks_NT: torch.Tensor, *, whole: bool = False) -> Sequence[torch.Tensor]:
+    """Cut blocks into batches; with `whole` all have one shape, and blocks that are left over are dropped."""
+    size = max(1, min(len(blocks_NT), BATCH_TOKENS // blocks_NT.shape[1]))
+    cut = blocks_NT.split(size)
+    return [batch for batch in cut if len(batch) == size] if whole else cut
