@@ -49,3 +49,7 @@ class OutputError(Mha2GqaError):
 
 class TextError(Mha2GqaError):
     """The text to work on is missing, unreadable or too short, or there is no tokenizer for it."""
+
+
+class PairError(Mha2GqaError):
+    """The two checkpoints do not belong together, or one of them cannot be found."""

@@ -76,7 +76,7 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    model, problems = load_unchecked(directory, dtype=dtype, device=device)
+    model, problems = load_unchecked(directory, placement(directory, dtype=dtype, device=device))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
@@ -87,12 +87,9 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     return model
 
 
-def load_unchecked(
-    directory: Path, *, dtype: str | None = None, device: str | None = None
-) -> tuple[PreTrainedModel, list[str]]:
-    """Load as `load_model` does, and return what is wrong with the keys instead of refusing it."""
+def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
+    """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
     model_class: Any = type(blueprint(read_json(directory / "config.json")).model)
-    place = placement(directory, dtype=dtype, device=device)
     loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
         directory,
         dtype=place.dtype or "auto",
