@@ -14,8 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from mha2gqa.calibration.refine import LayerReport
     from mha2gqa.commands.demo import DemoRow
     from mha2gqa.commands.inspect import InspectReport
+    from mha2gqa.evaluation.results import Verification
     from mha2gqa.report import ChangeReport
 
 _PIPE_WIDTH = 160
@@ -55,6 +59,58 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr for each stage of the block; yields `advance(stage, done, total)`."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, size: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], advance=size)
+
+        yield advance
+
+
+class Conversion:
+    """Shows a conversion on stderr as it goes: a bar for each stage, a line for each finished layer."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+
+    def bytes_written(self, done: int, total: int) -> None:
+        """Take note of bytes."""
+        self.stage("writing", done, total)
+
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """Take note of a part of a stage."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], advance=done)
+
+    def layer(self, layer: "LayerReport", number: int, total: int) -> None:
+        """Take note of a finished layer; what was gained in it is worth a line."""
+        self.stage("layers", 1, total)
+        if layer.errors:
+            errors = ", ".join(f"{step} {error:.4f}" for step, error in layer.errors.items())
+            _err.print(f"layer {number}/{total} {_escape(layer.module)}: error {errors}", soft_wrap=True, style="dim")
+
+
+@contextlib.contextmanager
+def conversion() -> Iterator[Conversion]:
+    """Show a conversion while the block runs."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+        yield Conversion(progress)
+
+
 def print_change(report: "ChangeReport") -> None:
     """Print the report of `convert` or `expand`."""
     if not report.written:
@@ -66,6 +122,7 @@ def print_change(report: "ChangeReport") -> None:
         "source": f"{report.source} ({report.model_type})",
         "output": str(report.output),
         "KV heads": f"{report.heads_before} -> {report.heads_after}" + (f", {report.method}" if report.method else ""),
+        **_layer_rows(report),
         "KV cache": f"{size(report.cache_before)} -> {size(report.cache_after)} a token"
         f" ({report.cache_after / max(1, report.cache_before):.0%})",
         "weights": f"{size(report.bytes_read)} -> {size(report.bytes_written)}",
@@ -77,6 +134,25 @@ def print_change(report: "ChangeReport") -> None:
         speed = report.bytes_read / max(report.seconds, 1e-9)
         table.add_row("time", f"{report.seconds:.1f} s ({size(int(speed))}/s)")
     _out.print(table, soft_wrap=True)
+
+
+def _layer_rows(report: "ChangeReport") -> dict[str, str]:
+    """Return rows about what a layer method did: what could not move, the errors of layers, what `auto` tried."""
+    rows: dict[str, str] = {}
+    fixed = {side: sum(layer[side] == "fixed" for layer in report.layers) for side in ("keys", "values")}
+    if any(fixed.values()) and report.method not in ("mean", "first", "random"):
+        held = " and ".join(f"the {side} of {count}" for side, count in fixed.items() if count)
+        rows["averaged"] = f"{held} of {len(report.layers)} layers, which the family does not allow to move"
+    if report.text:
+        rows["text"] = report.text
+    steps = list(report.layers[0]["errors"]) if report.layers else []
+    for step in steps:
+        mean = sum(layer["errors"].get(step, min(layer["errors"].values())) for layer in report.layers)
+        rows[f"error {step}"] = f"{mean / len(report.layers):.4f} of the attention outputs' energy, mean of the layers"
+    for trial in report.trials:
+        way = trial["refine"] or "aligned"
+        rows[f"tried {way}"] = f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
+    return rows
 
 
 def _print_plan(report: "ChangeReport") -> None:
@@ -111,6 +187,23 @@ def print_inspection(report: "InspectReport") -> None:
     if report.rows:
         _out.print(_cache_table(report))
     _out.print(_escape(report.verdict), soft_wrap=True)
+
+
+def print_verification(report: "Verification") -> None:
+    """Print the report of `verify`."""
+    from mha2gqa.evaluation.summary import summary
+
+    for number, section in enumerate(summary(report)):
+        table = Table(box=None, show_header=bool(section.header), padding=(0, 2, 0, 0))
+        for column in range(len(section.rows[0]) if section.rows else 0):
+            title = section.header[column] if section.header else ""
+            is_number = section.numbers and column > 0
+            table.add_column(title, justify="right" if is_number else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*map(_escape, row))
+        if number:
+            _out.print()
+        _out.print(table)
 
 
 def print_demo(rows: "Iterable[DemoRow]") -> None:

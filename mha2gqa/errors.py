@@ -53,3 +53,11 @@ class TextError(Mha2GqaError):
 
 class CalibrationError(Mha2GqaError):
     """A method cannot learn what it needs from the text, or the family does not allow a step of it."""
+
+
+class DeviceError(Mha2GqaError):
+    """The device that was asked for is not there."""
+
+
+class PairError(Mha2GqaError):
+    """The two checkpoints do not belong together, or one of them cannot be found."""

@@ -8,7 +8,7 @@ keys and values.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import torch
@@ -32,7 +32,7 @@ from mha2gqa.heads import Statistics
 Tell: TypeAlias = Callable[[LayerReport, int, int], object]
 """Told of each finished layer, its number, and how many there are."""
 Progress: TypeAlias = Callable[[str, int, int], object]
-"""Told what is being done, how much of it is done, and how much there is."""
+"""Told what is being done, how much of it was done since the last call, and how much there is in all."""
 
 BATCH_TOKENS = 4096
 """Tokens of one batch of calibration text."""
@@ -74,9 +74,7 @@ class Layerwise:
 
     def from_statistics(self, original: PreTrainedModel, blocks_NT: torch.Tensor) -> None:
         """Merge each layer by statistics of the original's inputs on text."""
-        statistics = gather_statistics(
-            original, self.layers, batches(blocks_NT), lambda done, total: self.progress("statistics", done, total)
-        )
+        statistics = gather_statistics(original, self.layers, batches(blocks_NT), partial(self.progress, "statistics"))
         for number, layer in enumerate(self.layers):
             merged = self.merge(layer, own_tensors(original, layer), statistics.pop(layer.module))
             self._write(number, layer, merged)
@@ -96,9 +94,7 @@ class Layerwise:
             self.layers, self.tell
         )
         if refinement == "joint":
-            train_jointly(
-                original, student, self.layers, whole, options, lambda done, total: self.progress("joint", done, total)
-            )
+            train_jointly(original, student, self.layers, whole, options, partial(self.progress, "joint"))
             for number, layer in enumerate(self.layers):
                 module = student.get_submodule(layer.module)
                 tensors = {name: module.get_parameter(name).detach() for name in layer.changed}

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.checkpoint.reader import read_checkpoint, read_json
-from mha2gqa.errors import CheckpointError, TextError
+from mha2gqa.errors import CheckpointError, DeviceError, TextError
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.cache import cache_layers
 from mha2gqa.families.counts import find_counts
@@ -76,7 +76,7 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    model, problems = load_unchecked(directory, dtype=dtype, device=device)
+    model, problems = load_unchecked(directory, placement(directory, dtype=dtype, device=device))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
@@ -87,12 +87,9 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     return model
 
 
-def load_unchecked(
-    directory: Path, *, dtype: str | None = None, device: str | None = None
-) -> tuple[PreTrainedModel, list[str]]:
-    """Load as `load_model` does, and return what is wrong with the keys instead of refusing it."""
+def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
+    """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
     model_class: Any = type(blueprint(read_json(directory / "config.json")).model)
-    place = placement(directory, dtype=dtype, device=device)
     loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
         directory,
         dtype=place.dtype or "auto",
@@ -118,15 +115,25 @@ def placement(directory: Path, *, dtype: str | None = None, device: str | None =
         dtype: As asked for.
         device: As asked for.
         models: How many models of this size must fit at the same time.
+
+    Raises:
+        DeviceError: The device is not there.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
         device = "cpu" if accelerator is None else accelerator.type
         if accelerator is not None and models * _size(directory) > _free(accelerator):
             device = "auto"
+    _check_device(device, accelerator)
     on_cpu = device == "cpu" or accelerator is None
     wanted = DTYPES[dtype] if dtype else torch.float32 if on_cpu else None
     return Placement(device, wanted)
+
+
+def _check_device(device: str, accelerator: torch.device | None) -> None:
+    there = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+    if device.partition(":")[0] not in there:
+        raise DeviceError(f"There is no device {device!r} here", expected=f"one of {', '.join(there)}")
 
 
 def _size(directory: Path) -> int:
@@ -177,7 +184,8 @@ def context_length(config: PreTrainedConfig, wanted: int | None) -> int:
     if wanted is None:
         return min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT)
     if wanted < 2 or (most is not None and wanted > most):
-        raise TextError(f"--context {wanted} does not fit the model", expected=f"2 to {most or 'any number of'} tokens")
+        expected = f"2 to {most} tokens" if most else "at least 2 tokens"
+        raise TextError(f"--context {wanted} does not fit the model", expected=expected)
     return wanted
 
 

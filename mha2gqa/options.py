@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Grouping = Literal["contiguous"]
+Grouping = Literal["contiguous", "similar"]
+Refinement = Literal["refit", "distil", "joint"]
+Level = Literal["file", "load", "outputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +23,32 @@ class ConvertOptions:
     output: Path | None = None
     """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
     method: str = "mean"
-    """How the KV heads of a group become one; a name in `merging.METHODS`."""
+    """How the KV heads of a group become one: a name in `merging.METHODS`, or `auto`."""
     grouping: Grouping = "contiguous"
-    """Which KV heads share a group."""
+    """Which KV heads share a group: neighbours, or those whose merge loses the least."""
+    refine: Refinement | None = None
+    """How far to improve the result on text: output projections in closed form, each layer trained, all of them."""
+    data: tuple[str, ...] = ()
+    """Calibration text: files, Hub data sets, or `self` for text that the model writes. Empty is no text, or where
+    text is needed that of the reference checkpoint."""
+    column: str | None = None
+    """Column of tables that holds the text; None takes `text`, else the only one with strings."""
+    tokens: int = 262_144
+    """Tokens of calibration text, at most."""
+    context: int | None = None
+    """Tokens of a block of text; None is as many as the model reads, up to 2048."""
+    steps: int = 300
+    """Training steps of each layer (`distil`), and of all together (`joint`)."""
+    activation_memory: str = "8GB"
+    """Activations of a refinement to hold in memory; the rest goes to disk beside the output."""
+    max_ppl_increase: float = 0.01
+    """Largest increase of the perplexity that `auto` is content with, as a fraction."""
+    dtype: str | None = None
+    """Dtype to run the model in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
+    device: str | None = None
+    """Device to run the model on; None takes an accelerator when there is one."""
     seed: int = 0
-    """Seed of the methods that draw numbers."""
+    """Seed of everything that draws numbers."""
     max_shard_size: str | None = None
     """Largest weight file, for example `5GB`; None keeps the source's division into files."""
     force: bool = False
@@ -58,3 +81,38 @@ class InspectOptions:
 
     model: str | None = None
     """Local directory or Hub id; None is the reference checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Options of `verify`."""
+
+    converted: Path | None = None
+    """Directory of the converted checkpoint; None is the one directory here that carries a record."""
+    against: str | None = None
+    """Local directory or Hub id of the original; None is what the record names."""
+    data: tuple[str, ...] = ()
+    """Text to compare the outputs on: files, Hub data sets, or `self` for text that the original writes; empty is the
+    held-out text for the reference checkpoint, and `self` for any other."""
+    column: str | None = None
+    """Column of tables that holds the text; None takes `text`, else the only one with strings."""
+    tokens: int = 32_768
+    """Tokens to compare the outputs on, at most."""
+    context: int | None = None
+    """Tokens of a block; None is as many as the model reads, up to 2048."""
+    batch_size: int | None = None
+    """Blocks that are run at a time; None is as many as 2048 tokens hold, and at least one."""
+    levels: tuple[Level, ...] = ("file", "load", "outputs")
+    """What to verify."""
+    max_ppl_increase: float | None = None
+    """Largest increase of the perplexity, as a fraction; None is 0.01, or what suits the conversion."""
+    max_kl: float | None = None
+    """Largest mean KL divergence in nats a token; None is 0.05, or what suits the conversion."""
+    min_top1: float | None = None
+    """Least share of tokens with the same most likely token; None is 0.9, or what suits the conversion."""
+    dtype: str | None = None
+    """Dtype to run the models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
+    device: str | None = None
+    """Device to run the models on; None takes an accelerator when there is one."""
+    seed: int = 0
+    """Seed of the sampled text and of the bootstrap."""

@@ -6,9 +6,10 @@ The one place where the order of these steps is decided; `convert` and `expand` 
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mha2gqa.checkpoint.card import CardFacts, write_card
 from mha2gqa.checkpoint.pieces import OutputTensor
@@ -19,11 +20,11 @@ from mha2gqa.checkpoint.source import Source
 from mha2gqa.checkpoint.staging import check_output, staged
 from mha2gqa.checkpoint.writer import OutputFile, Progress, divide, write_weights
 from mha2gqa.errors import OutputError
-from mha2gqa.merging import METHODS
+from mha2gqa.merging import POOLINGS
 from mha2gqa.plan import Plan
 from mha2gqa.report import ChangeReport, cache_per_token, tensor_rows
 
-_SLACK = 64 << 20
+SLACK = 64 << 20
 """Bytes beside the weights that must be free: headers, tokenizer, record, the file system's own."""
 
 
@@ -41,6 +42,10 @@ class Request:
     max_shard_size: str | None
     force: bool
     dry_run: bool
+    layers: Sequence[Mapping[str, Any]] = ()
+    """What a layer method did to each layer."""
+    text: str | None = None
+    """Where the calibration text came from."""
 
 
 def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Request, progress: Progress) -> ChangeReport:
@@ -52,14 +57,14 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
     """
     started = time.monotonic()
     files = divide(plan.tensors, parse_size(request.max_shard_size))
-    check_output(request.output, source.directory, plan.size + _SLACK, force=request.force)
     report = _report(plan, source, checkpoint, request, files)
     if request.dry_run:
         return report
-    method = METHODS[request.method]
+    check_output(request.output, source.directory, plan.size + SLACK, force=request.force)
+    pooling = POOLINGS.get(request.method, POOLINGS["mean"])
     with staged(request.output, force=request.force) as directory:
         checksums = write_weights(
-            directory, files, method=method, seed=request.seed, metadata=checkpoint.metadata, progress=progress
+            directory, files, method=pooling, seed=request.seed, metadata=checkpoint.metadata, progress=progress
         )
         for companion in checkpoint.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +97,8 @@ def _report(
         companions=[str(companion) for companion in checkpoint.companions],
         tensors=tensor_rows(checkpoint, plan),
         seconds=0.0,
+        layers=list(request.layers),
+        text=request.text,
     )
 
 
@@ -105,11 +112,13 @@ def _record(plan: Plan, request: Request) -> Record:
         config_changes=[asdict(change) for change in plan.config_changes],
         groups=plan.groups,
         dropped=plan.dropped,
+        text=request.text,
+        layers=list(request.layers),
     )
 
 
 def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardFacts:
-    options = (f"--{name} {value}" for name, value in request.options.items())
+    options = (f"--{name} {value}" for name, value in request.options.items() if value not in (None, ""))
     words = ["mha2gqa", request.command, source.argument, *options]
     return CardFacts(
         name=request.output.resolve().name,

@@ -3,6 +3,7 @@
 Numbers and names only; `console.py` words them.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ class ChangeReport:
     """Name, dtype, shape before and after, and whether it is changed, copied or dropped."""
     seconds: float
     """Of writing; reading headers and planning come before."""
+    text: str | None = None
+    """Where calibration text came from."""
+    layers: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
+    """What a layer method did to each attention module: groups, freedom of keys and values, errors after each step."""
+    trials: list[Mapping[str, Any]] = field(default_factory=list)
+    """What `--method auto` tried."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""

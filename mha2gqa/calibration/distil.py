@@ -64,7 +64,7 @@ def distil(
         optimiser.step()
         schedule.step()
     for one in parameters:
-        one.requires_grad_(requires_grad=False)
+        one.requires_grad_(False)
 
 
 def relative_error(answer: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

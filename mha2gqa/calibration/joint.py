@@ -41,7 +41,7 @@ def train_jointly(
         layers: The converted layers.
         batches_BT: Token ids.
         options: Steps and seed.
-        progress: Told of the steps that are done, and of all.
+        progress: Told of every step, and of how many there are.
     """
     parameters = _masters(student, layers)
     optimiser = torch.optim.Adam(
@@ -52,7 +52,7 @@ def train_jointly(
     )
     generator = torch.Generator().manual_seed(options.seed)
     order: list[int] = []
-    for step in range(options.steps):
+    for _ in range(options.steps):
         order = order or torch.randperm(len(batches_BT), generator=generator).tolist()
         batch = batches_BT[order.pop()]
         with torch.no_grad():
@@ -62,9 +62,9 @@ def train_jointly(
         divergence(wanted, answer).backward()
         optimiser.step()
         schedule.step()
-        progress(step + 1, options.steps)
+        progress(1, options.steps)
     for one in parameters.values():
-        one.requires_grad_(requires_grad=False)
+        one.requires_grad_(False)
 
 
 def divergence(wanted_BTV: torch.Tensor, answer_BTV: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,10 @@ _SHARE = 0.5
 """Size of what an attention layer adds, beside that of the embeddings."""
 _ROWS = 8192
 """Embedding rows that are looked at, evenly spaced."""
-_NORMS = ("input_layernorm", "operator_norm", "temporal_pre_norm", "self_attn_layer_norm", "pre_attention_layernorm")
-_NORMS += ("pre_self_attn_layernorm", "attn_norm", "norm_1", "ln_1", "input_norm", "norm")
+_NORMS = (
+    *("input_layernorm", "operator_norm", "temporal_pre_norm", "self_attn_layer_norm", "pre_attention_layernorm"),
+    *("pre_self_attn_layernorm", "attn_norm", "norm_1", "ln_1", "input_norm", "norm"),
+)
 """Names of the norm in front of attention, among the children of a block."""
 
 
@@ -80,3 +82,7 @@ def norm_gains(norm: nn.Module, tensors: Mapping[str, torch.Tensor], width: int)
     answer = torch.func.functional_call(norm, {name: tensor.float() for name, tensor in tensors.items()}, (both,))
     gains: torch.Tensor = (answer[0] - answer[1]) / 2 * even
     return gains
+
+
+def _sized(moment_DD: torch.Tensor) -> torch.Tensor:
+    return moment_DD * (len(moment_DD) / moment_DD.trace())

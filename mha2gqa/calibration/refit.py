@@ -1,7 +1,7 @@
 """Refits a layer's output projection in closed form, so that the converted layer answers like the original.
 
 With z the concatenated heads of the converted layer and y the original layer's output, the projection W that
-minimises Σ |W z − y|² + λ |W − W₀|² is (Y Zᵀ + λ W₀)(Z Zᵀ + λ)⁻¹: ridge regression towards the merged W₀.
+minimises Σ |W z - y|² + λ |W - W₀|² is (Y Zᵀ + λ W₀)(Z Zᵀ + λ)⁻¹: ridge regression towards the merged W₀.
 
 Legend: B sequences of a batch, T tokens, D model width, Z width of the concatenated heads.
 """

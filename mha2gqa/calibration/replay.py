@@ -123,7 +123,7 @@ class Replay:
                 del block.forward
 
 
-class _Stopped(Exception):  # noqa: N818 (not an error)
+class _Stopped(Exception):
     """Ends a pass that has what it wants."""
 
 

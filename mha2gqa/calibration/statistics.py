@@ -85,7 +85,7 @@ def gather_statistics(
         model: The original.
         layers: The layers.
         batches_BT: Token ids.
-        progress: Told of the batches that are done, and of all.
+        progress: Told of every batch, and of how many there are.
 
     Raises:
         CalibrationError: An activation is not finite.
@@ -93,9 +93,9 @@ def gather_statistics(
     moments = {layer.module: Moments(layer) for layer in layers}
     handles = [handle for one in moments.values() for handle in one.watch(model)]
     try:
-        for number, batch in enumerate(batches_BT):
+        for batch in batches_BT:
             model(**model_inputs(model, batch))
-            progress(number + 1, len(batches_BT))
+            progress(1, len(batches_BT))
     finally:
         for handle in handles:
             handle.remove()

@@ -41,7 +41,8 @@ def build_student(
         student.get_submodule(owner)._buffers[leaf] = buffer
     student.set_attn_implementation(original.config._attn_implementation)
     student.generation_config = original.generation_config
-    return student.eval().requires_grad_(requires_grad=False)
+    student.requires_grad_(requires_grad=False).eval()
+    return student
 
 
 def own_tensors(model: PreTrainedModel, layer: AttentionLayer) -> dict[str, torch.Tensor]:

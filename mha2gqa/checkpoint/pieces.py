@@ -1,9 +1,9 @@
 """What a tensor of a file is, and what a tensor of the output is made of.
 
 An input tensor is a byte range of a file. An output tensor is a sequence of pieces in file order:
-`Copy` (a byte range as it is), `Merge` (the byte ranges of the heads of one group, which a method
-makes one of) and `Computed` (what a method made of a whole layer). The writer needs nothing else, so it holds one group of heads at a time, whatever the
-size of the model.
+`Copy` (a byte range as it is), `Merge` (the byte ranges of the heads of one group, which a method makes
+one of) and `Computed` (what a method made of a whole layer). The writer needs nothing else, so it holds
+one group of heads at a time, whatever the size of the model.
 """
 
 import math

@@ -15,7 +15,7 @@ import xxhash
 from mha2gqa.checkpoint.pieces import DTYPES, Fold, Merge, Span
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.errors import CheckpointError
-from mha2gqa.merging import Method
+from mha2gqa.merging.kinds import Pooling
 
 _SLICE = 1 << 18
 """Numbers of the heads of a group that are in memory at a time, per thread; larger ones fragment the heap."""
@@ -25,7 +25,7 @@ _SLICE = 1 << 18
 class Pool:
     """Makes one head of the heads of a group, in the dtype of accumulation."""
 
-    method: Method
+    method: Pooling
     seed: int
 
     def slices(self, sources: Sources, piece: Merge) -> Iterator[memoryview]:

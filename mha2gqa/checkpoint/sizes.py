@@ -11,7 +11,7 @@ _UNITS = {"": 1, "B": 1} | {
 }
 
 
-def parse_size(text: str | None) -> int | None:
+def parse_size(text: str | None, option: str = "--max-shard-size") -> int | None:
     """Return the bytes that `text` means (decimal units as on the Hub, binary with an `i`); None for None.
 
     Raises:
@@ -22,5 +22,5 @@ def parse_size(text: str | None) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", text.strip().upper())
     size = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else 0
     if not 1 <= size < 1 << 63:
-        raise OutputError(f"--max-shard-size {text} is no size", expected="a number with a unit, such as 5GB or 500MB")
+        raise OutputError(f"{option} {text} is no size", expected="a number with a unit, such as 5GB or 500MB")
     return int(size)

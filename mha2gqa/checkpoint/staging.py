@@ -97,6 +97,36 @@ def staged(output: Path, *, force: bool) -> Iterator[Path]:
                 raise
 
 
+@contextlib.contextmanager
+def workspace(output: Path, fingerprint: str, *, keep: bool) -> Iterator[Path]:
+    """Give a hidden directory beside `output` for intermediate results, which goes when the block succeeds.
+
+    Args:
+        output: The directory that will be created at last.
+        fingerprint: What the results depend on; those of a run with another one are cleared away.
+        keep: Leave the results of a block that failed, or was killed, to the next run.
+
+    Raises:
+        OutputError: The disk is full, permission is missing, or another run makes the same output.
+    """
+    target = output.resolve()
+    work = target.with_name(f".{target.name}.layers")
+    with _refusals(output), _parents(target):
+        work.mkdir(exist_ok=True)
+        with _locked(work, output):
+            stamp = work / "fingerprint"
+            if not (keep and stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
+                _clear(work)
+                stamp.write_text(fingerprint, encoding="utf-8")
+            try:
+                yield work
+            except BaseException:
+                if not keep:
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work)
+
+
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),

@@ -24,7 +24,7 @@ from mha2gqa.checkpoint.pieces import Copy, MemoryFile, OutputTensor
 from mha2gqa.checkpoint.pool import Pool
 from mha2gqa.checkpoint.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.checkpoint.streams import BLOCK, Sources, Writer, should_drop_behind
-from mha2gqa.merging import Method
+from mha2gqa.merging.kinds import Pooling
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Told the number of bytes that were written since the last call, and how many there are in all."""
@@ -81,7 +81,7 @@ def write_weights(
     directory: Path,
     files: Sequence[OutputFile],
     *,
-    method: Method,
+    method: Pooling,
     seed: int,
     metadata: dict[str, str],
     progress: Progress,
@@ -109,7 +109,7 @@ def write_weights(
     with contextlib.ExitStack() as stack:
         sources = Sources()
         stack.callback(sources.close)
-        stack.enter_context(_single_torch_thread())
+        stack.enter_context(single_torch_thread())
         tasks: list[_Task] = []
         for file in files:
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -233,7 +233,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _single_torch_thread() -> Iterator[None]:
+def single_torch_thread() -> Iterator[None]:
     """Merging is bound by memory, and runs on our own threads: torch's would only get in their way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

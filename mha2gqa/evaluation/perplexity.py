@@ -1,8 +1,10 @@
 """Loss of a checkpoint on the reference's held-out text, by transformers' own model class."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from mha2gqa.models import context_length, load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
@@ -24,6 +26,14 @@ def held_out_loss(directory: Path, tokens: int) -> float:
     model = load_model(directory, dtype="float32", device="cpu")
     context = context_length(model.config, None)
     blocks_NT = pack(read_documents(held_out_files()), load_tokenizer(directory), context=context, tokens=tokens)
-    with torch.inference_mode():
-        losses = [len(batch) * model(input_ids=batch, labels=batch).loss.item() for batch in blocks_NT.split(_BATCH)]
-    return float(sum(losses) / len(blocks_NT))
+    return mean_loss(model, blocks_NT.split(_BATCH))
+
+
+@torch.inference_mode()
+def mean_loss(model: PreTrainedModel, batches_BT: Sequence[torch.Tensor]) -> float:
+    """Return the mean loss of a causal language model in nats per predicted token."""
+    losses = [
+        len(batch) * model(input_ids=batch.to(model.device), labels=batch.to(model.device)).loss.item()
+        for batch in batches_BT
+    ]
+    return float(sum(losses) / sum(map(len, batches_BT)))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mha2gqa.evaluation.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
+from mha2gqa.options import Level
 
-Level: TypeAlias = Literal["file", "load", "outputs"]
 Verdict: TypeAlias = Literal["identical", "within limits", "different"]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -79,6 +79,8 @@ class Limits:
 class FileLevel:
     """The files, read as bytes; no model is loaded."""
 
+    readable: bool
+    """Whether the config and every weight file could be read at all."""
     compared: int
     """Tensors that are the original's byte for byte, compared with it."""
     recomputed: int

@@ -322,7 +322,7 @@ def _freedom(
         return "fixed", "fixed", None, set()
     if _clip(decoder.config) is not None:
         return "signed", "signed", None, set()
-    heads, width = keys_shape
+    width = keys_shape[1]
     for names in _NORMS:
         present = [name for name in shapes if name.startswith(tuple(f"{norm}." for norm in names))]
         weights = (f"{names[0]}.weight", f"{names[1]}.weight")

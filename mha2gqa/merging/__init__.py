@@ -10,24 +10,13 @@ Nothing heavy is imported here: the command line lists these names.
 Legend: R heads of a group, N numbers of one head.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeAlias
 
-from mha2gqa.grouping import Groups
 from mha2gqa.merging.first import first
+from mha2gqa.merging.kinds import LayerMethod, Pooling
 from mha2gqa.merging.mean import mean
 from mha2gqa.merging.random import random
-
-if TYPE_CHECKING:
-    import torch
-
-    from mha2gqa.heads import AttentionHeads, Statistics
-
-Pooling: TypeAlias = Callable[["torch.Tensor", "torch.Generator"], "torch.Tensor"]
-LayerMethod: TypeAlias = Callable[["AttentionHeads", Groups, "Statistics | None"], "AttentionHeads"]
 
 POOLINGS: Mapping[str, Pooling] = {
     "mean": mean,

@@ -48,7 +48,7 @@ def share_basis(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: t
         energy_GRFF: What reads them, see `weighted_rows`.
         moment_XX: Second moment of the inputs; None is the identity.
     """
-    groups, heads, width, _ = rows_GRFX.shape
+    heads, width = rows_GRFX.shape[1:3]
     seen, inverse_GRFF = weighted_rows(rows_GRFX, energy_GRFF)
     stack = seen.flatten(1, 2)
     measured = stack if moment_XX is None else stack @ moment_XX
@@ -67,7 +67,8 @@ def basis_loss(gram: torch.Tensor, width: int) -> torch.Tensor:
         gram: Gram matrix of one group's stacked `weighted_rows`, `[R·F, R·F]`.
         width: F.
     """
-    return torch.linalg.eigvalsh(gram)[..., :-width].clamp(min=0).sum()
+    lost: torch.Tensor = torch.linalg.eigvalsh(gram)[..., :-width].clamp(min=0).sum()
+    return lost
 
 
 def _towards(shared_GFX: torch.Tensor, rows_GRFX: torch.Tensor) -> torch.Tensor:
@@ -75,4 +76,5 @@ def _towards(shared_GFX: torch.Tensor, rows_GRFX: torch.Tensor) -> torch.Tensor:
     u, _, vh = torch.linalg.svd(rows_GRFX.mean(dim=1) @ shared_GFX.mT)
     wanted = rows_GRFX.square().sum(dim=(2, 3)).mean(dim=1)
     scale = (wanted / shared_GFX.square().sum(dim=(1, 2)).clamp(min=torch.finfo(wanted.dtype).tiny)).sqrt()
-    return (u @ vh) * torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
+    turn: torch.Tensor = (u @ vh) * torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
+    return turn

@@ -122,7 +122,8 @@ def effective_keys(heads: AttentionHeads) -> torch.Tensor:
 
 
 def _queries(heads: AttentionHeads) -> torch.Tensor:
-    return heads.q_HEX.unflatten(0, (-1, heads.queries_per_head))
+    queries_KSEX: torch.Tensor = heads.q_HEX.unflatten(0, (-1, heads.queries_per_head))
+    return queries_KSEX
 
 
 def _measured(rows: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
@@ -130,4 +131,5 @@ def _measured(rows: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tenso
 
 
 def _root_mean_square(rows: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
-    return (_measured(rows, moment_XX) * rows).sum(dim=-1).mean().sqrt()
+    size: torch.Tensor = (_measured(rows, moment_XX) * rows).sum(dim=-1).mean().sqrt()
+    return size

@@ -8,6 +8,7 @@ the layer's freedom.
 Legend: G groups, R heads of a group, P planes, N rows of a plane, X inputs.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +76,14 @@ def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
         freedom: Which factors are allowed.
     """
     heads = gram_PRR.shape[-1]
-    total = gram_PRR.diagonal(dim1=-2, dim2=-1).real.sum()
+    total: torch.Tensor = gram_PRR.diagonal(dim1=-2, dim2=-1).real.sum()
     if freedom == "fixed":
-        return total - gram_PRR.real.sum() / heads
+        kept: torch.Tensor = gram_PRR.real.sum() / heads
+        return total - kept
     if freedom in ("free", "scaled"):
         return total - torch.linalg.eigvalsh(gram_PRR)[..., -1].sum()
     sign_PR = torch.where(torch.linalg.eigh(gram_PRR).eigenvectors[..., -1] < 0, -1.0, 1.0).to(gram_PRR.dtype)
-    kept = torch.einsum("pr,prs,ps->", sign_PR, gram_PRR, sign_PR) / heads
-    return total - kept
+    return total - torch.einsum("pr,prs,ps->", sign_PR, gram_PRR, sign_PR) / heads
 
 
 def _leading(gram_GPRR: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,8 @@ def _leading(gram_GPRR: torch.Tensor) -> torch.Tensor:
     total_GP = vector_GPR.sum(dim=-1, keepdim=True)
     size = total_GP.abs()
     phase = torch.where(size > 0, total_GP / size.clamp(min=_tiny(size)), torch.ones_like(total_GP))
-    return (vector_GPR * phase.conj()).transpose(1, 2)
+    turned: torch.Tensor = (vector_GPR * phase.conj()).transpose(1, 2)
+    return turned
 
 
 def _balanced(shared: torch.Tensor, factor_GRP: torch.Tensor, rows_GRPNX: torch.Tensor) -> SharedPlanes:
@@ -110,4 +112,4 @@ def _lengths(rows_GRPNX: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.
 
 
 def _tiny(like: torch.Tensor) -> float:
-    return torch.finfo(like.dtype).tiny ** 0.5
+    return math.sqrt(torch.finfo(like.dtype).tiny)

@@ -6,7 +6,7 @@ import torch
 
 from mha2gqa.grouping import Groups
 from mha2gqa.heads import AttentionHeads, Statistics
-from mha2gqa.merging import LayerMethod, Pooling
+from mha2gqa.merging.kinds import LayerMethod, Pooling
 
 
 def pooled(pooling: Pooling, seed: int) -> LayerMethod:
@@ -26,7 +26,8 @@ def pooled(pooling: Pooling, seed: int) -> LayerMethod:
             return torch.stack(merged).view(-1, *heads_KN.shape[1:])
 
         def sort(heads_H: torch.Tensor) -> torch.Tensor:
-            return heads_H.unflatten(0, (-1, heads.queries_per_head))[order].flatten(0, 2)
+            sorted_H: torch.Tensor = heads_H.unflatten(0, (-1, heads.queries_per_head))[order].flatten(0, 2)
+            return sorted_H
 
         return replace(
             heads,

@@ -1,4 +1,4 @@
-"""What the table of freedoms promises holds in transformers' own classes: random numbers of each kind change no logit."""
+"""What the table of freedoms promises holds in transformers' own classes: random numbers change no logit."""
 
 import json
 
