@@ -24,6 +24,7 @@ LAYERS = (
     {"evaluation", "report"},
     {"output"},
     {"commands"},
+    {"reports"},
     {"console"},
     {"cli"},
     {"__main__"},
