@@ -45,3 +45,11 @@ class GroupsError(Mha2GqaError):
 
 class OutputError(Mha2GqaError):
     """The output cannot be written where it was asked for."""
+
+
+class TextError(Mha2GqaError):
+    """The text to work on is missing, unreadable or too short, or there is no tokenizer for it."""
+
+
+class PairError(Mha2GqaError):
+    """The two checkpoints do not belong together, or one of them cannot be found."""

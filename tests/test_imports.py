@@ -19,6 +19,7 @@ LAYERS = (
     {"grouping"},
     {"families", "merging", "reference"},
     {"checkpoint"},
+    {"models", "texts"},
     {"rearrange"},
     {"plan"},
     {"evaluation", "report"},
@@ -30,7 +31,7 @@ LAYERS = (
     {"__main__"},
 )
 """Lowest first: a layer imports from those before it, and a part of a layer from itself."""
-HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "huggingface_hub", "yaml")
+HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "huggingface_hub", "yaml", "datasets")
 
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 

@@ -1,6 +1,7 @@
 """The conversion record, `mha2gqa.json`: what was done, to what, by which versions, with what result.
 
 `verify` holds a converted checkpoint against it; a directory that has one was made by this tool.
+`write_record` writes one, `read_record` reads it back, and takes nothing in it on trust.
 """
 
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mha2gqa.checkpoint.pieces import OutputTensor
-from mha2gqa.checkpoint.reader import RECORD
+from mha2gqa.checkpoint.reader import RECORD, read_json
 from mha2gqa.checkpoint.source import Source
+from mha2gqa.errors import CheckpointError
 from mha2gqa.grouping import Groups
 
 FORMAT = 1
@@ -67,3 +69,76 @@ def write_record(
         },
     }
     (directory / RECORD).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class WrittenTensor:
+    """What the record says of one tensor of the result."""
+
+    changed: bool
+    """Whether it is not the source's, byte for byte."""
+    checksum: str
+    """XXH3-128 of its bytes, in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class WrittenRecord:
+    """A record that was read back."""
+
+    record: Record
+    source_path: str | None
+    """Where the source was; None when it came from the Hub."""
+    hub_id: str | None
+    revision: str | None
+    versions: Mapping[str, str]
+    tensors: Mapping[str, WrittenTensor]
+
+
+def read_record(directory: Path) -> WrittenRecord:
+    """Read the record of a converted checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it is not one that this version writes.
+    """
+    if not (directory / RECORD).is_file():
+        raise CheckpointError(
+            f"There is no {RECORD} in {directory}",
+            expected="a checkpoint that mha2gqa has written",
+            remedy="Name the output of `mha2gqa convert` or `mha2gqa expand`",
+        )
+    content = read_json(directory / RECORD)
+    try:
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        return _parse(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{directory / RECORD} is not a record of this version ({type(error).__name__}: {error})",
+            expected=f"format {FORMAT}, as mha2gqa {version('mha2gqa')} writes it",
+            remedy="Convert again, or verify with the version that converted",
+        ) from error
+
+
+def _parse(content: dict[str, Any]) -> WrittenRecord:
+    groups = {module: tuple(tuple(map(int, group)) for group in found) for module, found in content["groups"].items()}
+    record = Record(
+        command=str(content["command"]),
+        options=dict(content["options"]),
+        model_type=str(content["model_type"]),
+        source_heads=int(content["source_heads"]),
+        target_heads=int(content["target_heads"]),
+        config_changes=[
+            {"path": tuple(map(str, change["path"])), "before": change["before"], "after": change["after"]}
+            for change in content["config_changes"]
+        ],
+        groups=groups,
+        dropped=tuple(map(str, content["dropped"])),
+    )
+    tensors = {
+        name: WrittenTensor(bool(entry["changed"]), str(entry["xxh3_128"]))
+        for name, entry in content["tensors"].items()
+    }
+    source = content["source"]
+    return WrittenRecord(
+        record, source["path"], source["hub_id"], source["revision"], dict(content["versions"]), tensors
+    )

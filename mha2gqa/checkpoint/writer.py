@@ -109,7 +109,7 @@ def write_weights(
     with contextlib.ExitStack() as stack:
         sources = Sources()
         stack.callback(sources.close)
-        stack.enter_context(_single_torch_thread())
+        stack.enter_context(single_torch_thread())
         tasks: list[_Task] = []
         for file in files:
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -233,7 +233,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _single_torch_thread() -> Iterator[None]:
+def single_torch_thread() -> Iterator[None]:
     """Merging is bound by memory, and runs on our own threads: torch's would only get in their way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mha2gqa.models import context_length, load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
+from mha2gqa.texts.blocks import pack
 
 _BATCH = 8
 
@@ -20,15 +21,9 @@ def held_out_loss(directory: Path, tokens: int) -> float:
         directory: The checkpoint.
         tokens: How many tokens to evaluate on, rounded down to whole blocks.
     """
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    context = model.config.max_position_embeddings
-    stream = [
-        token
-        for text in read_documents(held_out_files())
-        for token in (tokenizer.bos_token_id, *tokenizer(text, verbose=False)["input_ids"])
-    ][: max(tokens, context)]
-    blocks_BT = torch.tensor(stream[: len(stream) // context * context]).view(-1, context)
+    model = load_model(directory, dtype="float32", device="cpu")
+    context = context_length(model.config, None)
+    blocks_NT = pack(read_documents(held_out_files()), load_tokenizer(directory), context=context, tokens=tokens)
     with torch.inference_mode():
-        losses = [len(batch) * model(input_ids=batch, labels=batch).loss.item() for batch in blocks_BT.split(_BATCH)]
-    return float(sum(losses) / len(blocks_BT))
+        losses = [len(batch) * model(input_ids=batch, labels=batch).loss.item() for batch in blocks_NT.split(_BATCH)]
+    return float(sum(losses) / len(blocks_NT))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mha2gqa.evaluation.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
+from mha2gqa.options import Level
 
-Level: TypeAlias = Literal["file", "load", "outputs"]
 Verdict: TypeAlias = Literal["identical", "within limits", "different"]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 

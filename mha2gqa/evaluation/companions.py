@@ -1,0 +1,28 @@
+"""Compares the tokenizer and the other small files of a converted checkpoint with its original's."""
+
+import filecmp
+from collections.abc import Iterator
+from pathlib import Path
+
+from mha2gqa.checkpoint.reader import Checkpoint
+from mha2gqa.evaluation.results import Finding
+
+_READ_BY_TOKENIZERS = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "chat_template", "spiece")
+"""How the names of files begin whose presence alone changes a tokenizer."""
+
+
+def companion_findings(original: Checkpoint, converted: Checkpoint) -> Iterator[Finding]:
+    """Yield each file beside the weights that is missing, differs, or makes another tokenizer by being there."""
+    for companion in original.companions:
+        before, after = original.directory / companion, converted.directory / companion
+        if not after.is_file():
+            yield _finding(companion, "is missing; the original has it")
+        elif not filecmp.cmp(before, after, shallow=False):
+            yield _finding(companion, "differs from the original's")
+    for companion in converted.companions:
+        if companion not in original.companions and companion.name.startswith(_READ_BY_TOKENIZERS):
+            yield _finding(companion, "is not beside the original, and would change its tokenizer")
+
+
+def _finding(companion: Path, problem: str) -> Finding:
+    return Finding(level="file", guilty=str(companion), problem=problem)

@@ -1,0 +1,89 @@
+"""Decides which text a command works on, and says where it comes from.
+
+What the user named with --data; else, for the reference checkpoint, its own held-out or calibration
+text; else (or for the word `self`) text that the model writes itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mha2gqa.checkpoint.source import Source, reference_directory
+from mha2gqa.errors import TextError
+from mha2gqa.reference import corpus
+from mha2gqa.texts.blocks import pack, sample_text
+from mha2gqa.texts.documents import Purpose, read_documents
+
+SELF = "self"
+"""What --data says to have the model write the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Text, ready for a model."""
+
+    tokens_NT: torch.Tensor
+    """int64, N blocks of T tokens, on the CPU."""
+    description: str
+    """Where the text comes from, as a phrase."""
+    sampled: bool
+    """Whether the model wrote it."""
+
+
+def find_blocks(
+    data: Sequence[str],
+    *,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Callable[[], PreTrainedModel],
+    context: int,
+    tokens: int,
+    purpose: Purpose,
+    column: str | None = None,
+    seed: int = 0,
+    least: int = 1,
+) -> Blocks:
+    """Find the text for a purpose, as blocks.
+
+    Args:
+        data: Files or Hub data sets, or `self` alone; empty chooses by the source.
+        source: The original; the reference checkpoint has text of its own.
+        tokenizer: The original's.
+        model: Gives the original; called only when it has to write the text.
+        context: Tokens of a block, T.
+        tokens: How many tokens to take at most.
+        purpose: `evaluation` or `calibration`; the reference's texts for the two do not overlap.
+        column: Column of tables that holds the text.
+        seed: Of the sampling.
+        least: How many blocks there must be.
+
+    Raises:
+        TextError: The text is missing, unreadable or too short.
+    """
+    if SELF in data and len(data) > 1:
+        raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
+    if not data and source.directory == reference_directory():
+        return _reference(purpose, tokenizer, context=context, tokens=tokens, least=least)
+    if not data or SELF in data:
+        written_NT = sample_text(model(), tokenizer, tokens=max(tokens, least * context), context=context, seed=seed)
+        description = f"text sampled from the original itself (temperature 1, seed {seed})"
+        return Blocks(tokens_NT=written_NT, description=description, sampled=True)
+    documents = read_documents(data, column, purpose)
+    blocks_NT = pack(documents, tokenizer, context=context, tokens=tokens, least=least)
+    return Blocks(tokens_NT=blocks_NT, description=f"text from {', '.join(data)}", sampled=False)
+
+
+def _reference(
+    purpose: Purpose, tokenizer: PreTrainedTokenizerBase, *, context: int, tokens: int, least: int
+) -> Blocks:
+    files, word = (
+        (corpus.held_out_files(), "held-out")
+        if purpose == "evaluation"
+        else (corpus.calibration_files(), "calibration")
+    )
+    documents = corpus.read_documents(files)
+    blocks_NT = pack(documents, tokenizer, context=context, tokens=tokens, least=least)
+    description = f"{word} text of the reference checkpoint ({len(files)} modules of the standard library)"
+    return Blocks(tokens_NT=blocks_NT, description=description, sampled=False)
