@@ -161,7 +161,11 @@ def _output_numbers(outputs: OutputsLevel) -> Iterator[EvalResult]:
     ]
     if outputs.loss:
         before, after = outputs.loss.perplexities
-        values = [("perplexity", "Perplexity", after), ("original_perplexity", "Perplexity of the original", before), *values]
+        values = [
+            ("perplexity", "Perplexity", after),
+            ("original_perplexity", "Perplexity of the original", before),
+            *values,
+        ]
     for metric, name, value in values:
         if math.isfinite(value):
             yield EvalResult(
