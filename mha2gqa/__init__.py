@@ -15,17 +15,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.options import ConvertOptions, ExpandOptions, InspectOptions
+from mha2gqa.options import ConvertOptions, ExpandOptions, InspectOptions, VerifyOptions
 
 if TYPE_CHECKING:
     from mha2gqa.commands.convert import convert
     from mha2gqa.commands.expand import expand
     from mha2gqa.commands.inspect import inspect
+    from mha2gqa.commands.verify import verify
 
-__all__ = ["ConvertOptions", "ExpandOptions", "InspectOptions", "Mha2GqaError", "convert", "expand", "inspect"]
+_COMMANDS = ("convert", "expand", "inspect", "verify")
+
+__all__ = [
+    "ConvertOptions",
+    "ExpandOptions",
+    "InspectOptions",
+    "Mha2GqaError",
+    "VerifyOptions",
+    "convert",
+    "expand",
+    "inspect",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "expand", "inspect"):
+    if name in _COMMANDS:
         return getattr(import_module(f"mha2gqa.commands.{name}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The command line: typer signatures only. Heavy imports stay inside the command bodies.
 
-Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 3 verify found the checkpoint different,
+130 interrupted.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import typer
 
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.merging import METHODS
-from mha2gqa.options import ConvertOptions, ExpandOptions, Grouping, InspectOptions
+from mha2gqa.options import ConvertOptions, ExpandOptions, Grouping, InspectOptions, Level, VerifyOptions
 
 app = typer.Typer(
     help="Convert a multi-head attention checkpoint to grouped-query (GQA) or multi-query attention (MQA).",
@@ -47,7 +48,14 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
+def _one_of_or_none(names: Iterable[str]) -> Callable[[str | None], str | None]:
+    check = _one_of(names)
+    return lambda value: None if value is None else check(value)
+
+
 _GROUPINGS = get_args(Grouping)
+_LEVELS = get_args(Level)
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -152,6 +160,74 @@ def inspect(model: Model = None, as_json: AsJson = False) -> None:
 
     report = run(InspectOptions(model=model))
     console.print_json(report.to_json()) if as_json else console.print_inspection(report)
+
+
+def _check_levels(values: list[str] | None) -> list[str]:
+    for value in values or []:
+        _one_of(_LEVELS)(value)
+    return values or []
+
+
+@app.command()
+def verify(
+    converted: Annotated[
+        Path | None, typer.Argument(help="Converted checkpoint. Default: the one directory here with a record.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Original. Default: what the record names.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text, jsonl, csv or parquet file, Hub data set, or `self`; repeatable.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to compare the outputs on.")] = 32_768,
+    context: Annotated[int | None, typer.Option(help="Tokens of a block. Default: the model's, up to 2048.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Blocks at a time. Default: 2048 tokens.")] = None,
+    level: Annotated[
+        list[str] | None,
+        typer.Option(help="What to verify; repeatable.", metavar="|".join(_LEVELS), callback=_check_levels),
+    ] = None,
+    max_ppl_increase: Annotated[
+        float | None, typer.Option(min=0, help="Largest increase of the perplexity. Default: 0.01, one per cent.")
+    ] = None,
+    max_kl: Annotated[float | None, typer.Option(min=0, help="Largest mean KL, nats a token. Default: 0.05.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least share of equal most likely tokens. Default: 0.9.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="To run in.", metavar="|".join(_DTYPES), callback=_one_of_or_none(_DTYPES))
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampled text and of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a converted checkpoint against its original: files, loading, outputs."""
+    with _imports():
+        from transformers.utils import logging
+
+        from mha2gqa import console
+        from mha2gqa.commands.verify import verify as run
+
+    logging.disable_progress_bar()
+    options = VerifyOptions(
+        converted=converted,
+        against=against,
+        data=tuple(data or ()),
+        column=column,
+        tokens=tokens,
+        context=context,
+        batch_size=batch_size,
+        levels=cast(tuple[Level, ...], tuple(level or _LEVELS)),
+        max_ppl_increase=max_ppl_increase,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
+    with console.stages() as progress:
+        report = run(options, progress)
+    console.print_json(report.to_json()) if as_json else console.print_verification(report)
+    if report.verdict == "different":
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from mha2gqa.checkpoint.sizes import format_size as size
 if TYPE_CHECKING:
     from mha2gqa.commands.demo import DemoRow
     from mha2gqa.commands.inspect import InspectReport
+    from mha2gqa.evaluation.results import Verification
     from mha2gqa.report import ChangeReport
 
 _PIPE_WIDTH = 160
@@ -53,6 +54,23 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
         def advance(size: int, total: int) -> None:
             progress.update(task, advance=size, total=total)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr for each stage of the block; yields `advance(stage, done, total)`."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, size: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], advance=size)
 
         yield advance
 
@@ -113,6 +131,23 @@ def print_inspection(report: "InspectReport") -> None:
     if report.rows:
         _out.print(_cache_table(report))
     _out.print(_escape(report.verdict), soft_wrap=True)
+
+
+def print_verification(report: "Verification") -> None:
+    """Print the report of `verify`."""
+    from mha2gqa.evaluation.summary import summary
+
+    for number, section in enumerate(summary(report)):
+        table = Table(box=None, show_header=bool(section.header), padding=(0, 2, 0, 0))
+        for column in range(len(section.rows[0]) if section.rows else 0):
+            title = section.header[column] if section.header else ""
+            is_number = section.numbers and column > 0
+            table.add_column(title, justify="right" if is_number else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*map(_escape, row))
+        if number:
+            _out.print()
+        _out.print(table)
 
 
 def print_demo(rows: "Iterable[DemoRow]") -> None:

@@ -31,8 +31,8 @@ class Loss:
     """Mean loss of the original."""
     converted: float
     """Mean loss of the converted checkpoint."""
-    interval: tuple[float, float]
-    """95 % interval of `difference`, by a paired bootstrap over blocks."""
+    interval: tuple[float, float] | None
+    """95 % interval of `difference`, by a paired bootstrap over blocks; None when there is one block."""
 
     @property
     def difference(self) -> float:
@@ -71,7 +71,7 @@ class PositionLoss:
     """Mean loss of both models over a range of positions in a block."""
 
     first: int
-    """First position of the range, counted from 0."""
+    """First position of the range, in tokens read before the one that is predicted."""
     last: int
     """Last position of the range."""
     original: float

@@ -60,6 +60,7 @@ def _result(
 ) -> FileLevel:
     tensors = [tensor.made_of for tensor in expected or []]
     return FileLevel(
+        readable=expected is not None,
         compared=sum(tensor is not None and tensor.is_copy for tensor in tensors),
         recomputed=sum(tensor is not None and not tensor.is_copy for tensor in tensors),
         checksummed=sum(tensor is None for tensor in tensors),

@@ -20,6 +20,8 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import find_counts
 
 _BLOCKS, _TOKENS = 2, 24
+_LEAST_VOCABULARY = 96
+"""Of a class that does not say."""
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Dtype -> difference of two ways to compute a logit that rounding explains, as a fraction of the largest."""
 _AS_ORIGINAL = 4
@@ -59,8 +61,7 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
 
 def _random_tokens(model: PreTrainedModel, config_json: ConfigJson, seed: int) -> torch.Tensor:
     """Return tokens that mean nothing to the config: an image token would ask for an image."""
-    embeddings: Any = model.get_input_embeddings()
-    size = embeddings.weight.shape[0]
+    size = getattr(model.config.get_text_config(decoder=True), "vocab_size", _LEAST_VOCABULARY)
     special = set(_token_ids(config_json)) | set(_token_ids(model.config.to_dict()))
     plain = torch.tensor([token for token in range(size) if token not in special])
     generator = torch.Generator().manual_seed(seed)

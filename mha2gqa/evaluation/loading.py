@@ -2,10 +2,11 @@
 
 from functools import cached_property
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.evaluation.pair import Pair
 from mha2gqa.evaluation.running import attempt
+from mha2gqa.families.blueprint import blueprint
 from mha2gqa.models import Placement, load_unchecked, placement
 
 
@@ -21,6 +22,11 @@ class Models:
     def place(self) -> Placement:
         """Where and how both are run."""
         return placement(self.pair.original, dtype=self._dtype, device=self._device, models=2)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Config of the original, without its weights."""
+        return blueprint(self.pair.checkpoint.config).config
 
     @cached_property
     def _original(self) -> tuple[PreTrainedModel, list[str]]:

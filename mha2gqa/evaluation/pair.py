@@ -17,6 +17,7 @@ from mha2gqa.checkpoint.record import WrittenRecord, read_record
 from mha2gqa.checkpoint.source import Source, find_source, reference_directory
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.errors import PairError, SourceError
+from mha2gqa.evaluation.results import Conversion
 
 _SAMPLED = 8
 """Tensors that are held against the record before anything else is done; the smallest ones."""
@@ -137,6 +138,23 @@ def _not_the_original(pair: Pair, reason: str) -> PairError:
 def not_the_original(pair: Pair, name: str) -> PairError:
     """Return the refusal of an original of which one tensor differs from what was copied from it."""
     return _not_the_original(pair, f"its tensor {name!r} has another checksum than the record's")
+
+
+def describe(pair: Pair) -> Conversion:
+    """Return what was converted, and how, by the record."""
+    record = pair.written.record
+    return Conversion(
+        original=pair.source.hub_id or str(pair.original),
+        converted=str(pair.converted),
+        model_type=record.model_type,
+        command=record.command,
+        method=record.options.get("method"),
+        options=record.options,
+        heads_before=record.source_heads,
+        heads_after=record.target_heads,
+        groups=record.groups,
+        versions=pair.written.versions,
+    )
 
 
 def checksum(info: TensorInfo) -> str:

@@ -79,6 +79,8 @@ class Limits:
 class FileLevel:
     """The files, read as bytes; no model is loaded."""
 
+    readable: bool
+    """Whether the config and every weight file could be read at all."""
     compared: int
     """Tensors that are the original's byte for byte, compared with it."""
     recomputed: int

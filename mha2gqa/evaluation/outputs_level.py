@@ -1,0 +1,137 @@
+"""The outputs level of `verify`: both models on the same tokens, in one pass over each.
+
+Batch by batch, the original reads, then the converted model, then their logits are compared a few
+positions at a time. Masked language models are compared by their distributions alone: their loss on text
+without masks means nothing. Encoder-decoders read each block in both halves.
+
+Legend: N blocks, B blocks of a batch, T tokens of a block.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from mha2gqa.checkpoint.reader import read_json
+from mha2gqa.errors import PairError, TextError
+from mha2gqa.evaluation.continuations import continuations
+from mha2gqa.evaluation.differences import Text
+from mha2gqa.evaluation.judge import limit_findings
+from mha2gqa.evaluation.layers import LayerErrors
+from mha2gqa.evaluation.loading import Models
+from mha2gqa.evaluation.metrics import Sums
+from mha2gqa.evaluation.results import Limits, OutputsLevel
+from mha2gqa.evaluation.running import Body, attempt, kind_of
+from mha2gqa.models import attention_modules, context_length, load_tokenizer
+from mha2gqa.options import VerifyOptions
+from mha2gqa.texts.find import Blocks, find_blocks
+
+Progress = Callable[[int, int], object]
+"""Told the number of tokens compared since the last call, and how many there are in all."""
+
+BATCH_TOKENS = 2048
+"""Tokens of a batch, unless the user says how many blocks."""
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Tokens to compare the models on."""
+
+    blocks: Blocks
+    tokenizer: PreTrainedTokenizerBase
+    """The original's."""
+
+
+def find_text(models: Models, options: VerifyOptions) -> EvaluationText:
+    """Find the text, or have the original write it.
+
+    Raises:
+        TextError: There is no tokenizer, or the text is missing, unreadable or too short.
+    """
+    tokenizer = load_tokenizer(models.pair.original)
+    blocks = find_blocks(
+        options.data,
+        source=models.pair.source,
+        tokenizer=tokenizer,
+        model=lambda: models.original,
+        context=context_length(models.config, options.context),
+        tokens=options.tokens,
+        purpose="evaluation",
+        column=options.column,
+        seed=options.seed,
+    )
+    _check_vocabulary(models.config, blocks.tokens_NT)
+    return EvaluationText(blocks, tokenizer)
+
+
+@torch.inference_mode()
+def compare_outputs(
+    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, progress: Progress
+) -> OutputsLevel | None:
+    """Compare what both models make of the same tokens.
+
+    Args:
+        models: The original and the converted checkpoint.
+        text: The tokens, as `find_text` gives them.
+        limits: What they may differ by.
+        options: How many blocks are run at a time, and the seed of the bootstrap.
+        progress: Told of every batch.
+
+    Returns:
+        The level, or None where the original does not run on tokens alone.
+
+    Raises:
+        PairError: The converted checkpoint cannot be run.
+    """
+    started = time.monotonic()
+    ids_NT = text.blocks.tokens_NT
+    original, converted = models.original, models.converted
+    if converted is None:
+        raise PairError(f"{models.pair.converted} does not load strictly: {'; '.join(models.problems[:3])}")
+    first = attempt(lambda: Body(original, ids_NT[:1]))
+    if isinstance(first, str):
+        return None
+    second = Body(converted, ids_NT[:1])
+    sums, layers = Sums(), LayerErrors(attention_modules(read_json(models.pair.original / "config.json")))
+    predicts = kind_of(original) != "masked"
+    for ids_BT in ids_NT.split(options.batch_size or max(1, BATCH_TOKENS // ids_NT.shape[1])):
+        with layers.original(original):
+            one = first.read(ids_BT)
+        with layers.converted(converted):
+            other = second.read(ids_BT)
+        sums.add(one, other, ids_BT, predicts=predicts)
+        progress(ids_BT.numel(), ids_NT.numel())
+    level = OutputsLevel(
+        text=_describe(text.blocks, sums.tokens),
+        loss=sums.loss(options.seed),
+        kl=sums.divergence(),
+        top1=sums.top1 / sums.tokens,
+        top5=sums.top5 / sums.tokens,
+        largest_logit_difference=sums.largest,
+        positions=sums.positions(),
+        layers=layers.results(),
+        continuations=continuations(original, converted, text.tokenizer, ids_NT),
+        dtype=models.dtype,
+        device=original.device.type,
+        seconds=time.monotonic() - started,
+        findings=(),
+    )
+    return replace(level, findings=tuple(limit_findings(level, limits)))
+
+
+def _describe(blocks: Blocks, tokens: int) -> Text:
+    count, context = blocks.tokens_NT.shape
+    return Text(description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens)
+
+
+def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
+    known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    largest = int(ids_NT.max())
+    if isinstance(known, int) and largest >= known:
+        raise TextError(
+            f"The tokenizer gives token {largest}, and the model knows {known}",
+            expected="the tokenizer that the model was trained with",
+            remedy="Check the tokenizer's files beside the original",
+        )

@@ -1,0 +1,97 @@
+"""The report of `verify` in words and rows, for a terminal. It decides nothing and prints nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mha2gqa.evaluation.results import FileLevel, LoadLevel, OutputsLevel, Verification
+
+Row = tuple[str, ...]
+
+_SHOWN = 100
+"""Characters of a text that are shown."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A small table."""
+
+    header: Row
+    """Empty where the first column says enough."""
+    rows: tuple[Row, ...]
+    numbers: bool = False
+    """Whether all columns but the first hold numbers."""
+
+
+def summary(report: Verification) -> Iterator[Section]:
+    """Yield the parts of the report in the order in which they are read; the verdict comes last."""
+    yield Section((), tuple(_facts(report)))
+    if report.load is not None:
+        yield _checks(report.load)
+    if report.outputs is not None:
+        yield _outputs(report.outputs)
+        layers = tuple((layer.module, f"{layer.error:.4g}") for layer in report.outputs.layers)
+        yield Section(("attention output", "relative error"), layers, numbers=True)
+        yield Section((), tuple(_texts(report.outputs)))
+    rows = tuple((finding.level, finding.guilty, finding.problem) for finding in report.findings)
+    if rows:
+        yield Section(("level", "what", "finding"), rows)
+    first = report.reasons[:1] if not rows else ()
+    notes = report.reasons[len(rows) :] if rows else report.reasons[1:]
+    yield Section((), (("verdict", f"{report.verdict}. {' '.join((*first, *notes))}".rstrip()),))
+
+
+def _facts(report: Verification) -> Iterator[Row]:
+    made = report.conversion
+    method = made.method or made.command
+    yield "converted", made.converted
+    yield "original", made.original
+    yield "conversion", f"{made.model_type}, {made.heads_before} -> {made.heads_after} KV heads, {method}"
+    if report.file is not None:
+        yield "files", _files(report.file)
+    if report.load is not None:
+        yield "run", f"{report.load.dtype} on {report.load.device}"
+    if report.outputs is not None:
+        text = report.outputs.text
+        blocks = f"{text.blocks} block{'s' * (text.blocks > 1)} of {text.context}"
+        yield "text", f"{text.description}: {text.tokens:,} tokens compared, {blocks}"
+
+
+def _files(file: FileLevel) -> str:
+    kinds = {"copied": file.compared, "made again": file.recomputed, "by checksum": file.checksummed}
+    tensors = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+    state = f"{len(file.findings)} findings" if file.findings else "all as they must be"
+    return f"tensors: {tensors or 'none'}; {file.files} other files; {state}"
+
+
+def _checks(load: LoadLevel) -> Section:
+    rows = tuple((check.name, "passed" if check.passed else "FAILED", check.detail) for check in load.checks)
+    return Section(("check", "", ""), rows)
+
+
+def _outputs(outputs: OutputsLevel) -> Section:
+    rows: list[Row] = []
+    if (loss := outputs.loss) is not None:
+        before, after = loss.perplexities
+        interval = "" if loss.interval is None else f" ({loss.interval[0]:+.4f} to {loss.interval[1]:+.4f})"
+        gained = f"{loss.difference:+.4f}{interval}"
+        rows.append(("loss, nats a token", f"{loss.original:.4f}", f"{loss.converted:.4f}", gained))
+        rows.append(("perplexity", f"{before:.2f}", f"{after:.2f}", f"{loss.increase:+.2%}"))
+    kl = outputs.kl
+    rows += [
+        ("KL divergence, nats a token", "", "", f"{kl.mean:.4g} (99 % below {kl.p99:.4g})"),
+        ("same most likely token", "", "", f"{outputs.top1:.2%}"),
+        ("shared among the five most likely", "", "", f"{outputs.top5:.2%}"),
+        ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
+    ]
+    return Section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
+
+
+def _texts(outputs: OutputsLevel) -> Iterator[Row]:
+    for text in outputs.continuations:
+        yield "prompt", _one_line(f"... {text.prompt[-_SHOWN:]}")
+        yield "  original", _one_line(text.original[:_SHOWN])
+        yield "  converted", _one_line(text.converted[:_SHOWN])
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
