@@ -9,7 +9,7 @@ The harness is the optional extra `eval`; it is imported inside the functions.
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import BenchmarkError
 from mha2gqa.evaluation.results import Benchmark
+from mha2gqa.evaluation.running import kind_of
+from mha2gqa.families.blueprint import ConfigJson, blueprint
+
+Progress = Callable[[int, int], object]
+"""Told the number of models scored since the last call, and how many there are in all."""
 
 _BATCH = 8
 """Documents a batch on a CPU; on an accelerator the harness finds what fits."""
@@ -35,16 +40,20 @@ class Suite:
     """The harness's `TaskManager`, which knows them."""
 
 
-def find_tasks(names: Sequence[str], path: Path | None) -> Suite:
+def find_tasks(names: Sequence[str], path: Path | None, config: ConfigJson) -> Suite:
     """Find tasks by their names, and load their data.
 
     Args:
         names: Tasks, groups or tags of lm-evaluation-harness; `*` stands for anything.
         path: A directory of further task definitions (YAML); they win over the harness's own.
+        config: The config.json of the original.
 
     Raises:
-        BenchmarkError: The harness is not installed, a task is unknown, its data cannot be had, or it would run code.
+        BenchmarkError: The harness is not installed or does not run such models, a task is unknown, its data cannot be
+            had, or it would run code.
     """
+    if kind_of(blueprint(config).model) == "masked":
+        raise BenchmarkError("lm-evaluation-harness does not run masked language models", remedy="Leave out --tasks")
     if path is not None and not path.is_dir():
         raise BenchmarkError(f"No such directory: {str(path)!r}", expected="--task-path with task definitions in YAML")
     try:
@@ -61,15 +70,27 @@ def find_tasks(names: Sequence[str], path: Path | None) -> Suite:
     return Suite(found, manager)
 
 
-def run_tasks(suite: Suite, *models: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> tuple[Benchmark, ...]:
-    """Score the original and the converted checkpoint on all tasks of `suite`.
+def run_tasks(
+    suite: Suite,
+    original: PreTrainedModel,
+    converted: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+) -> tuple[Benchmark, ...]:
+    """Score both models on all tasks of `suite`.
 
     Args:
         suite: As `find_tasks` returned it.
-        models: The original and the converted checkpoint, each with its tokenizer.
+        original: The original.
+        converted: The converted checkpoint.
+        tokenizer: The original's, for both.
+        progress: Told of each model that is done.
     """
-    original, converted = (_evaluate(suite, *model) for model in models)
-    return tuple(_side_by_side(original, converted))
+    results = []
+    for model in (original, converted):
+        results.append(_evaluate(suite, model, tokenizer))
+        progress(1, 2)
+    return tuple(_side_by_side(*results))
 
 
 def _matches(name: str, manager: Any) -> list[str]:

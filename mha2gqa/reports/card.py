@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from huggingface_hub.utils import yaml_dump
 
 from mha2gqa.errors import OutputError
 from mha2gqa.evaluation.results import Benchmark, OutputsLevel, Verification
@@ -52,7 +51,7 @@ def write_numbers(report: Verification, directory: Path) -> Path:
     before, header, after = _split(_read(path))
     newline = "\r\n" if "\r\n" in before else "\n"
     index = _merged(_results(path, header), report, directory.resolve().name)
-    block = yaml_dump({_KEY: index}).replace("\n", newline) if index else ""
+    block = yaml.safe_dump({_KEY: index}, sort_keys=False, allow_unicode=True).replace("\n", newline) if index else ""
     start, end = _span(header)
     added = header[:start] + block + header[end:]
     _check_kept(path, header, added)

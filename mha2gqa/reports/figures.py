@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -31,7 +32,7 @@ _VARIABLES = {
 WIDTH, HEIGHT = 5.2, 2.9
 """Inches of a common plot; its text is then legible on a phone, and two fit beside one another on a screen."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mha2gqa",
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that the layout is the same everywhere
@@ -53,6 +54,7 @@ _STYLE = {
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
     "text.color": INK,
+    "text.parse_math": False,
     "legend.frameon": False,
     "legend.labelcolor": INK,
     "lines.linewidth": 2,

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from mha2gqa.checkpoint.sizes import format_size
-from mha2gqa.evaluation.results import CacheUse, Divergence, LayerError, LoadLevel, PositionLoss, Similarity
+from mha2gqa.evaluation.differences import Divergence, LayerError, PositionLoss
+from mha2gqa.evaluation.results import LoadLevel, Similarity
 from mha2gqa.reports.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 
 _NAMED_HEADS = 16
@@ -46,7 +48,7 @@ def error_by_layer(layers: Sequence[LayerError]) -> Plot | None:
         colours = [BAD if index == worst else CONVERTED for index in range(len(errors))]
         plot.axes.bar(range(len(errors)), errors, color=colours, width=0.7)
         plot.axes.set(xlabel="attention module, first to last", ylabel="relative error of the output")
-        plot.axes.xaxis.get_major_locator().set_params(integer=True)
+        plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _mark(plot.axes, worst, errors[worst], f"{errors[worst]:.3g}")
     return Plot("Error by layer", f"Largest in {layers[worst].module}.", plot.svg)
 
@@ -62,7 +64,7 @@ def divergence(kl: Divergence, limit: float) -> Plot | None:
         plot.axes.set_xscale("log")
         plot.axes.set(xlabel="KL divergence (nats a token)", ylabel="tokens")
         plot.axes.set_xlim(_filled(kl, limit))
-        plot.axes.xaxis.get_major_locator().set_params(numticks=7)
+        plot.axes.xaxis.set_major_locator(LogLocator(numticks=7))
         plot.axes.xaxis.set_major_formatter("{x:g}")
         for value, name, style in ((kl.mean, "mean", "-"), (kl.p99, "99 %", "--"), (limit, "limit", ":")):
             if kl.edges[0] <= value <= kl.edges[-1]:

@@ -4,14 +4,14 @@ Words the numbers for `templates/verify.html` and picks the plots of `verify_fig
 them; `page.py` renders and writes. Nothing is measured here.
 """
 
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from mha2gqa.checkpoint.sizes import format_size
-from mha2gqa.evaluation.results import Benchmark, Continuation, Conversion, Limits, OutputsLevel, Verification
+from mha2gqa.evaluation.differences import Continuation
+from mha2gqa.evaluation.results import Benchmark, Conversion, Limits, OutputsLevel, Verification
 from mha2gqa.reports import verify_figures
 from mha2gqa.reports.figures import Plot
 from mha2gqa.reports.page import render
@@ -55,6 +55,7 @@ def verify_page(report: Verification) -> str:
         report=report,
         name=_name(report.conversion),
         verdict=_verdict(report),
+        reasons=(*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :]),
         tiles=list(_tiles(report)),
         levels=list(_levels(report)),
         facts=list(_facts(report.conversion)),
@@ -141,9 +142,9 @@ def _text(outputs: OutputsLevel) -> str:
 def _losses(outputs: OutputsLevel, limits: Limits) -> Iterator[LossRow]:
     if not (loss := outputs.loss):
         return
-    low, high = (_signed(bound, ".4f") for bound in loss.interval)
+    interval = " to ".join(_signed(bound, ".4f") for bound in loss.interval) if loss.interval else ""
     values = (f"{loss.original:.4f}", f"{loss.converted:.4f}", _signed(loss.difference, ".4f"))
-    yield LossRow("loss, nats a token", "", *values, f"95 %: {low} to {high}")
+    yield LossRow("loss, nats a token", "", *values, interval and f"95 %: {interval}")
     before, after = loss.perplexities
     limit = f"at most {_signed(limits.max_ppl_increase, '.1%')}"
     yield LossRow("perplexity", limit, f"{before:.4g}", f"{after:.4g}", _signed(loss.increase, ".2%"), "")
@@ -160,7 +161,7 @@ def _agreement(outputs: OutputsLevel, limits: Limits) -> Iterator[AgreementRow]:
 
 
 def _signed(value: float, form: str) -> str:
-    return format(value, f"+{form}").replace("-", "−")
+    return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
 
 
 def _share(value: float) -> str:
@@ -180,13 +181,19 @@ def _plots(report: Verification) -> Iterator[Plot]:
 
 
 def _continuation(one: Continuation) -> dict[str, Any]:
-    shared = os.path.commonprefix([one.original, one.converted])
+    length = _shared(one.original, one.converted)
     texts = {"original": one.original, "converted": one.converted}
     return {
         "prompt": one.prompt,
-        "sides": [{"name": name, "shared": shared, "own": text[len(shared) :]} for name, text in texts.items()],
+        "sides": [{"name": name, "shared": text[:length], "own": text[length:]} for name, text in texts.items()],
         "note": f"The first {one.agreed} of {one.tokens} tokens are the same.",
     }
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts have in common before the first that differs."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _benchmark(one: Benchmark) -> dict[str, str]:

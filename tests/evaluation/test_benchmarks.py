@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,29 @@ import yaml
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.checkpoint.source import find_source
 from mha2gqa.commands.convert import convert
 from mha2gqa.errors import BenchmarkError
-from mha2gqa.evaluation.benchmarks import find_tasks, run_tasks
+from mha2gqa.evaluation.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.models import load_model, load_tokenizer
 from mha2gqa.options import ConvertOptions
 from mha2gqa.reference.corpus import held_out_files, read_documents
 
-Model = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+ORIGINAL = find_source(None).directory
+CONFIG = read_json(ORIGINAL / "config.json")
 DOCUMENTS = 40
 
 
 @pytest.fixture(autouse=True)
 def _only_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the harness's 14,000 tasks, which take it seconds to list; one thread is the fastest for tiny models."""
+    """Leave out the harness's 14,000 tasks, which take it seconds to list."""
     torch.set_num_threads(1)
     monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
+
+
+def find(names: Sequence[str], path: Path | None) -> Suite:
+    return find_tasks(names, path, CONFIG)
 
 
 def documents() -> Iterator[dict[str, Any]]:
@@ -85,49 +91,51 @@ def write_task(directory: Path, name: str, data: Path, metric: str = "acc", **ov
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The reference checkpoint and its conversion to two KV heads."""
     output = tmp_path_factory.mktemp("converted") / "gqa2"
     convert(ConvertOptions(groups=2, output=output))
-    original, converted = (
-        (load_model(directory), load_tokenizer(directory)) for directory in (find_source(None).directory, output)
-    )
-    return original, converted
+    return load_model(ORIGINAL), load_model(output)
 
 
 @torch.inference_mode()
-def log_likelihoods(model: Model, document: dict[str, Any]) -> list[float]:
+def log_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]
+) -> list[float]:
     """Return log P(choice | start) of each choice, one forward pass each."""
-    network, tokenizer = model
     values = []
     for choice in document["choices"]:
         start = tokenizer(document["start"], add_special_tokens=False)["input_ids"]
         whole = tokenizer(f"{document['start']} {choice}", add_special_tokens=False)["input_ids"]
-        log_probabilities = network(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        log_probabilities = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
         values.append(sum(log_probabilities[at - 1, whole[at]].item() for at in range(len(start), len(whole))))
     return values
 
 
-def accuracies(model: Model) -> tuple[list[float], list[float]]:
-    """Return, document by document, whether the likeliest choice is right: as it is, and by its length in characters."""
+def accuracies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[float], list[float]]:
+    """Return, document by document, whether the likeliest choice is right: as it is, and by its length."""
     plain, by_length = [], []
     for document in documents():
-        values = log_likelihoods(model, document)
+        values = log_likelihoods(model, tokenizer, document)
         scaled = [value / len(choice) for value, choice in zip(values, document["choices"], strict=True)]
         plain.append(float(values.index(max(values)) == document["answer"]))
         by_length.append(float(scaled.index(max(scaled)) == document["answer"]))
     return plain, by_length
 
 
-def test_scores_are_those_of_a_plain_loop(tasks: Path, models: tuple[Model, Model]) -> None:
-    scores = {(one.task, one.metric): one for one in run_tasks(find_tasks(["words"], tasks), *models)}
+def test_scores_are_those_of_a_plain_loop(tasks: Path, models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    tokenizer = load_tokenizer(ORIGINAL)
+    done: list[tuple[int, int]] = []
+    found = run_tasks(find(["words"], tasks), *models, tokenizer, lambda *step: done.append(step))
+    assert done == [(1, 2), (1, 2)]
+    scores = {(one.task, one.metric): one for one in found}
     assert scores.keys() == {
         ("next_word", "acc"),
         ("next_word_by_length", "acc"),
         ("next_word_by_length", "acc_norm"),
         ("words", "acc"),
     }
-    plain, by_length = zip(*(accuracies(model) for model in models), strict=True)
+    plain, by_length = zip(*(accuracies(model, tokenizer) for model in models), strict=True)
     for task, metric, (original, converted) in (
         ("next_word", "acc", plain),
         ("next_word_by_length", "acc_norm", by_length),
@@ -142,38 +150,44 @@ def test_scores_are_those_of_a_plain_loop(tasks: Path, models: tuple[Model, Mode
 
 
 def test_patterns_and_repetitions_name_each_task_once(tasks: Path) -> None:
-    assert find_tasks(["next_*", "next_word"], tasks).names == ("next_word", "next_word_by_length")
+    assert find(["next_*", "next_word"], tasks).names == ("next_word", "next_word_by_length")
 
 
 def test_the_harness_s_own_tasks_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm_eval.tasks.TaskManager", TaskManager)
-    with pytest.raises(BenchmarkError, match="no task 'helaswag'.*such as.*hellaswag"):
-        find_tasks(["helaswag"], None)
+    with pytest.raises(BenchmarkError, match=r"no task 'helaswag'.*such as.*hellaswag"):
+        find(["helaswag"], None)
 
 
 def test_an_unknown_task_names_those_that_are_close(tasks: Path) -> None:
-    with pytest.raises(BenchmarkError, match="no task 'nextword'.*next_word"):
-        find_tasks(["next_word", "nextword"], tasks)
+    with pytest.raises(BenchmarkError, match=r"no task 'nextword'.*next_word"):
+        find(["next_word", "nextword"], tasks)
 
 
 def test_a_task_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="No such directory"):
-        find_tasks(["next_word"], tmp_path / "absent")
+        find(["next_word"], tmp_path / "absent")
 
 
 def test_data_that_cannot_be_read_is_refused(tasks: Path) -> None:
     write_task(tasks, "no_data", tasks / "absent.jsonl")
     with pytest.raises(BenchmarkError, match=r"'no_data' cannot be loaded: FileNotFoundError.*absent\.jsonl"):
-        find_tasks(["no_data"], tasks)
+        find(["no_data"], tasks)
 
 
 def test_a_task_that_runs_code_is_refused(tasks: Path) -> None:
     write_task(tasks, "runs_code", tasks.parent / "lines.jsonl", unsafe_code=True)
     with pytest.raises(BenchmarkError, match="'runs_code' would run code"):
-        find_tasks(["runs_code"], tasks)
+        find(["runs_code"], tasks)
 
 
 def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(BenchmarkError, match=r"pip install 'mha2gqa\[eval\]'"):
-        find_tasks(["hellaswag"], None)
+        find(["hellaswag"], None)
+
+
+def test_masked_language_models_are_refused() -> None:
+    config = {"model_type": "eurobert", "architectures": ["EuroBertForMaskedLM"]}
+    with pytest.raises(BenchmarkError, match="does not run masked language models"):
+        find_tasks(["hellaswag"], None, config)

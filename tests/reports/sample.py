@@ -8,23 +8,18 @@ import dataclasses
 import math
 from typing import Any
 
+from mha2gqa.evaluation.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
 from mha2gqa.evaluation.results import (
     Benchmark,
     CacheUse,
     Check,
-    Continuation,
     Conversion,
-    Divergence,
     FileLevel,
     Finding,
-    LayerError,
     Limits,
     LoadLevel,
-    Loss,
     OutputsLevel,
-    PositionLoss,
     Similarity,
-    Text,
     Verification,
 )
 
@@ -54,7 +49,9 @@ def verification(**overrides: Any) -> Verification:
             "The perplexity grows by 370.0 %, and at most 1 % is allowed.",
             "The mean KL divergence is 1.42 nats a token, and at most 0.02 is allowed.",
         ),
-        "file": FileLevel(compared=30, recomputed=8, checksummed=0, files=5, size=14_400_000, seconds=0.4, findings=()),
+        "file": FileLevel(
+            readable=True, compared=30, recomputed=8, checksummed=0, files=5, size=14_400_000, seconds=0.4, findings=()
+        ),
         "load": LoadLevel(
             checks=(
                 Check(name="strict load", passed=True, detail="38 tensors, none missing, none left over"),
