@@ -269,6 +269,8 @@ def demo(
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 1, a bug keeps its traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     try:
         app()
     except Mha2GqaError as error:

@@ -15,6 +15,7 @@ from mha2gqa.evaluation.loading import Models
 from mha2gqa.evaluation.outputs_level import compare_outputs, find_text
 from mha2gqa.evaluation.pair import Pair, describe, find_pair
 from mha2gqa.evaluation.results import Benchmark, Verification
+from mha2gqa.evaluation.similarity import head_similarity
 from mha2gqa.models import load_tokenizer
 from mha2gqa.options import VerifyOptions
 from mha2gqa.reports.card import check_card, write_numbers
@@ -69,6 +70,7 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
         file=file,
         load=load,
         outputs=outputs,
+        similarity=head_similarity(pair.checkpoint, pair.written.record) if options.report is not None else (),
         benchmarks=benchmarks,
     )
     _write(report, options, pair)

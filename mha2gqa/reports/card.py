@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def write_numbers(report: Verification, directory: Path) -> Path:
     before, header, after = _split(_read(path))
     newline = "\r\n" if "\r\n" in before else "\n"
     index = _merged(_results(path, header), report, directory.resolve().name)
-    block = yaml.safe_dump({_KEY: index}, sort_keys=False, allow_unicode=True).replace("\n", newline) if index else ""
+    block = (
+        yaml.safe_dump({_KEY: index}, sort_keys=False, allow_unicode=True, width=1000).replace("\n", newline)
+        if index
+        else ""
+    )
     start, end = _span(header)
     added = header[:start] + block + header[end:]
     _check_kept(path, header, added)
@@ -149,8 +154,8 @@ def _numbers(report: Verification) -> Iterator[list[EvalResult]]:
     """Yield what was measured on each dataset."""
     if report.outputs:
         yield list(_output_numbers(report.outputs))
-    for one in report.benchmarks:
-        yield list(_benchmark_numbers(one))
+    for _, scores in groupby(report.benchmarks, key=lambda one: one.task):
+        yield [number for one in scores for number in _benchmark_numbers(one)]
 
 
 def _output_numbers(outputs: OutputsLevel) -> Iterator[EvalResult]:
@@ -174,7 +179,7 @@ def _output_numbers(outputs: OutputsLevel) -> Iterator[EvalResult]:
                 dataset_args={**_MARK, "tokens": outputs.text.tokens, "context": outputs.text.context},
                 metric_type=metric,
                 metric_name=name,
-                metric_value=value,
+                metric_value=float(f"{value:.6g}"),
             )
 
 
@@ -189,7 +194,7 @@ def _benchmark_numbers(one: Benchmark) -> Iterator[EvalResult]:
                 dataset_args=_MARK | ({"num_few_shot": one.shots} if one.shots is not None else {}),
                 metric_type=metric,
                 metric_name=f"{one.metric} of the original" if metric != one.metric else metric,
-                metric_value=value,
+                metric_value=float(f"{value:.6g}"),
             )
 
 

@@ -53,9 +53,12 @@ def verify_page(report: Verification) -> str:
     return render(
         "verify.html",
         report=report,
-        name=_name(report.conversion),
+        name=PurePath(report.conversion.converted).name or report.conversion.converted,
         verdict=_verdict(report),
-        reasons=(*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :]),
+        reasons=[
+            reason[:1].upper() + reason[1:]
+            for reason in (*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :])
+        ],
         tiles=list(_tiles(report)),
         levels=list(_levels(report)),
         facts=list(_facts(report.conversion)),
@@ -69,16 +72,6 @@ def verify_page(report: Verification) -> str:
         version=version("mha2gqa"),
         **_maps(report),
     )
-
-
-def _name(conversion: Conversion) -> str:
-    return f"{_short(conversion.original)} → {_short(conversion.converted)}"
-
-
-def _short(place: str) -> str:
-    """Return the last part of a directory, and a Hub id as it is."""
-    path = PurePath(place)
-    return path.name if path.is_absolute() or len(path.parts) != 2 else place
 
 
 def _verdict(report: Verification) -> dict[str, str]:
