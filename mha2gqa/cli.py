@@ -254,16 +254,19 @@ def demo(
     directory: Annotated[Path, typer.Argument(help="Where the converted checkpoints go.")] = Path("demo"),
     tokens: Annotated[int, typer.Option(help="Tokens of held-out text to evaluate on.")] = 50_000,
 ) -> None:
-    """Inspect and convert the reference checkpoint, and show what that saved and what it cost."""
+    """Inspect, convert and verify the reference checkpoint, and show what that saved and what it cost."""
     with _imports():
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.demo import describe, measure
+        from mha2gqa.commands.demo import describe, measure, prove
 
     logging.disable_progress_bar()
     console.print_inspection(describe())
     console.print_demo(measure(directory, tokens))
+    with console.stages() as progress:
+        report = prove(directory, tokens, progress)
+    console.print_verification(report)
 
 
 def main() -> None:

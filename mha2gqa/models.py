@@ -174,7 +174,8 @@ def context_length(config: PreTrainedConfig, wanted: int | None) -> int:
     if wanted is None:
         return min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT)
     if wanted < 2 or (most is not None and wanted > most):
-        raise TextError(f"--context {wanted} does not fit the model", expected=f"2 to {most or 'any number of'} tokens")
+        expected = f"2 to {most} tokens" if most else "at least 2 tokens"
+        raise TextError(f"--context {wanted} does not fit the model", expected=expected)
     return wanted
 
 

@@ -62,6 +62,7 @@ def test_the_demo_shows_that_a_mean_is_better_than_random_heads(tmp_path: Path, 
     run = cli("demo", str(tmp_path / "second"), "--tokens", "512")
     assert run.code == 0
     assert "held-out loss" in run.out
+    assert "verdict  different" in run.out
 
 
 def _name(groups: int, method: str) -> str:

@@ -1,4 +1,4 @@
-"""`mha2gqa demo`: the tool on the reference checkpoint, from inspection to what a conversion cost."""
+"""`mha2gqa demo`: the tool on the reference checkpoint, from inspection to what a conversion cost, and a proof."""
 
 import math
 from collections.abc import Iterator
@@ -8,8 +8,12 @@ from pathlib import Path
 from mha2gqa.checkpoint.writer import Progress, ignore_progress
 from mha2gqa.commands.convert import convert
 from mha2gqa.commands.inspect import InspectReport, inspect
+from mha2gqa.commands.verify import Progress as VerifyProgress
+from mha2gqa.commands.verify import ignore_progress as ignore_stages
+from mha2gqa.commands.verify import verify
 from mha2gqa.evaluation.perplexity import held_out_loss
-from mha2gqa.options import ConvertOptions, InspectOptions
+from mha2gqa.evaluation.results import Verification
+from mha2gqa.options import ConvertOptions, InspectOptions, VerifyOptions
 from mha2gqa.report import ChangeReport
 
 GROUPS = (4, 2, 1)
@@ -52,8 +56,23 @@ def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) 
     yield DemoRow("original", reference.kv_heads, "-", reference.rows[0].bytes_per_token, held_out_loss(source, tokens))
     for groups in GROUPS:
         for method in METHODS if groups == 1 else ("mean",):
-            output = directory / f"mha2gqa-reference-{groups}-{method}"
+            output = _output(directory, groups, method)
             report: ChangeReport = convert(
                 ConvertOptions(groups=groups, method=method, output=output, force=True), progress
             )
             yield DemoRow(output.name, groups, method, report.cache_after, held_out_loss(output, tokens))
+
+
+def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages) -> Verification:
+    """Verify the mean-pooled GQA-4 that `measure` has made.
+
+    Args:
+        directory: Where `measure` put it.
+        tokens: Tokens of held-out text to compare the outputs on.
+        progress: Told of every run of bytes and every batch of tokens.
+    """
+    return verify(VerifyOptions(converted=_output(directory, 4, "mean"), tokens=tokens), progress)
+
+
+def _output(directory: Path, groups: int, method: str) -> Path:
+    return directory / f"mha2gqa-reference-{groups}-{method}"
