@@ -267,6 +267,7 @@ def demo(
     with console.stages() as progress:
         report = prove(directory, tokens, progress)
     console.print_verification(report)
+    console.print_note(f"The page is {directory / 'report.html'}")
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mha2gqa.reports.page import visible
+
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 ORIGINAL, CONVERTED, BAD = "#040404", "#050505", "#060606"
 _VARIABLES = {
@@ -121,5 +123,5 @@ def _inline(svg: str, name: str, description: str) -> Markup:
     inner = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", inner)
     for colour, variable in _VARIABLES.items():
         inner = inner.replace(colour, f"var({variable})")
-    label = escape(description)
+    label = escape(visible(description))
     return Markup(f'<svg class="plot" role="img" aria-label="{label}" {view[0] if view else ""}>{inner}')  # noqa: S704
