@@ -41,6 +41,8 @@ def check_card(directory: Path) -> None:
 def write_numbers(report: Verification, directory: Path) -> Path:
     """Put the numbers of `report` into the card in `directory`, in the place of those of an earlier run.
 
+    A report without numbers changes nothing.
+
     Returns:
         The card.
 
@@ -48,7 +50,8 @@ def write_numbers(report: Verification, directory: Path) -> Path:
         OutputError: As `check_card`.
     """
     card = read_front_matter(directory / CARD)
-    card.with_key(_KEY, _merged(_index(card), report, directory.resolve().name) or None).write()
+    if results := [result for numbers in _numbers(report) for result in _as_results(numbers)]:
+        card.with_key(_KEY, _merged(_index(card), results, directory.resolve().name)).write()
     return card.path
 
 
@@ -65,15 +68,13 @@ def _index(card: FrontMatter) -> list[dict[str, Any]]:
     )
 
 
-def _merged(index: list[dict[str, Any]], report: Verification, name: str) -> list[dict[str, Any]]:
+def _merged(index: list[dict[str, Any]], own: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Return a `model-index` without what we wrote before and with what was measured now."""
-    own = [result for numbers in _numbers(report) for result in _as_results(numbers)]
     others = [
         {**model, "results": [result for result in model.get("results", []) if not _is_ours(result)]} for model in index
     ]
-    if not others:
-        return [{"name": name, "results": own}] if own else []
-    return [{**others[0], "results": others[0]["results"] + own}, *others[1:]]
+    first, *more = others or [{"name": name, "results": []}]
+    return [{**first, "results": first["results"] + own}, *more]
 
 
 def _is_ours(result: Any) -> bool:

@@ -42,12 +42,12 @@ class FrontMatter:
         return content
 
     def with_key(self, key: str, value: Any) -> "FrontMatter":
-        """Return the file with another value of a key; None takes the key away.
+        """Return the file with another value of a key, which is added where it is not there.
 
         Raises:
             OutputError: The notation of the header does not allow it.
         """
-        block = "" if value is None else yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=1000)
+        block = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=1000)
         if "\r\n" in self.before:
             block = block.replace("\n", "\r\n")
         start, end = self._span(key)

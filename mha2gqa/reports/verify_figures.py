@@ -5,6 +5,7 @@ The style is `figures.py`'s; no number is computed here that the report does not
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -54,12 +55,15 @@ def error_by_layer(layers: Sequence[LayerError]) -> Plot | None:
 
 
 def divergence(kl: Divergence, limit: float) -> Plot | None:
-    """Plot how many tokens have which KL divergence, with the mean, the 99th percentile and the limit."""
-    if not kl.largest:
+    """Plot how many tokens have which KL divergence, with the mean, the 99th percentile and the limit.
+
+    Nothing is plotted where all are zero, or none is a number.
+    """
+    if not kl.largest or not any(kl.counts):
         return None
     description = f"Histogram of the KL divergence; mean {kl.mean:.3g}, 99th percentile {kl.p99:.3g} nats a token."
     with drawing("kl", description) as plot:
-        widths = [right - left for left, right in zip(kl.edges, kl.edges[1:], strict=False)]
+        widths = [right - left for left, right in pairwise(kl.edges)]
         plot.axes.bar(kl.edges[:-1], kl.counts, widths, align="edge", color=CONVERTED, linewidth=0)
         plot.axes.set_xscale("log")
         plot.axes.set(xlabel="KL divergence (nats a token)", ylabel="tokens")
@@ -93,7 +97,7 @@ def cache_by_context(load: LoadLevel) -> Plot | None:
         plot.axes.xaxis.set_major_formatter(lambda tokens, _: _context(tokens))
         plot.axes.yaxis.set_major_formatter(lambda size, _: format_size(int(size)))
         legend(plot.axes)
-    caption = f"At {contexts[-1]:,} tokens, in {load.dtype}: {ends}. By the formula that the load level measures."
+    caption = f"At {contexts[-1]:,} tokens, in {load.dtype}: {ends}. Computed; the load level measures it a token."
     return Plot("Cache against context length", caption, plot.svg)
 
 

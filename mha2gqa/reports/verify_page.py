@@ -80,9 +80,8 @@ def _verdict(report: Verification) -> dict[str, str]:
 
 
 def _tiles(report: Verification) -> Iterator[Tile]:
-    before, after = (report.load.original_cache, report.load.converted_cache) if report.load else (None, None)
-    if before and after:
-        note = f"a token; {after.formula / max(1, before.formula):.1%} of the original"
+    if (load := report.load) and (before := load.original_cache) and (after := load.converted_cache):
+        note = f"a token in {load.dtype}; {after.formula / max(1, before.formula):.1%} of the original"
         yield Tile("KV cache", format_size(before.formula), format_size(after.formula), note)
     if not (outputs := report.outputs):
         return

@@ -99,8 +99,14 @@ def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
     (theirs, *ours) = yaml.safe_load(path.read_text().split("---\n")[1])["model-index"][0]["results"]
     assert theirs["dataset"]["name"] == "WikiText"
     assert len(ours) == 1
-    write_numbers(dataclasses.replace(verification(), benchmarks=(), outputs=None), tmp_path)
-    assert yaml.safe_load(path.read_text().split("---\n")[1]) == yaml.safe_load(HEADERS["in the middle"])
+
+
+def test_a_run_that_measured_nothing_changes_nothing(tmp_path: Path) -> None:
+    path = card(tmp_path, HEADERS["in the middle"])
+    write_numbers(verification(), tmp_path)
+    before = path.read_bytes()
+    write_numbers(verification(benchmarks=(), outputs=None), tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_tasks_on_the_same_data_stay_apart(tmp_path: Path) -> None:

@@ -134,6 +134,20 @@ def test_numbers_that_are_not_finite_are_shown_as_they_are() -> None:
     assert "inf" in verify_page(without(report, loss=loss))
 
 
+def test_a_model_that_computes_nothing_but_nan_gets_a_page() -> None:
+    report = verification()
+    assert report.outputs is not None
+    assert report.outputs.loss is not None
+    nan = math.nan
+    kl = dataclasses.replace(report.outputs.kl, mean=nan, p99=nan, largest=nan, counts=(0,) * 40)
+    layers = tuple(dataclasses.replace(layer, error=nan) for layer in report.outputs.layers)
+    positions = tuple(dataclasses.replace(one, converted=nan) for one in report.outputs.positions)
+    loss = dataclasses.replace(report.outputs.loss, converted=nan, interval=(nan, nan))
+    page = verify_page(without(report, kl=kl, layers=layers, positions=positions, loss=loss, top1=0.0))
+    assert page.count("nan") > 3
+    assert "KL divergence of the next token" not in page
+
+
 def test_an_expansion_and_hundreds_of_heads_can_be_drawn() -> None:
     heads = 64
     values = tuple(tuple(1.0 if a == b else 0.1 for a in range(heads)) for b in range(heads))
