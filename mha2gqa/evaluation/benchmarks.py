@@ -7,8 +7,10 @@ are the tasks' own. Nothing here knows what a task asks.
 The harness is the optional extra `eval`; it is imported inside the functions.
 """
 
+import contextlib
 import difflib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,13 +131,14 @@ def _evaluate(suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     from lm_eval.models.huggingface import HFLM
 
     batch = _BATCH if model.device.type == "cpu" else "auto"
-    results: Mapping[str, Any] = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-        tasks=list(suite.names),
-        task_manager=suite.manager,
-        bootstrap_iters=_BOOTSTRAP,
-        log_samples=False,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # the harness prints; stdout is for the report
+        results: Mapping[str, Any] = simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+            tasks=list(suite.names),
+            task_manager=suite.manager,
+            bootstrap_iters=_BOOTSTRAP,
+            log_samples=False,
+        )
     return results
 
 

@@ -24,6 +24,7 @@ from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.checkpoint.source import find_source
 from mha2gqa.commands.convert import convert
 from mha2gqa.errors import BenchmarkError
+from mha2gqa.evaluation import benchmarks
 from mha2gqa.evaluation.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.models import load_model, load_tokenizer
 from mha2gqa.options import ConvertOptions
@@ -147,6 +148,19 @@ def test_scores_are_those_of_a_plain_loop(tasks: Path, models: tuple[PreTrainedM
         assert (one.samples, one.shots, one.dataset, one.higher_is_better) == (DOCUMENTS, 0, "json", True)
     assert scores["words", "acc"].original == scores["next_word", "acc"].original
     assert plain[0] != plain[1], "a test that cannot tell the two models apart"
+
+
+def test_what_the_harness_prints_is_kept_off_stdout(
+    tasks: Path,
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(benchmarks, "_BATCH", "auto")
+    run_tasks(find(["next_word"], tasks), *models, load_tokenizer(ORIGINAL), lambda *_: None)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "largest batch size" in printed.err
 
 
 def test_patterns_and_repetitions_name_each_task_once(tasks: Path) -> None:
