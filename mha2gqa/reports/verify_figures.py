@@ -97,7 +97,9 @@ def cache_by_context(load: LoadLevel) -> Plot | None:
         plot.axes.xaxis.set_major_formatter(lambda tokens, _: _context(tokens))
         plot.axes.yaxis.set_major_formatter(lambda size, _: format_size(int(size)))
         legend(plot.axes)
-    caption = f"At {contexts[-1]:,} tokens, in {load.dtype}: {ends}. Computed; the load level measures it a token."
+    caption = (
+        f"At {contexts[-1]:,} tokens, in {load.dtype}: {ends}. Computed; the load level measures the bytes of a token."
+    )
     return Plot("Cache against context length", caption, plot.svg)
 
 

@@ -178,8 +178,14 @@ def _continuation(one: Continuation) -> dict[str, Any]:
     return {
         "prompt": one.prompt,
         "sides": [{"name": name, "shared": text[:length], "own": text[length:]} for name, text in texts.items()],
-        "note": f"The first {one.agreed} of {one.tokens} tokens are the same.",
+        "note": _agreed(one),
     }
+
+
+def _agreed(one: Continuation) -> str:
+    if one.agreed in (0, one.tokens):
+        return f"All {one.tokens} tokens are the same." if one.agreed else "They differ from the first token on."
+    return f"The first {one.agreed} of {one.tokens} tokens are the same."
 
 
 def _shared(one: str, other: str) -> int:

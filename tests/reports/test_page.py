@@ -120,6 +120,21 @@ def test_a_report_without_any_difference_has_no_empty_plots() -> None:
     assert "100%" in page
 
 
+@pytest.mark.parametrize(
+    ("agreed", "note"),
+    [
+        (0, "They differ from the first token on."),
+        (6, "The first 6 of 24 tokens are the same."),
+        (24, "All 24 tokens are the same."),
+    ],
+)
+def test_a_continuation_says_how_far_both_agree(agreed: int, note: str) -> None:
+    report = verification()
+    assert report.outputs is not None
+    (one,) = report.outputs.continuations
+    assert note in verify_page(without(report, continuations=(dataclasses.replace(one, agreed=agreed),)))
+
+
 def test_almost_all_is_not_shown_as_all() -> None:
     page = verify_page(without(verification(), top1=0.999999))
     assert "99.99%" in page
