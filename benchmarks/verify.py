@@ -56,7 +56,10 @@ def run(way: str, directory: Path, dtype: str, context: int, batches: int) -> No
     models = Models(find_pair(directory / "converted", None), dtype=dtype, device="cpu")
     original, converted = models.original, models.converted
     assert converted is not None  # noqa: S101
-    weights = sum(parameter.nbytes for model in (original, converted) for parameter in model.parameters())
+    parameters = [parameter for model in (original, converted) for parameter in model.parameters()]
+    weights = sum(parameter.nbytes for parameter in parameters)
+    for parameter in parameters:
+        parameter.sum()  # weights that are mapped from a file count from here on
     vocabulary = original.config.vocab_size
     blocks_NT = torch.randint(vocabulary, (batches, context), generator=torch.Generator().manual_seed(0))
     before = _reset_peak()
@@ -121,7 +124,7 @@ def main(
     layers: Annotated[int, typer.Option(help="Layers.")] = 4,
     vocabulary: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 128_256,
     context: Annotated[int, typer.Option(help="Tokens of a batch.")] = 2048,
-    batches: Annotated[int, typer.Option(help="Batches.")] = 3,
+    batches: Annotated[int, typer.Option(help="Batches.")] = 2,
 ) -> None:
     """Print the table."""
     rows = []

@@ -49,8 +49,9 @@ class Run:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _quiet() -> None:
+def _quiet_and_single_threaded() -> None:
     logging.disable_progress_bar()
+    torch.set_num_threads(1)  # tiny models are slower on several, and the workers share the cores
 
 
 @pytest.fixture(scope="session")

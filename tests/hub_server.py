@@ -1,4 +1,4 @@
-"""A small Hub on loopback: serves local directories as model repositories to a real huggingface_hub.
+"""A small Hub on loopback: serves local directories as models and data sets to a real huggingface_hub.
 
     with HubServer() as server:
         commit = server.add("org/name", directory, revision="main")
@@ -24,8 +24,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?")
-FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+API = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?")
+FILE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -110,7 +110,7 @@ class HubServer:
         if self.down:
             return _refusal(503, "", "Service Unavailable")
         if api := API.fullmatch(path):
-            return self._information(api[1], api[2], unquote(api[3] or "main"))
+            return self._information(api[1], api[2], unquote(api[3] or "main"), unquote(api[4] or ""))
         if file := FILE.fullmatch(path):
             return self._file(file[1], unquote(file[2]), unquote(file[3]), span)
         return _refusal(404, "", "Not Found")
@@ -123,11 +123,13 @@ class HubServer:
             return _refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit, directory
 
-    def _information(self, repo_id: str, kind: str | None, revision: str) -> Answer:
+    def _information(self, repo_id: str, kind: str | None, revision: str, folder: str) -> Answer:
         if isinstance(found := self._find(repo_id, revision), Answer):
             return found
         commit, directory = found
-        tree = _tree(directory)
+        tree = [file for file in _tree(directory) if file["path"].startswith(folder)]
+        if folder and not tree:
+            return _refusal(404, "EntryNotFound", f"{folder} does not exist")
         siblings = [{"rfilename": file["path"]} for file in tree]
         gated = "manual" if self.repositories[repo_id].gated else False
         info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": commit, "private": False, "gated": gated}

@@ -138,7 +138,7 @@ def _open_remote(name: str, purpose: Purpose) -> _Table:
     # Unknown, gated, offline, without a connection, of several configs: all end here, told apart by their text.
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise TextError(
-            f"The data set {name} cannot be opened: {_first_line(error)}",
+            f"The data set {name} cannot be opened: {' '.join(str(error).split())[:300]}",
             expected="a Hub data set that this account can read (org/name, org/name@revision:config:split)",
             remedy="Check the name and the network; for a gated one ask for access, then run `hf auth login`",
         ) from error

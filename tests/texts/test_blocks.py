@@ -71,7 +71,8 @@ def test_sampled_text_is_the_seeds_and_the_models() -> None:
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's random numbers are not used up"
 
 
-def test_sampled_text_follows_the_models_distribution() -> None:
+def test_sampled_text_follows_the_models_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mha2gqa.texts.blocks._BATCH", 1000)
     model = tiny_model(tiny_config("llama"))
     blocks = sample_text(model, letters(), tokens=8000, context=2, seed=0)
     with torch.inference_mode():
