@@ -51,6 +51,10 @@ class TextError(Mha2GqaError):
     """The text to work on is missing, unreadable or too short, or there is no tokenizer for it."""
 
 
+class DeviceError(Mha2GqaError):
+    """The device that was asked for is not there."""
+
+
 class PairError(Mha2GqaError):
     """The two checkpoints do not belong together, or one of them cannot be found."""
 

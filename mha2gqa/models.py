@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.checkpoint.reader import read_checkpoint, read_json
-from mha2gqa.errors import CheckpointError, TextError
+from mha2gqa.errors import CheckpointError, DeviceError, TextError
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.cache import cache_layers
 from mha2gqa.families.counts import find_counts
@@ -115,15 +115,25 @@ def placement(directory: Path, *, dtype: str | None = None, device: str | None =
         dtype: As asked for.
         device: As asked for.
         models: How many models of this size must fit at the same time.
+
+    Raises:
+        DeviceError: The device is not there.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
         device = "cpu" if accelerator is None else accelerator.type
         if accelerator is not None and models * _size(directory) > _free(accelerator):
             device = "auto"
+    _check_device(device, accelerator)
     on_cpu = device == "cpu" or accelerator is None
     wanted = DTYPES[dtype] if dtype else torch.float32 if on_cpu else None
     return Placement(device, wanted)
+
+
+def _check_device(device: str, accelerator: torch.device | None) -> None:
+    there = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+    if device.partition(":")[0] not in there:
+        raise DeviceError(f"There is no device {device!r} here", expected=f"one of {', '.join(there)}")
 
 
 def _size(directory: Path) -> int:

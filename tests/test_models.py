@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from mha2gqa.errors import CheckpointError, TextError
-from mha2gqa.models import attention_modules, context_length, load_model, load_tokenizer
+from mha2gqa.errors import CheckpointError, DeviceError, TextError
+from mha2gqa.models import Placement, attention_modules, context_length, load_model, load_tokenizer, placement
 from tests.families.tiny import save_tiny, tiny_config
 
 
@@ -66,6 +66,29 @@ def test_a_cpu_runs_16_bit_weights_in_fp32_unless_told_otherwise(tiny: Callable[
     source = tiny(dtype=torch.bfloat16)
     assert load_model(source, device="cpu").dtype == torch.float32
     assert load_model(source, device="cpu", dtype="float64").dtype == torch.float64
+
+
+def test_a_model_goes_to_the_accelerator_when_it_fits_and_is_divided_when_not(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny(dtype=torch.bfloat16)
+    size = sum(tensor.nbytes for tensor in load_file(source / "model.safetensors").values())
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.get_memory_info", lambda device: (2 * size, 100 * size))
+    assert placement(source) == Placement("cuda", None)
+    assert placement(source, models=2) == Placement("cuda", None)
+    assert placement(source, models=3) == Placement("auto", None)
+    assert placement(source, device="cuda:1", models=3) == Placement("cuda:1", None)
+    assert placement(source, dtype="float16") == Placement("cuda", torch.float16)
+    assert placement(source, device="cpu") == Placement("cpu", torch.float32)
+
+
+def test_a_device_that_is_not_there_is_refused(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"no device 'cuda:1' here\. Expected one of auto, cpu"):
+        placement(tiny(), device="cuda:1")
+    assert placement(tiny("other")) == Placement("cpu", torch.float32)
 
 
 def test_generation_settings_of_a_checkpoint_are_set_aside(tiny: Callable[..., Path]) -> None:

@@ -25,7 +25,8 @@ Progress = Callable[[int, int], object]
 """Told the number of bytes compared since the last call, and how many there are in all."""
 
 _DATA_FREE = ("mean", "first", "random")
-_KNOWN_OPTIONS = {"groups", "method", "grouping", "seed", "heads"}
+_RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
+"""Options whose results follow from the original alone; any other that was used makes the record the only witness."""
 
 
 def check_files(pair: Pair, progress: Progress) -> FileLevel:
@@ -84,7 +85,7 @@ def _damaged_file(pair: Pair) -> str:
 def _plan(pair: Pair) -> Plan | None:
     """Plan the recorded conversion again; None where its method needs more than the original."""
     record = pair.written.record
-    if not record.options.keys() <= _KNOWN_OPTIONS:
+    if not {name for name, value in record.options.items() if value} <= _RECOMPUTABLE:
         return None
     if record.command == "expand":
         return plan_expand(pair.checkpoint, record.options.get("heads"))
