@@ -38,7 +38,6 @@ DOCUMENTS = 40
 @pytest.fixture(autouse=True)
 def _only_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the harness's 14,000 tasks, which take it seconds to list."""
-    torch.set_num_threads(1)
     monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
 
 
