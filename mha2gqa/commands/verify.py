@@ -7,7 +7,7 @@ first byte is compared.
 from collections.abc import Callable
 from functools import partial
 
-from mha2gqa.evaluation.benchmarks import find_tasks, run_tasks
+from mha2gqa.evaluation.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.evaluation.file_level import check_files
 from mha2gqa.evaluation.judge import judge, limits_for
 from mha2gqa.evaluation.load_level import check_loading
@@ -54,11 +54,7 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
     outputs = None
     if text is not None and readable and (load is None or models.converted is not None):
         outputs = compare_outputs(models, text, limits, options, partial(progress, "outputs"))
-    benchmarks: tuple[Benchmark, ...] = ()
-    if suite is not None and readable and models.converted is not None:
-        tokenizer = load_tokenizer(pair.original)
-        advance = partial(progress, "benchmarks")
-        benchmarks = run_tasks(suite, models.original, models.converted, tokenizer, advance)
+    benchmarks = _score(suite, models, partial(progress, "benchmarks")) if suite is not None and readable else ()
     verdict, reasons = judge(file, load, outputs, wanted_outputs=text is not None)
     if suite is not None and not benchmarks:
         reasons = (*reasons, "The benchmarks were not run: the converted checkpoint does not load.")
@@ -82,6 +78,12 @@ def _check_places(options: VerifyOptions, pair: Pair) -> None:
         check_place(options.report)
     if options.write_card:
         check_card(pair.converted)
+
+
+def _score(suite: Suite, models: Models, progress: Callable[[int, int], object]) -> tuple[Benchmark, ...]:
+    if models.converted is None:
+        return ()
+    return run_tasks(suite, models.original, models.converted, load_tokenizer(models.pair.original), progress)
 
 
 def _write(report: Verification, options: VerifyOptions, pair: Pair) -> None:
