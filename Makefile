@@ -1,17 +1,19 @@
 # `make demo` and `make test` do all their own set-up: a virtual environment with the exact versions
-# of constraints.txt. `make check` is what `make test` runs once that is there.
+# of constraints.txt, and for the tests of the page a Chromium from Debian's packages. `make check` is what
+# `make test` runs once that is there.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check clean
+.PHONY: demo test check browser clean
 
 demo: $(READY)
 	$(BIN)/mha2gqa demo demo
 
-test: $(READY)
+test: $(READY) browser
 	$(MAKE) check
 
 check: $(READY)
@@ -19,6 +21,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,8 +2,9 @@
 
 Map of the package, lowest layer first; imports run one way:
 `errors`, `options` (what can be asked), `grouping` (which heads share a group), `families` (how model
-types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `rearrange` and `plan`
-(everything that will be done), `output` (doing it), `commands` (one verb each), `console` and `cli`.
+types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `models` and `texts` (models
+to run, and what they read), `rearrange` and `plan` (everything that will be done), `output` (doing it),
+`evaluation` (what it is worth), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))

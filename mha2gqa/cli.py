@@ -236,6 +236,16 @@ def verify(
     ] = None,
     device: Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampled text and of the bootstrap.")] = 0,
+    tasks: Annotated[
+        str | None, typer.Option(help="Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.")
+    ] = None,
+    task_path: Annotated[Path | None, typer.Option(help="Directory of further task definitions.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the page report.html into this directory.")
+    ] = None,
+    write_card: Annotated[
+        bool, typer.Option("--write-card", help="Add the numbers to the converted checkpoint's README.md.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold a converted checkpoint against its original: files, loading, outputs."""
@@ -245,6 +255,9 @@ def verify(
         from mha2gqa import console
         from mha2gqa.commands.verify import verify as run
 
+    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    if (tasks is not None or task_path is not None) and not names:
+        raise typer.BadParameter("--tasks needs the name of a benchmark; --task-path says where more of them are")
     logging.disable_progress_bar()
     options = VerifyOptions(
         converted=converted,
@@ -261,11 +274,17 @@ def verify(
         dtype=dtype,
         device=device,
         seed=seed,
+        tasks=names,
+        task_path=task_path,
+        report=report,
+        write_card=write_card,
     )
     with console.stages() as progress:
-        report = run(options, progress)
-    console.print_json(report.to_json()) if as_json else console.print_verification(report)
-    if report.verdict == "different":
+        result = run(options, progress)
+    console.print_json(result.to_json()) if as_json else console.print_verification(result)
+    if report is not None:
+        console.print_note(f"The page is {report / 'report.html'}")
+    if result.verdict == "different":
         raise typer.Exit(3)
 
 
@@ -287,11 +306,14 @@ def demo(
     with console.stages() as progress:
         report = prove(directory, tokens, progress)
     console.print_verification(report)
+    console.print_note(f"The page is {directory / 'report.html'}")
 
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 1, a bug keeps its traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     try:
         app()
     except Mha2GqaError as error:

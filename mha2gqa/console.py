@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from mha2gqa.checkpoint.sizes import format_size as size
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -249,16 +251,6 @@ def _table(first: str, *others: str) -> Table:
 
 def _context(tokens: int) -> str:
     return f"{tokens // 1024}k"
-
-
-def size(number: int) -> str:
-    """Return a number of bytes as people read it, in binary units."""
-    value = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{number} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _escape(text: str) -> str:

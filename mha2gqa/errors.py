@@ -61,3 +61,7 @@ class DeviceError(Mha2GqaError):
 
 class PairError(Mha2GqaError):
     """The two checkpoints do not belong together, or one of them cannot be found."""
+
+
+class BenchmarkError(Mha2GqaError):
+    """The standard benchmarks cannot be run as they were asked for."""

@@ -116,3 +116,11 @@ class VerifyOptions:
     """Device to run the models on; None takes an accelerator when there is one."""
     seed: int = 0
     """Seed of the sampled text and of the bootstrap."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks of lm-evaluation-harness to score both models on: tasks, groups, tags, or patterns with `*`."""
+    task_path: Path | None = None
+    """Directory of further task definitions in the harness's YAML."""
+    report: Path | None = None
+    """Directory to write the page into, as `report.html`; None writes none."""
+    write_card: bool = False
+    """Add the measured numbers to the converted checkpoint's card."""

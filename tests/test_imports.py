@@ -29,13 +29,25 @@ LAYERS = (
     {"automatic"},
     {"conversion"},
     {"output"},
+    {"reports"},
     {"commands"},
     {"console"},
     {"cli"},
     {"__main__"},
 )
 """Lowest first: a layer imports from those before it, and a part of a layer from itself."""
-HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "huggingface_hub", "yaml", "datasets")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "rich",
+    "safetensors",
+    "huggingface_hub",
+    "yaml",
+    "datasets",
+    "matplotlib",
+    "jinja2",
+)
 
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 

@@ -63,6 +63,7 @@ def test_the_demo_shows_that_a_mean_is_better_than_random_heads(tmp_path: Path, 
     assert run.code == 0
     assert "held-out loss" in run.out
     assert "verdict  different" in run.out
+    assert "Different" in (tmp_path / "second/report.html").read_text()
 
 
 def _name(groups: int, method: str) -> str:

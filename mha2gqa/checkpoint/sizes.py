@@ -1,4 +1,4 @@
-"""Sizes as people write them: `5GB`, `500MB`, `2GiB`."""
+"""Sizes as people write them (`5GB`, `500MB`, `2GiB`), and as they are shown to people (`1.8 GiB`)."""
 
 import re
 
@@ -24,3 +24,13 @@ def parse_size(text: str | None, option: str = "--max-shard-size") -> int | None
     if not 1 <= size < 1 << 63:
         raise OutputError(f"{option} {text} is no size", expected="a number with a unit, such as 5GB or 500MB")
     return int(size)
+
+
+def format_size(number: int) -> str:
+    """Return a number of bytes as people read it, in binary units."""
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{number} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -64,14 +64,15 @@ def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) 
 
 
 def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages) -> Verification:
-    """Verify the mean-pooled GQA-4 that `measure` has made.
+    """Verify the mean-pooled GQA-4 that `measure` has made, and write the page.
 
     Args:
-        directory: Where `measure` put it.
+        directory: Where `measure` put it, and where the page goes.
         tokens: Tokens of held-out text to compare the outputs on.
         progress: Told of every run of bytes and every batch of tokens.
     """
-    return verify(VerifyOptions(converted=_output(directory, 4, "mean"), tokens=tokens), progress)
+    options = VerifyOptions(converted=_output(directory, 4, "mean"), tokens=tokens, report=directory)
+    return verify(options, progress)
 
 
 def _output(directory: Path, groups: int, method: str) -> Path:

@@ -1,16 +1,25 @@
-"""`mha2gqa verify`: a converted checkpoint held against its original: its files, its behaviour, its outputs."""
+"""`mha2gqa verify`: a converted checkpoint held against its original: its files, its behaviour, its outputs.
+
+Standard benchmarks, the page and the card come on top where they are asked for. Every refusal is made before the
+first byte is compared.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
+from mha2gqa.evaluation.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.evaluation.file_level import check_files
 from mha2gqa.evaluation.judge import judge, limits_for
 from mha2gqa.evaluation.load_level import check_loading
 from mha2gqa.evaluation.loading import Models
 from mha2gqa.evaluation.outputs_level import compare_outputs, find_text
-from mha2gqa.evaluation.pair import describe, find_pair
-from mha2gqa.evaluation.results import Verification
+from mha2gqa.evaluation.pair import Pair, describe, find_pair
+from mha2gqa.evaluation.results import Benchmark, Verification
+from mha2gqa.evaluation.similarity import head_similarity
+from mha2gqa.models import load_tokenizer
 from mha2gqa.options import VerifyOptions
+from mha2gqa.reports.card import check_card, write_numbers
+from mha2gqa.reports.page import check_place, write_page
 
 Progress = Callable[[str, int, int], object]
 """Told what is being done, how much of it was done since the last call, and how much there is in all."""
@@ -34,6 +43,8 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
         Mha2GqaError: It cannot be verified: something is missing, or the two do not belong together.
     """
     pair = find_pair(options.converted, options.against)
+    _check_places(options, pair)
+    suite = find_tasks(options.tasks, options.task_path, pair.checkpoint.config) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)
     limits = limits_for(pair.written.record, options)
     text = find_text(models, options) if "outputs" in options.levels else None
@@ -43,8 +54,11 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
     outputs = None
     if text is not None and readable and (load is None or models.converted is not None):
         outputs = compare_outputs(models, text, limits, options, partial(progress, "outputs"))
+    benchmarks = _score(suite, models, partial(progress, "benchmarks")) if suite is not None and readable else ()
     verdict, reasons = judge(file, load, outputs, wanted_outputs=text is not None)
-    return Verification(
+    if suite is not None and not benchmarks:
+        reasons = (*reasons, "The benchmarks were not run: the converted checkpoint does not load.")
+    report = Verification(
         conversion=describe(pair),
         limits=limits,
         verdict=verdict,
@@ -52,4 +66,30 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
         file=file,
         load=load,
         outputs=outputs,
+        similarity=head_similarity(pair.checkpoint, pair.written.record) if options.report is not None else (),
+        benchmarks=benchmarks,
     )
+    _write(report, options, pair)
+    return report
+
+
+def _check_places(options: VerifyOptions, pair: Pair) -> None:
+    if options.report is not None:
+        check_place(options.report)
+    if options.write_card:
+        check_card(pair.converted)
+
+
+def _score(suite: Suite, models: Models, progress: Callable[[int, int], object]) -> tuple[Benchmark, ...]:
+    if models.converted is None:
+        return ()
+    return run_tasks(suite, models.original, models.converted, load_tokenizer(models.pair.original), progress)
+
+
+def _write(report: Verification, options: VerifyOptions, pair: Pair) -> None:
+    if options.report is not None:
+        from mha2gqa.reports.verify_page import verify_page  # draws: matplotlib takes half a second to import
+
+        write_page(options.report, verify_page(report))
+    if options.write_card:
+        write_numbers(report, pair.converted)

@@ -2,8 +2,8 @@
 
 Without a wish of the user's the limits follow from the conversion. One that leaves the number of KV heads
 as it is must change nothing at all. `expand` must change nothing but the order of additions, which shows in the
-last digits, and in 16 bits now and then in the most likely token. Any other is given what a good 4-bit
-quantisation costs.
+last digits, and in 16 bits now and then in the most likely token. Any other is to be hardly told apart from
+its original; who knows what the model is for may ask for more or for less.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def _why_not(file: FileLevel | None, load: LoadLevel | None) -> str:
         return "the files are damaged."
     if load is not None and not load.checks[0].passed:
         return "the converted checkpoint does not load."
-    return "the original does not run on tokens alone."
+    return "the original gives no logits for tokens alone."
 
 
 def _is_identical(file: FileLevel | None, outputs: OutputsLevel | None) -> bool:

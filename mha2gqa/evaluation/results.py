@@ -186,6 +186,32 @@ class Similarity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One metric of one task of lm-evaluation-harness, for both models."""
+
+    task: str
+    """Name of the task, or of a group of tasks."""
+    metric: str
+    """Name of the metric, with its filter if it has one: `exact_match, strict-match`."""
+    higher_is_better: bool | None
+    """None where the task does not say."""
+    samples: int | None
+    """Documents that were scored; None for a group whose tasks do not all say."""
+    shots: int | None
+    """Examples before each document; None for a group whose tasks differ."""
+    dataset: str
+    """What the task reads, by its own definition: a Hub dataset id or a file format."""
+    original: float
+    """Score of the original."""
+    original_error: float | None
+    """Its standard error, where there is one."""
+    converted: float
+    """Score of the converted checkpoint."""
+    converted_error: float | None
+    """Its standard error, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """The report of `verify`."""
 
@@ -205,6 +231,8 @@ class Verification:
     """None when the level was not asked for, or the converted checkpoint cannot be run."""
     similarity: tuple[Similarity, ...] = ()
     """One for each attention module whose heads' similarity is known."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Scores of the standard benchmarks that were asked for; they take no part in the verdict."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:

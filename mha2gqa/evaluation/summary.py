@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mha2gqa.evaluation.results import FileLevel, LoadLevel, OutputsLevel, Verification
+from mha2gqa.evaluation.results import Benchmark, FileLevel, LoadLevel, OutputsLevel, Verification
 
 Row = tuple[str, ...]
 
@@ -32,6 +32,8 @@ def summary(report: Verification) -> Iterator[Section]:
         layers = tuple((layer.module, f"{layer.error:.4g}") for layer in report.outputs.layers)
         yield Section(("attention output", "relative error"), layers, numbers=True)
         yield Section((), tuple(_texts(report.outputs)))
+    if report.benchmarks:
+        yield _benchmarks(report.benchmarks)
     rows = tuple((finding.level, finding.guilty, finding.problem) for finding in report.findings)
     if rows:
         yield Section(("level", "what", "finding"), rows)
@@ -84,6 +86,23 @@ def _outputs(outputs: OutputsLevel) -> Section:
         ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
     ]
     return Section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
+
+
+def _benchmarks(benchmarks: tuple[Benchmark, ...]) -> Section:
+    rows = tuple(
+        (
+            f"{one.task}, {one.metric}",
+            _with_error(one.original, one.original_error),
+            _with_error(one.converted, one.converted_error),
+            f"{one.converted - one.original:+.4f}",
+        )
+        for one in benchmarks
+    )
+    return Section(("benchmark", "original", "converted", "difference"), rows, numbers=True)
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def _texts(outputs: OutputsLevel) -> Iterator[Row]:

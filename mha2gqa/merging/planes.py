@@ -81,7 +81,8 @@ def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
         kept: torch.Tensor = gram_PRR.real.sum() / heads
         return total - kept
     if freedom in ("free", "scaled"):
-        return total - torch.linalg.eigvalsh(gram_PRR)[..., -1].sum()
+        kept = torch.linalg.eigvalsh(gram_PRR)[..., -1].sum()
+        return total - kept
     sign_PR = torch.where(torch.linalg.eigh(gram_PRR).eigenvectors[..., -1] < 0, -1.0, 1.0).to(gram_PRR.dtype)
     return total - torch.einsum("pr,prs,ps->", sign_PR, gram_PRR, sign_PR) / heads
 
