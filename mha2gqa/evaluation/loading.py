@@ -7,21 +7,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mha2gqa.evaluation.pair import Pair
 from mha2gqa.evaluation.running import attempt
 from mha2gqa.families.blueprint import blueprint
-from mha2gqa.models import Placement, load_unchecked, placement
+from mha2gqa.models import load_unchecked, placement
 
 
 class Models:
     """Both models of a pair."""
 
     def __init__(self, pair: Pair, *, dtype: str | None, device: str | None) -> None:
-        """Decide where they are run; nothing is loaded yet."""
-        self.pair = pair
-        self._dtype, self._device = dtype, device
+        """Decide where they are run; nothing is loaded yet.
 
-    @cached_property
-    def place(self) -> Placement:
-        """Where and how both are run."""
-        return placement(self.pair.original, dtype=self._dtype, device=self._device, models=2)
+        Raises:
+            DeviceError: The device is not there.
+        """
+        self.pair = pair
+        self._place = placement(pair.original, dtype=dtype, device=device, models=2)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -30,11 +29,11 @@ class Models:
 
     @cached_property
     def _original(self) -> tuple[PreTrainedModel, list[str]]:
-        return load_unchecked(self.pair.original, self.place)
+        return load_unchecked(self.pair.original, self._place)
 
     @cached_property
     def _converted(self) -> tuple[PreTrainedModel, list[str]] | str:
-        return attempt(lambda: load_unchecked(self.pair.converted, self.place))
+        return attempt(lambda: load_unchecked(self.pair.converted, self._place))
 
     @property
     def original(self) -> PreTrainedModel:

@@ -8,7 +8,7 @@ Legend: N blocks, B blocks of a batch, T tokens of a block.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,16 +93,9 @@ def compare_outputs(
     first = attempt(lambda: Body(original, ids_NT[:1]))
     if isinstance(first, str):
         return None
-    second = Body(converted, ids_NT[:1])
-    sums, layers = Sums(), LayerErrors(attention_modules(read_json(models.pair.original / "config.json")))
-    predicts = kind_of(original) != "masked"
-    for ids_BT in ids_NT.split(options.batch_size or max(1, BATCH_TOKENS // ids_NT.shape[1])):
-        with layers.original(original):
-            one = first.read(ids_BT)
-        with layers.converted(converted):
-            other = second.read(ids_BT)
-        sums.add(one, other, ids_BT, predicts=predicts)
-        progress(ids_BT.numel(), ids_NT.numel())
+    layers = LayerErrors(attention_modules(read_json(models.pair.original / "config.json")))
+    batch_size = options.batch_size or max(1, BATCH_TOKENS // ids_NT.shape[1])
+    sums = _read(first, Body(converted, ids_NT[:1]), layers, ids_NT.split(batch_size), progress)
     level = OutputsLevel(
         text=_describe(text.blocks, sums.tokens),
         loss=sums.loss(options.seed),
@@ -119,6 +112,22 @@ def compare_outputs(
         findings=(),
     )
     return replace(level, findings=tuple(limit_findings(level, limits)))
+
+
+def _read(
+    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], progress: Progress
+) -> Sums:
+    """Have both models read every batch, once."""
+    sums, total = Sums(), sum(ids_BT.numel() for ids_BT in batches)
+    predicts = kind_of(original.model) != "masked"
+    for ids_BT in batches:
+        with layers.original(original.model):
+            first = original.read(ids_BT)
+        with layers.converted(converted.model):
+            second = converted.read(ids_BT)
+        sums.add(first, second, ids_BT, predicts=predicts)
+        progress(ids_BT.numel(), total)
+    return sums
 
 
 def _describe(blocks: Blocks, tokens: int) -> Text:

@@ -79,6 +79,19 @@ def assert_cache_shrinks(report: Verification, *, cached: bool) -> None:
     assert {check.name for check in report.load.checks} >= {"cache bytes a token", "generation with and without cache"}
 
 
+def test_a_speech_model_is_verified_as_far_as_tokens_go(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "source", "canary")
+    converted(source, tmp_path / "fewer", 1)
+    save_text(tmp_path / "text.txt", 170)
+    report = run(tmp_path, "fewer")
+    assert report.verdict == "within limits"
+    assert report.outputs is None
+    assert report.reasons[-1].startswith("The outputs were not compared: the original gives no logits")
+    assert report.load is not None
+    assert [check.name for check in report.load.checks] == ["strict load", "forward"]
+    assert "does not run on tokens alone" in report.load.checks[1].detail
+
+
 def test_a_sliding_window_stops_the_growth_of_its_layers_cache(tmp_path: Path) -> None:
     source = save_source(tmp_path / "source", "gemma3_text", max_position_embeddings=1024)
     converted(source, tmp_path / "fewer", 2)

@@ -148,6 +148,16 @@ def test_a_context_that_the_model_does_not_have(cli: Cli, subject: Path) -> None
     refused(run, f"--context {1 << 20} does not fit the model")
 
 
+def test_outputs_of_a_checkpoint_that_does_not_load(cli: Cli, subject: Path) -> None:
+    edit_json(subject / "converted/config.json", "num_key_value_heads", value=1)
+    run = cli("verify", "converted", "--data", "text.txt", "--context", 16, "--level", "outputs")
+    refused(run, "does not load strictly", "k_proj")
+
+
+def test_a_device_that_is_not_there(cli: Cli, subject: Path) -> None:
+    refused(cli("verify", "converted", "--level", "load", "--device", "npu:7"), "no device 'npu:7' here")
+
+
 def test_a_damaged_original(cli: Cli, subject: Path) -> None:
     file = subject / "source/model.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
