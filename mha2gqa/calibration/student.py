@@ -23,13 +23,13 @@ def build_student(
     Args:
         original: The original, loaded.
         config_json: The rewritten config.
-        layers: The layers that change; their changed tensors hold zeros until `install`.
+        layers: The layers that change; what changes in them holds zeros until `install`.
     """
     config = blueprint(config_json).config
     build: Any = type(original)
     with torch.device("meta"):
         student: PreTrainedModel = build(_fitting(original, config))
-    changed = {f"{layer.module}.{name}": shape for layer in layers for name, shape in layer.shapes.items()}
+    changed = {f"{layer.module}.{name}": layer.shapes[name] for layer in layers for name in layer.changed}
     state = {}
     for name, tensor in original.state_dict().items():
         shape = changed.get(name, tuple(tensor.shape))
