@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from mha2gqa.calibration.activations import Activations, map_tensors, to_device
 
-
 _SAME = 1e-3
 """Largest difference between two passes that are the same, as a share of the whole: 16 bits are rounded more finely."""
 
