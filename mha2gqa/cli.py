@@ -17,7 +17,7 @@ from typing import Annotated, cast
 import typer
 
 from mha2gqa import arguments
-from mha2gqa.errors import Mha2GqaError
+from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError
 from mha2gqa.options import ConvertOptions, ExpandOptions, Grouping, InspectOptions, Level, Refinement, VerifyOptions
 
 app = typer.Typer(
@@ -230,5 +230,15 @@ def main() -> None:
         if ending.code == 130:  # typer turns Ctrl-C into this
             from mha2gqa.console import print_error
 
-            print_error("Interrupted; nothing was left behind.")
+            kept = _kept(ending)
+            print_error(f"Interrupted. {KEPT.format(kept)}." if kept else "Interrupted; nothing was left behind.")
         raise
+
+
+def _kept(error: BaseException | None) -> str:
+    """Return where the layers of an interrupted run stay, by what typer has made of the interruption."""
+    while error is not None:
+        if isinstance(error, Interrupted):
+            return error.kept
+        error = error.__cause__ or error.__context__
+    return ""

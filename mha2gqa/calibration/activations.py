@@ -6,6 +6,7 @@ as soon as it is dropped, also when the process is killed.
 
 import copy
 import itertools
+import os
 import weakref
 from collections import UserDict
 from collections.abc import Callable
@@ -50,11 +51,14 @@ class Activations:
 
     def _spill(self, tensor: torch.Tensor) -> torch.Tensor:
         path = self._directory / f"activation-{next(self._numbers)}"
-        kept = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-        kept.copy_(tensor.detach())
-        path.unlink()
+        try:
+            with path.open("wb") as file:  # a memory map of a file that the disk cannot hold would end the process
+                os.posix_fallocate(file.fileno(), 0, tensor.nbytes)
+            kept = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        finally:
+            path.unlink(missing_ok=True)
         self.spilled += tensor.nbytes
-        return kept
+        return kept.view(tensor.shape).copy_(tensor.detach())
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
