@@ -72,7 +72,7 @@ def _recorded(options: ConvertOptions) -> dict[str, object]:
     }
     trains = options.refine in ("distil", "joint") or options.method == AUTO
     if options.data or options.refine is not None or options.method == AUTO:
-        used = {"data": list(options.data), "refine": options.refine, "column": options.column}
+        used: dict[str, object] = {"data": list(options.data), "refine": options.refine, "column": options.column}
         used |= {"tokens": options.tokens, "context": options.context, "steps": options.steps if trains else None}
         used |= {"max-ppl-increase": options.max_ppl_increase if options.method == AUTO else None}
         used |= {"dtype": options.dtype, "device": options.device}
