@@ -119,7 +119,7 @@ def merge(
 
 def with_prior(model: LlamaForCausalLM, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> None:
     """Merge a layer as `--method aligned` does without text."""
-    prior = Prior(model.model.embed_tokens.weight, len(tensors[layer.output]))
+    prior = Prior(model.model.embed_tokens.weight, len(tensors[layer.output]), torch.device("cpu"))
     Merge(method="aligned", grouping="contiguous", seed=0)(layer, tensors, prior.statistics(None, has_bias=False))
     prior.add(tensors[layer.output])
 

@@ -33,7 +33,7 @@ from mha2gqa.evaluation.running import attempt, kind_of
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.layerwise import Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
-from mha2gqa.models import context_length, load_model, load_tokenizer
+from mha2gqa.models import context_length, float64_device, load_model, load_tokenizer
 from mha2gqa.options import ConvertOptions
 from mha2gqa.plan import Plan, convert_targets
 from mha2gqa.texts.find import Blocks, find_blocks
@@ -217,7 +217,8 @@ def _layerwise(options: ConvertOptions, files: LayerFiles, tell: Tell, progress:
     method = "aligned" if options.method == AUTO else options.method
     merge = Merge(method=method, grouping=options.grouping, seed=options.seed)
     targets = convert_targets(files.checkpoint.config, options.groups)
-    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress)
+    device = float64_device(options.device)
+    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress, device=device)
 
 
 def _training(options: ConvertOptions) -> DistilOptions:

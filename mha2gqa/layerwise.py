@@ -49,6 +49,8 @@ class Layerwise:
     merge: Merge
     tell: Tell
     progress: Progress
+    device: torch.device
+    """Where weights are merged when no model is loaded."""
 
     @cached_property
     def layers(self) -> list[AttentionLayer]:
@@ -69,8 +71,8 @@ class Layerwise:
         """Merge each layer by what its weights, and those before it, tell."""
         prior: Prior | None = None
         for number, layer in enumerate(self.layers):
-            tensors = self.files.read(layer)
-            prior = prior or Prior(self.files.read_embedding(), len(tensors[layer.output]))
+            tensors = {name: tensor.to(self.device) for name, tensor in self.files.read(layer).items()}
+            prior = prior or self._prior(len(tensors[layer.output]))
             self._write(number, layer, self.merge(layer, tensors, self._guess(prior, layer, tensors)))
             prior.add(tensors[layer.output])
 
@@ -134,6 +136,10 @@ class Layerwise:
 
     def _empty_student(self, original: PreTrainedModel) -> PreTrainedModel:
         return build_student(original, rewrite(self.files.checkpoint.config, self.targets), self.layers)
+
+    def _prior(self, width: int) -> Prior:
+        embedding = self.files.read_embedding()
+        return Prior(None if embedding is None else embedding.to(self.device), width, self.device)
 
     def _guess(self, prior: Prior, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> Statistics | None:
         """Return the prior's guess for a layer; None where its keys read something else than the stream."""
