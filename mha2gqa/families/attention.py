@@ -124,16 +124,16 @@ def attention_layers(
 
 
 def gather(layer: AttentionLayer, tensors: Mapping[str, torch.Tensor]) -> AttentionHeads:
-    """Return the heads of a layer, in float64.
+    """Return the heads of a layer, in fp32 for 16-bit tensors and in fp64 for others.
 
     Args:
         layer: The layer.
         tensors: Its tensors, without the module's own name; only those that hold heads are read.
     """
     rows = {part: _rows(layer, part, tensors) for part in ("q", "k", "v") if layer.has(part)}
-    output = tensors[layer.output].double()
+    output = _wide(tensors[layer.output])
     width = output.shape[1] // layer.query_heads
-    q_gain, k_gain = (tensors[name].double() for name in layer.gains) if layer.gains else (None, None)
+    q_gain, k_gain = (_wide(tensors[name]) for name in layer.gains) if layer.gains else (None, None)
     return AttentionHeads(
         q_HEX=rows["q"],
         k_KEX=rows["k"],
@@ -202,13 +202,17 @@ def query_order(groups: Groups, shared: int) -> list[int]:
 def _rows(layer: AttentionLayer, part: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the weights of a part's heads, and with biases anywhere in the layer one more column."""
     blocks = {block.name.rpartition(".")[2]: block for block in layer.blocks if block.part == part}
-    weight = tensors[blocks["weight"].name][blocks["weight"].before].double()
+    weight = _wide(tensors[blocks["weight"].name][blocks["weight"].before])
     if not layer.has_bias:
         return weight
     bias = weight.new_zeros(*weight.shape[:2], 1)
     if "bias" in blocks:
-        bias = tensors[blocks["bias"].name][blocks["bias"].before].double()[..., None]
+        bias = tensors[blocks["bias"].name][blocks["bias"].before].to(weight)[..., None]
     return torch.cat([weight, bias], dim=-1)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.float32 if tensor.dtype.itemsize == 2 else torch.float64)
 
 
 def _layer(

@@ -106,7 +106,8 @@ def _kept(gram_XRR: torch.Tensor, sign_XR: torch.Tensor) -> torch.Tensor:
 
 def _leading(gram_GPRR: torch.Tensor) -> torch.Tensor:
     """Return the leading eigenvectors `[G, R, P]`, turned so that the heads' sum is real and positive."""
-    vector_GPR = torch.linalg.eigh(gram_GPRR).eigenvectors[..., -1]
+    wide = torch.complex128 if gram_GPRR.is_complex() else torch.float64
+    vector_GPR = torch.linalg.eigh(gram_GPRR.to(wide)).eigenvectors[..., -1].to(gram_GPRR.dtype)
     total_GP = vector_GPR.sum(dim=-1, keepdim=True)
     size = total_GP.abs()
     phase = torch.where(size > 0, total_GP / size.clamp(min=_tiny(size)), torch.ones_like(total_GP))
@@ -124,7 +125,7 @@ def _balanced(shared: torch.Tensor, factor_GRP: torch.Tensor, rows_GRPNX: torch.
 
 def _lengths(rows_GRPNX: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
     """Return the root of the mean square of each head's outputs, `[G, R, 1]`."""
-    measured = rows_GRPNX if moment_XX is None else rows_GRPNX @ moment_XX
+    measured = rows_GRPNX if moment_XX is None else rows_GRPNX @ moment_XX.to(rows_GRPNX.dtype)
     energy_GR = (measured * rows_GRPNX).sum(dim=(2, 3, 4))
     return energy_GR.clamp(min=_tiny(energy_GR)).sqrt()[..., None]
 
