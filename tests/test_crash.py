@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from mha2gqa.cli import main
 
@@ -65,6 +66,7 @@ REPLACING = {
 def run(arguments: tuple[str, ...], directory: Path, moment: Moment, reached: Event, resume: Event) -> None:
     """In the child: run the command line, and stand still at a moment."""
     os.chdir(directory)
+    torch.set_num_threads(1)
     sys.argv = ["mha2gqa", *arguments]
     sys.stderr = sys.stdout = Path("log").open("w", buffering=1)  # noqa: SIM115 (lives as long as the process)
     module, _, name = moment.function.rpartition(".")

@@ -123,6 +123,11 @@ def read_record(directory: Path) -> WrittenRecord:
         ) from error
 
 
+def _parse_layer(content: dict[str, Any]) -> dict[str, Any]:
+    errors = {str(step): float(error) for step, error in content["errors"].items()}
+    return content | {"module": str(content["module"]), "errors": errors}
+
+
 def _parse(content: dict[str, Any]) -> WrittenRecord:
     groups = {module: tuple(tuple(map(int, group)) for group in found) for module, found in content["groups"].items()}
     record = Record(
@@ -137,6 +142,8 @@ def _parse(content: dict[str, Any]) -> WrittenRecord:
         ],
         groups=groups,
         dropped=tuple(map(str, content["dropped"])),
+        text=None if content.get("text") is None else str(content["text"]),
+        layers=[_parse_layer(layer) for layer in content.get("layers", [])],
     )
     tensors = {
         name: WrittenTensor(bool(entry["changed"]), str(entry["xxh3_128"]))

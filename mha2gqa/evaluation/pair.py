@@ -154,6 +154,8 @@ def describe(pair: Pair) -> Conversion:
         heads_after=record.target_heads,
         groups=record.groups,
         versions=pair.written.versions,
+        text=record.text,
+        errors={layer["module"]: layer["errors"] for layer in record.layers if layer["errors"]},
     )
 
 

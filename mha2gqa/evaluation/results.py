@@ -9,7 +9,7 @@ Nothing is computed here beyond what follows from the fields; `console.py` and t
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -56,6 +56,11 @@ class Conversion:
     """Attention module, as the file spells it -> source heads of each KV head of the result."""
     versions: Mapping[str, str]
     """Package -> version that made the conversion."""
+    text: str | None = None
+    """Where calibration text came from."""
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Attention module -> step (`merged`, `refit`, `distil`) -> squared error of its output on batches of that text
+    that were kept aside, as a share of the output's energy; empty where nothing was refined."""
 
 
 @dataclass(frozen=True, kw_only=True)

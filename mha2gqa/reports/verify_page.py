@@ -62,6 +62,7 @@ def verify_page(report: Verification) -> str:
         tiles=list(_tiles(report)),
         levels=list(_levels(report)),
         facts=list(_facts(report.conversion)),
+        refined=_refined(report.conversion),
         text=_text(outputs) if outputs else "",
         losses=list(_losses(outputs, report.limits)) if outputs else [],
         agreement=list(_agreement(outputs, report.limits)) if outputs else [],
@@ -118,6 +119,18 @@ def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
     options = {name: value for name, value in conversion.options.items() if name not in ("groups", "method")}
     if options:
         yield "options", _listed(options)
+    if conversion.text:
+        yield "calibration text", conversion.text
+
+
+def _refined(conversion: Conversion) -> dict[str, Any]:
+    """Return what the steps of a refinement left of each layer's error, as a table; empty where there was none."""
+    steps = list(dict.fromkeys(step for errors in conversion.errors.values() for step in errors))
+    rows = [
+        {"module": module, "errors": [f"{errors[step]:.3g}" if step in errors else "" for step in steps]}
+        for module, errors in conversion.errors.items()
+    ]
+    return {"steps": steps, "rows": rows} if rows else {}
 
 
 def _listed(values: Any) -> str:

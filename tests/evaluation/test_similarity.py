@@ -55,3 +55,18 @@ def test_nothing_is_known_where_nothing_was_merged(tmp_path: Path) -> None:
     expand(ExpandOptions(model=str(tmp_path / "source"), output=tmp_path / "more"))
     assert head_similarity(source, read_record(tmp_path / "same").record) == ()
     assert head_similarity(source, read_record(tmp_path / "more").record) == ()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_the_groups_are_those_that_were_used(tmp_path: Path, model_type: str) -> None:
+    """Heads 0 and 2 are nearly alike, and so are 1 and 3: neighbours would not be grouped."""
+    model = save_tiny(model_type, tmp_path / "source")
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("k_proj", "v_proj", "qkv_proj")):
+            heads = parameter.data[-2 * HEADS * WIDTH :].view(-1, HEADS, WIDTH, parameter.shape[1])
+            heads[:, 2:] = 1.01 * heads[:, :2]
+    model.save_pretrained(tmp_path / "source")
+    convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "out", grouping="similar"))
+    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    assert [one.groups for one in found] == [((0, 2), (1, 3))] * 2
+    assert all(one.values[0][2] > 0.999 > one.values[0][1] for one in found)
