@@ -46,14 +46,20 @@ class LayerFiles:
         return self._owners(layer.module, shapes).keys() <= self._names
 
     def read_embedding(self) -> torch.Tensor | None:
-        """Return the input embedding `[V, D]`, where the model has a plain one."""
+        """Return the input embedding `[V, D]`, where the model has a plain one; a tied file may name it by the output."""
+        model = self._plan.model
         try:
-            embedding = self._plan.model.get_input_embeddings()
+            tables = [model.get_input_embeddings(), model.get_output_embeddings()]
         except NotImplementedError:  # transformers finds none in models of several
             return None
-        name = next((name for name, module in self._plan.model.named_modules() if module is embedding), None)
-        tensors = self.read_module(name) if name and isinstance(embedding, torch.nn.Embedding) else {}
-        return tensors.get("weight")
+        if not isinstance(tables[0], torch.nn.Embedding):
+            return None
+        is_tied = self._plan.config.get_text_config(decoder=True).tie_word_embeddings
+        for table in tables if is_tied else tables[:1]:
+            name = next((name for name, module in model.named_modules() if module is table), None)
+            if name and (tensors := self.read_module(name)):
+                return tensors["weight"]
+        return None
 
     def has(self, number: int) -> bool:
         """Return whether a layer was written, by this run or an earlier one."""
