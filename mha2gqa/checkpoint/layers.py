@@ -46,7 +46,7 @@ class LayerFiles:
         return self._owners(layer.module, shapes).keys() <= self._names
 
     def read_embedding(self) -> torch.Tensor | None:
-        """Return the input embedding `[V, D]`, where the model has a plain one; a tied file may name it by the output."""
+        """Return the input embedding `[V, D]`, where there is a plain one; a tied file may name it as the output."""
         model = self._plan.model
         try:
             tables = [model.get_input_embeddings(), model.get_output_embeddings()]
