@@ -1,10 +1,12 @@
 """mha2gqa: convert a multi-head attention checkpoint to grouped-query or multi-query attention.
 
 Map of the package, lowest layer first; imports run one way:
-`errors`, `options` (what can be asked), `grouping` (which heads share a group), `families` (how model
-types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `models` and `texts` (models
-to run, and what they read), `rearrange` and `plan` (everything that will be done), `output` (doing it),
-`evaluation` (what it is worth), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
+`errors`, `options` (what can be asked), `heads` (the heads of a layer), `grouping` (which of them share one),
+`families` (how model types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `models`
+and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that will be done),
+`calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
+changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `reports` (pages and
+cards), `commands` (one verb each), `console` and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))

@@ -6,7 +6,7 @@ None being good enough, the best is taken, and the report says so.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +18,8 @@ from mha2gqa.evaluation.perplexity import mean_loss
 from mha2gqa.layerwise import Layerwise, batches
 
 _WAYS: tuple[Refinement | None, ...] = (None, "refit", "distil", "joint")
+_DIRECTORIES = {None: "statistics", "refit": "refit", "distil": "distil", "joint": "distil"}
+"""Where each way works; all together begins with what each layer alone has learned."""
 _KEPT_ASIDE = 8
 """One block in so many measures."""
 
@@ -59,11 +61,11 @@ def choose(
     original_loss = mean_loss(original, held_out)
     done: list[tuple[Trial, Layerwise]] = []
     for way in _WAYS:
-        attempt = _in_own_directory(layerwise, way)
+        attempt = layerwise.beside(_DIRECTORIES[way])
         if way is None:
             attempt.from_statistics(original, text)
         else:
-            attempt.refined(original, text, way, options, memory())
+            attempt = attempt.refined(original, text, way, options, memory())
         loss = mean_loss(attempt.student(original), held_out)
         trial = Trial(refine=way, loss=loss, increase=math.expm1(loss - original_loss))
         done.append((trial, attempt))
@@ -71,9 +73,3 @@ def choose(
             break
     best = min(done, key=lambda one: one[0].loss)
     return best[1], [trial for trial, _ in done]
-
-
-def _in_own_directory(layerwise: Layerwise, way: Refinement | None) -> Layerwise:
-    directory = layerwise.files.directory / (way or "statistics")
-    directory.mkdir(exist_ok=True)
-    return replace(layerwise, files=replace(layerwise.files, directory=directory))

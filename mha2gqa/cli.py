@@ -1,4 +1,6 @@
-"""The command line: typer signatures only. Heavy imports stay inside the command bodies.
+"""The command line: typer signatures only; the options as types are in `arguments.py`.
+
+Heavy imports stay inside the command bodies.
 
 Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 3 verify found the checkpoint different,
 130 interrupted.
@@ -8,14 +10,14 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, cast
 
 import typer
 
-from mha2gqa.errors import Mha2GqaError
-from mha2gqa.merging import METHODS
+from mha2gqa import arguments
+from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError
 from mha2gqa.options import ConvertOptions, ExpandOptions, Grouping, InspectOptions, Level, Refinement, VerifyOptions
 
 app = typer.Typer(
@@ -37,101 +39,29 @@ def _imports() -> Iterator[None]:
         gc.enable()
 
 
-def _one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Return an option's check that its value is one of `names`."""
-
-    def check(value: str) -> str:
-        if value not in names:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}")
-        return value
-
-    return check
-
-
-def _one_of_or_none(names: Iterable[str]) -> Callable[[str | None], str | None]:
-    check = _one_of(names)
-    return lambda value: None if value is None else check(value)
-
-
-_METHODS = (*METHODS, "auto")
-_GROUPINGS = get_args(Grouping)
-_REFINEMENTS = get_args(Refinement)
-_LEVELS = get_args(Level)
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of the other options from a YAML file."""
-    if path is not None:
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, yaml.YAMLError) as error:
-            raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-        known = {parameter.name for parameter in context.command.params}
-        if not isinstance(content, dict) or not set(content) <= known:
-            raise typer.BadParameter(f"{path} must map these names to values: {', '.join(sorted(map(str, known)))}")
-        context.default_map = {**(context.default_map or {}), **content}
-    return path
-
-
-Model = Annotated[
-    str | None, typer.Argument(help="Directory or Hub id (org/name, org/name@revision). Default: the reference.")
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Directory to create.", show_default=False)]
-ShardSize = Annotated[
-    str | None, typer.Option(help="Largest weight file, such as 5GB. Default: divided as the source is.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that an earlier run made.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-Config = Annotated[
-    Path | None, typer.Option(help="YAML file with values for these options.", callback=_read_config, is_eager=True)
-]
-
-
 @app.command()
 def convert(
-    groups: Annotated[int, typer.Option("--groups", "-g", help="KV heads of the result (1 makes MQA).")],
-    model: Model = None,
-    output: Output = None,
-    method: Annotated[
-        str, typer.Option(help="How a group becomes one head.", metavar="|".join(_METHODS), callback=_one_of(_METHODS))
-    ] = "mean",
-    grouping: Annotated[
-        str, typer.Option(help="Which heads share one.", metavar="|".join(_GROUPINGS), callback=_one_of(_GROUPINGS))
-    ] = "contiguous",
-    refine: Annotated[
-        str | None,
-        typer.Option(
-            help="Improve the result on text: refit outputs, train each layer, train all of them together.",
-            metavar="|".join(_REFINEMENTS),
-            callback=_one_of_or_none(_REFINEMENTS),
-        ),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Calibration text: text, jsonl, csv, parquet, Hub data set, or `self`; repeatable."),
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of calibration text, at most.")] = 262_144,
-    context: Annotated[int | None, typer.Option(help="Tokens of a block. Default: the model's, up to 2048.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of --refine distil and joint.")] = 300,
-    activation_memory: Annotated[str, typer.Option(help="Activations in memory; the rest goes to disk.")] = "8GB",
-    max_ppl_increase: Annotated[
-        float, typer.Option(min=0, help="What --method auto is content with: 0.01 is one per cent.")
-    ] = 0.01,
-    dtype: Annotated[
-        str | None, typer.Option(help="To run in.", metavar="|".join(_DTYPES), callback=_one_of_or_none(_DTYPES))
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything that draws numbers.")] = 0,
-    max_shard_size: ShardSize = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    config: Config = None,
+    groups: arguments.Groups,
+    model: arguments.Model = None,
+    output: arguments.Output = None,
+    method: arguments.Method = "mean",
+    grouping: arguments.GroupingName = "contiguous",
+    refine: arguments.RefinementName = None,
+    data: arguments.CalibrationText = None,
+    column: arguments.Column = None,
+    tokens: arguments.CalibrationTokens = 262_144,
+    context: arguments.Context = None,
+    steps: arguments.Steps = 300,
+    activation_memory: arguments.ActivationMemory = "8GB",
+    max_ppl_increase: arguments.ContentIncrease = 0.01,
+    dtype: arguments.Dtype = None,
+    device: arguments.Device = None,
+    seed: arguments.Seed = 0,
+    max_shard_size: arguments.ShardSize = None,
+    force: arguments.Force = False,
+    dry_run: arguments.DryRun = False,
+    as_json: arguments.AsJson = False,
+    config: arguments.Config = None,
 ) -> None:
     """Convert a checkpoint to fewer KV heads."""
     with _imports():
@@ -172,10 +102,10 @@ def expand(
     model: Annotated[str, typer.Argument(help="Directory or Hub id (org/name, org/name@revision).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create.")],
     heads: Annotated[int | None, typer.Option(help="KV heads of the result. Default: one per query head.")] = None,
-    max_shard_size: ShardSize = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    max_shard_size: arguments.ShardSize = None,
+    force: arguments.Force = False,
+    dry_run: arguments.DryRun = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Repeat the KV heads of a checkpoint, without loss."""
     with _imports():
@@ -191,7 +121,7 @@ def expand(
 
 
 @app.command()
-def inspect(model: Model = None, as_json: AsJson = False) -> None:
+def inspect(model: arguments.Model = None, as_json: arguments.AsJson = False) -> None:
     """Show what a checkpoint is, its KV cache for each possible G, and what convert would do."""
     with _imports():
         from mha2gqa import console
@@ -201,52 +131,27 @@ def inspect(model: Model = None, as_json: AsJson = False) -> None:
     console.print_json(report.to_json()) if as_json else console.print_inspection(report)
 
 
-def _check_levels(values: list[str] | None) -> list[str]:
-    for value in values or []:
-        _one_of(_LEVELS)(value)
-    return values or []
-
-
 @app.command()
 def verify(
-    converted: Annotated[
-        Path | None, typer.Argument(help="Converted checkpoint. Default: the one directory here with a record.")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="Original. Default: what the record names.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Text, jsonl, csv or parquet file, Hub data set, or `self`; repeatable.")
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of tables that holds the text.")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to compare the outputs on.")] = 32_768,
-    context: Annotated[int | None, typer.Option(help="Tokens of a block. Default: the model's, up to 2048.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Blocks at a time. Default: 2048 tokens.")] = None,
-    level: Annotated[
-        list[str] | None,
-        typer.Option(help="What to verify; repeatable.", metavar="|".join(_LEVELS), callback=_check_levels),
-    ] = None,
-    max_ppl_increase: Annotated[
-        float | None, typer.Option(min=0, help="Largest increase of the perplexity. Default: 0.01, one per cent.")
-    ] = None,
-    max_kl: Annotated[float | None, typer.Option(min=0, help="Largest mean KL, nats a token. Default: 0.05.")] = None,
-    min_top1: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least share of equal most likely tokens. Default: 0.9.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="To run in.", metavar="|".join(_DTYPES), callback=_one_of_or_none(_DTYPES))
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampled text and of the bootstrap.")] = 0,
-    tasks: Annotated[
-        str | None, typer.Option(help="Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.")
-    ] = None,
-    task_path: Annotated[Path | None, typer.Option(help="Directory of further task definitions.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the page report.html into this directory.")
-    ] = None,
-    write_card: Annotated[
-        bool, typer.Option("--write-card", help="Add the numbers to the converted checkpoint's README.md.")
-    ] = False,
-    as_json: AsJson = False,
+    converted: arguments.Converted = None,
+    against: arguments.Against = None,
+    data: arguments.ComparedText = None,
+    column: arguments.Column = None,
+    tokens: arguments.ComparedTokens = 32_768,
+    context: arguments.Context = None,
+    batch_size: arguments.BatchSize = None,
+    level: arguments.LevelNames = None,
+    max_ppl_increase: arguments.LargestIncrease = None,
+    max_kl: arguments.LargestKl = None,
+    min_top1: arguments.LeastTop1 = None,
+    dtype: arguments.Dtype = None,
+    device: arguments.Device = None,
+    seed: arguments.VerifySeed = 0,
+    tasks: arguments.Tasks = None,
+    task_path: arguments.TaskPath = None,
+    report: arguments.ReportDirectory = None,
+    write_card: arguments.WriteCard = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Hold a converted checkpoint against its original: files, loading, outputs."""
     with _imports():
@@ -267,7 +172,7 @@ def verify(
         tokens=tokens,
         context=context,
         batch_size=batch_size,
-        levels=cast(tuple[Level, ...], tuple(level or _LEVELS)),
+        levels=cast(tuple[Level, ...], tuple(level or arguments.LEVELS)),
         max_ppl_increase=max_ppl_increase,
         max_kl=max_kl,
         min_top1=min_top1,
@@ -325,5 +230,15 @@ def main() -> None:
         if ending.code == 130:  # typer turns Ctrl-C into this
             from mha2gqa.console import print_error
 
-            print_error("Interrupted; nothing was left behind.")
+            kept = _kept(ending)
+            print_error(f"Interrupted. {KEPT.format(kept)}." if kept else "Interrupted; nothing was left behind.")
         raise
+
+
+def _kept(error: BaseException | None) -> str:
+    """Return where the layers of an interrupted run stay, by what typer has made of the interruption."""
+    while error is not None:
+        if isinstance(error, Interrupted):
+            return error.kept
+        error = error.__cause__ or error.__context__
+    return ""

@@ -134,7 +134,8 @@ def print_change(report: "ChangeReport") -> None:
         table.add_row(name, _escape(value))
     if report.written:
         speed = report.bytes_read / max(report.seconds, 1e-9)
-        table.add_row("time", f"{report.seconds:.1f} s ({size(int(speed))}/s)")
+        name = "writing" if report.layers else "time"
+        table.add_row(name, f"{report.seconds:.1f} s ({size(int(speed))}/s)")
     _out.print(table, soft_wrap=True)
 
 

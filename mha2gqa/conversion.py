@@ -6,8 +6,10 @@ Decides what is needed (nothing, text, the model), refuses what cannot be, and g
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,19 @@ from mha2gqa import automatic
 from mha2gqa.calibration.activations import Activations
 from mha2gqa.calibration.distil import DistilOptions
 from mha2gqa.calibration.merge import Merge
+from mha2gqa.calibration.replay import model_inputs
 from mha2gqa.checkpoint.layers import LayerFiles
-from mha2gqa.checkpoint.pieces import LayerResult
+from mha2gqa.checkpoint.pieces import LayerResult, path_of
 from mha2gqa.checkpoint.reader import Checkpoint
 from mha2gqa.checkpoint.sizes import parse_size
 from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.checkpoint.staging import check_output, workspace
 from mha2gqa.errors import CalibrationError
+from mha2gqa.evaluation.running import attempt, kind_of
+from mha2gqa.families.blueprint import blueprint
 from mha2gqa.layerwise import Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
-from mha2gqa.models import context_length, load_model, load_tokenizer
+from mha2gqa.models import context_length, float64_device, load_model, load_tokenizer
 from mha2gqa.options import ConvertOptions
 from mha2gqa.plan import Plan, convert_targets
 from mha2gqa.texts.find import Blocks, find_blocks
@@ -91,15 +96,18 @@ def converted_layers(
     """
     empty = LayerFiles(checkpoint, output)
     layerwise = _layerwise(options, empty, tell, progress)
+    memory = parse_size(options.activation_memory, "--activation-memory") or 0
+    wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
+    if plan.changed:
+        _check_possible(options, source, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
         yield Converted(layers=layerwise.planned() if plan.changed else [])
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, source.directory, plan.size + scratch, force=options.force)
-    wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
-    memory = parse_size(options.activation_memory, "--activation-memory") or 0
     known = _Text.find(options, source) if wants_text else None
-    with workspace(output, _fingerprint(options, checkpoint), keep=wants_text) as directory:
+    keep = options.refine is not None or options.method == AUTO
+    with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
         layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
         trials: list[automatic.Trial] = []
         if known is None:
@@ -115,7 +123,8 @@ def converted_layers(
             )
         elif options.refine is not None:
             activations = Activations(memory, directory)
-            layerwise.refined(known.model, known.blocks.tokens_NT, options.refine, _training(options), activations)
+            blocks = known.blocks.tokens_NT
+            layerwise = layerwise.refined(known.model, blocks, options.refine, _training(options), activations)
         else:
             layerwise.from_statistics(known.model, known.blocks.tokens_NT)
         reports = [layerwise.files.report(number) for number in range(len(layerwise.layers))]
@@ -132,16 +141,9 @@ class _Text:
 
     @classmethod
     def find(cls, options: ConvertOptions, source: Source) -> "_Text":
-        if not options.data and source.directory != reference_directory():
-            what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
-            raise CalibrationError(
-                f"{what} needs calibration text, and none was given",
-                expected="--data with files or Hub data sets like what the model was trained on",
-                remedy="Or let the model write it: --data self",
-            )
         tokenizer = load_tokenizer(source.directory)
         model = load_model(source.directory, dtype=options.dtype, device=options.device)
-        _check_runs_on_text(model)
+        _check_runs(model, options)
         blocks = find_blocks(
             options.data,
             source=source,
@@ -157,20 +159,66 @@ class _Text:
         return cls(model.requires_grad_(requires_grad=False), blocks)
 
 
-def _check_runs_on_text(model: PreTrainedModel) -> None:
-    if model.main_input_name != "input_ids" or (model.config.is_encoder_decoder and not model.can_generate()):
+def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwise, *, wants_text: bool) -> None:
+    """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
+    model = blueprint(layerwise.files.checkpoint.config).model
+    kind = model.config.model_type
+    if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(
-            f"A {model.config.model_type!r} model reads {model.main_input_name}, not text alone",
-            expected="a model that runs on token ids",
-            remedy="Convert it without --data and --refine: --method aligned",
+            f"The KV heads of this {kind!r} model cannot change places, so --grouping similar can choose nothing",
+            expected="attention in which nothing but known tensors depends on the order of the heads",
+            remedy="Leave out --grouping",
         )
+    if not wants_text:
+        return
+    if not layerwise.layers:
+        raise CalibrationError(
+            f"No attention layer of this {kind!r} model can be improved on text: its projections cannot be told apart",
+            remedy="Convert it with --method mean, and without --data and --refine",
+        )
+    if model.main_input_name != "input_ids":
+        raise _needs_more(kind, f"reads {model.main_input_name}")
+    if not options.data and source.directory != reference_directory():
+        what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
+        raise CalibrationError(
+            f"{what} needs calibration text, and none was given",
+            expected="--data with files or Hub data sets like what the model was trained on",
+            remedy="Or let the model write it: --data self",
+        )
+
+
+@torch.no_grad()
+def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
+    """Refuse a model that does not run on token ids, or does not give what the options ask for."""
+    output = attempt(lambda: model(**model_inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
+    if isinstance(output, str):
+        raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
+    is_judged = options.method == AUTO
+    if (is_judged and kind_of(model) == "masked") or (
+        (is_judged or options.refine == "joint") and "logits" not in output
+    ):
+        what = "--method auto" if is_judged else "--refine joint"
+        raise CalibrationError(
+            f"{type(model).__name__} has no next token to predict, by which {what} measures",
+            expected="a language model with its head",
+            remedy="Use --method aligned with --refine distil",
+        )
+
+
+def _needs_more(kind: str, why: str) -> CalibrationError:
+    return CalibrationError(
+        f"A {kind!r} model cannot be run on text alone: it {why}",
+        expected="a model that runs on token ids",
+        remedy="Convert it without --data and --refine: --method aligned",
+    )
 
 
 def _layerwise(options: ConvertOptions, files: LayerFiles, tell: Tell, progress: Progress) -> Layerwise:
     method = "aligned" if options.method == AUTO else options.method
     merge = Merge(method=method, grouping=options.grouping, seed=options.seed)
     targets = convert_targets(files.checkpoint.config, options.groups)
-    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress)
+    device = float64_device(options.device)
+    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress, device=device)
 
 
 def _training(options: ConvertOptions) -> DistilOptions:
@@ -178,10 +226,11 @@ def _training(options: ConvertOptions) -> DistilOptions:
 
 
 def _fingerprint(options: ConvertOptions, checkpoint: Checkpoint) -> str:
-    """Return what intermediate results depend on: the options, the source's files, the versions."""
+    """Return what intermediate results depend on: options, the files of the source and of the text, versions."""
     ignored = ("output", "max_shard_size", "force", "dry_run", "activation_memory", "max_ppl_increase")
     asked = {name: value for name, value in asdict(options).items() if name not in ignored}
-    paths = sorted({str(getattr(info.file, "path", info.file)) for info in checkpoint.tensors})
-    files = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in paths]
-    content = [asked, files, torch.__version__, transformers.__version__]
+    paths = {str(path_of(info.file)) for info in checkpoint.tensors} | {*filter(os.path.isfile, options.data)}
+    files = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in sorted(paths)]
+    versions = [version("mha2gqa"), torch.__version__, transformers.__version__]
+    content = [asked, files, checkpoint.config, versions]
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()

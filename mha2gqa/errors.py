@@ -5,6 +5,9 @@ and what to do. `console.py` prints it and exits with 1. Anything that is not a 
 bug of ours or of a library, and keeps its traceback.
 """
 
+KEPT = "The layers that were finished stay in {}, and the same command goes on from there"
+"""What is said when a run ends early and leaves something to the next one."""
+
 
 class Mha2GqaError(Exception):
     """Base of every refusal.
@@ -19,11 +22,14 @@ class Mha2GqaError(Exception):
         self.problem = problem
         self.expected = expected
         self.remedy = remedy
+        self.kept = ""
+        """Where finished layers stay, from which the same command goes on; empty where nothing is left behind."""
         super().__init__(problem, expected, remedy)
 
     def __str__(self) -> str:
         expected = f"Expected {self.expected}" if self.expected else ""
-        sentences = (self.problem, expected, self.remedy)
+        kept = KEPT.format(self.kept) if self.kept else ""
+        sentences = (self.problem, expected, self.remedy, kept)
         return " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
 
 
@@ -65,3 +71,15 @@ class PairError(Mha2GqaError):
 
 class BenchmarkError(Mha2GqaError):
     """The standard benchmarks cannot be run as they were asked for."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, in a run whose finished layers stay.
+
+    Args:
+        kept: Where they are.
+    """
+
+    def __init__(self, kept: str) -> None:
+        self.kept = kept
+        super().__init__(kept)

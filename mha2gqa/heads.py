@@ -47,7 +47,7 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionHeads:
-    """Weights of all heads of a layer, in the dtype of computation."""
+    """Weights of all heads of a layer, in the dtype of computation: fp32 for 16-bit weights, else fp64."""
 
     q_HEX: torch.Tensor
     k_KEX: torch.Tensor

@@ -6,8 +6,8 @@ the layers belong. Layers whose projections cannot be told apart are left to the
 keys and values.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from mha2gqa.calibration.distil import DistilOptions
 from mha2gqa.calibration.joint import train_jointly
 from mha2gqa.calibration.merge import Merge, Merged
 from mha2gqa.calibration.prior import Prior, norm_gains, norm_name
-from mha2gqa.calibration.refine import LayerReport, Refinement, Refiner
+from mha2gqa.calibration.refine import LayerReport, Refinement, Refiner, keep_aside
 from mha2gqa.calibration.statistics import gather_statistics
 from mha2gqa.calibration.student import build_student, install, own_tensors
 from mha2gqa.checkpoint.layers import LayerFiles
@@ -36,6 +36,8 @@ Progress: TypeAlias = Callable[[str, int, int], object]
 
 BATCH_TOKENS = 4096
 """Tokens of one batch of calibration text."""
+_LEAST_BATCHES = 8
+"""Batches that a refinement divides its text into, at least, where it has as many blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Layerwise:
     merge: Merge
     tell: Tell
     progress: Progress
+    device: torch.device
+    """Where weights are merged when no model is loaded."""
 
     @cached_property
     def layers(self) -> list[AttentionLayer]:
@@ -67,8 +71,8 @@ class Layerwise:
         """Merge each layer by what its weights, and those before it, tell."""
         prior: Prior | None = None
         for number, layer in enumerate(self.layers):
-            tensors = self.files.read(layer)
-            prior = prior or Prior(self.files.read_embedding(), len(tensors[layer.output]))
+            tensors = {name: tensor.to(self.device) for name, tensor in self.files.read(layer).items()}
+            prior = prior or self._prior(len(tensors[layer.output]))
             self._write(number, layer, self.merge(layer, tensors, self._guess(prior, layer, tensors)))
             prior.add(tensors[layer.output])
 
@@ -86,19 +90,42 @@ class Layerwise:
         refinement: Refinement,
         options: DistilOptions,
         memory: Activations,
-    ) -> None:
-        """Merge and refine each layer on text; layers that an earlier run finished are taken over."""
+    ) -> "Layerwise":
+        """Merge and refine each layer on text; layers that an earlier run finished are taken over.
+
+        Returns:
+            Where the result is: here, or for `joint` in a directory of its own, so that a run that is interrupted
+            never takes layers that were trained together for those they are made of.
+        """
         whole = batches(blocks_NT, whole=True)
         student = self._empty_student(original)
         Refiner(original, student, whole, self.merge, refinement, options, memory, self.files).run(
             self.layers, self.tell
         )
-        if refinement == "joint":
-            train_jointly(original, student, self.layers, whole, options, partial(self.progress, "joint"))
-            for number, layer in enumerate(self.layers):
-                module = student.get_submodule(layer.module)
-                tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
-                self.files.write(number, layer, tensors, self.files.report(number))
+        if refinement != "joint":
+            return self
+        together = self.beside("joint")
+        if all(together.files.has(number) for number in range(len(self.layers))):
+            return together
+        aside, training = keep_aside(whole)
+        dtypes = {f"{one.module}.{name}": dtype for one in self.layers for name, dtype in self._file_dtypes(one)}
+        advance = partial(self.progress, "joint")
+        train_jointly(original, student, self.layers, training, aside, dtypes, options, advance)
+        for number, layer in enumerate(self.layers):
+            module = student.get_submodule(layer.module)
+            tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
+            together.files.write(number, layer, tensors, self.files.report(number))
+        return together
+
+    def beside(self, name: str) -> "Layerwise":
+        """Return the same conversion with its files in a directory of its own below this one's."""
+        directory = self.files.directory / name
+        directory.mkdir(exist_ok=True)
+        return replace(self, files=replace(self.files, directory=directory))
+
+    def _file_dtypes(self, layer: AttentionLayer) -> Iterator[tuple[str, torch.dtype]]:
+        tensors = self.files.read(layer)
+        return ((name, tensors[name].dtype) for name in layer.changed)
 
     def student(self, original: PreTrainedModel) -> PreTrainedModel:
         """Return the converted model around the original's weights, its layers as they were written."""
@@ -109,6 +136,10 @@ class Layerwise:
 
     def _empty_student(self, original: PreTrainedModel) -> PreTrainedModel:
         return build_student(original, rewrite(self.files.checkpoint.config, self.targets), self.layers)
+
+    def _prior(self, width: int) -> Prior:
+        embedding = self.files.read_embedding()
+        return Prior(None if embedding is None else embedding.to(self.device), width, self.device)
 
     def _guess(self, prior: Prior, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> Statistics | None:
         """Return the prior's guess for a layer; None where its keys read something else than the stream."""
@@ -128,7 +159,16 @@ class Layerwise:
 
 
 def batches(blocks_NT: torch.Tensor, *, whole: bool = False) -> Sequence[torch.Tensor]:
-    """Cut blocks into batches; with `whole` all have one shape, and blocks that are left over are dropped."""
+    """Cut blocks into batches.
+
+    Args:
+        blocks_NT: The blocks.
+        whole: All batches have one shape, and blocks that are left over are dropped; there are several of them,
+            so that some can be kept aside.
+    """
     size = max(1, min(len(blocks_NT), BATCH_TOKENS // blocks_NT.shape[1]))
-    cut = blocks_NT.split(size)
-    return [batch for batch in cut if len(batch) == size] if whole else cut
+    if not whole:
+        return list(blocks_NT.split(size))
+    size = max(1, min(size, len(blocks_NT) // _LEAST_BATCHES))
+    cut: list[torch.Tensor] = [batch for batch in blocks_NT.split(size) if len(batch) == size]
+    return cut

@@ -130,6 +130,18 @@ def placement(directory: Path, *, dtype: str | None = None, device: str | None =
     return Placement(device, wanted)
 
 
+def float64_device(wanted: str | None) -> torch.device:
+    """Return where to compute with weights in float64: what is asked for, else an accelerator that can, else the CPU.
+
+    Raises:
+        DeviceError: The device is not there.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = wanted or (accelerator.type if accelerator else "cpu")
+    _check_device(device, accelerator)
+    return torch.device("cpu" if device == "auto" or device.startswith("mps") else device)
+
+
 def _check_device(device: str, accelerator: torch.device | None) -> None:
     there = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
     if device.partition(":")[0] not in there:

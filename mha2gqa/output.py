@@ -118,7 +118,8 @@ def _record(plan: Plan, request: Request) -> Record:
 
 
 def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardFacts:
-    options = (f"--{name} {value}" for name, value in request.options.items() if value not in (None, ""))
+    named = ((name, value if isinstance(value, list) else [value]) for name, value in request.options.items())
+    options = (f"--{name} {value}" for name, values in named for value in values if value not in (None, ""))
     words = ["mha2gqa", request.command, source.argument, *options]
     return CardFacts(
         name=request.output.resolve().name,

@@ -31,7 +31,7 @@ LAYERS = (
     {"output"},
     {"reports"},
     {"commands"},
-    {"console"},
+    {"arguments", "console"},
     {"cli"},
     {"__main__"},
 )

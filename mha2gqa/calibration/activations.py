@@ -4,8 +4,12 @@ A tensor on disk is a memory map of an unlinked file, so it is used like any oth
 as soon as it is dropped, also when the process is killed.
 """
 
+import copy
 import itertools
+import os
 import weakref
+from collections import UserDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ class Activations:
 
     def keep(self, tree: Any) -> Any:
         """Return a copy on the CPU of a tensor, or of all tensors in nested tuples, lists and dicts."""
-        return pytree.tree_map_only(torch.Tensor, self._keep, tree)
+        return map_tensors(self._keep, tree)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         size = tensor.nbytes
@@ -47,13 +51,34 @@ class Activations:
 
     def _spill(self, tensor: torch.Tensor) -> torch.Tensor:
         path = self._directory / f"activation-{next(self._numbers)}"
-        kept = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-        kept.copy_(tensor.detach())
-        path.unlink()
+        try:
+            with path.open("wb") as file:  # a memory map of a file that the disk cannot hold would end the process
+                os.posix_fallocate(file.fileno(), 0, tensor.nbytes)
+            kept = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        finally:
+            path.unlink(missing_ok=True)
         self.spilled += tensor.nbytes
-        return kept
+        return kept.view(tensor.shape).copy_(tensor.detach())
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """Return nested tuples, lists and dicts with every tensor on `device`."""
-    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tree)
+    return map_tensors(lambda tensor: tensor.to(device), tree)
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    """Return nested tuples, lists and dicts anew, with a function's result in the place of every tensor.
+
+    A `UserDict`, in which blocks share keys and values, is a dict here, though it is none to pytree.
+    """
+
+    def change(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return function(leaf)
+        if isinstance(leaf, UserDict):
+            changed = copy.copy(leaf)
+            changed.data = map_tensors(function, leaf.data)
+            return changed
+        return leaf
+
+    return pytree.tree_map(change, tree)

@@ -58,7 +58,9 @@ def distil(
     for _ in range(options.steps):
         order = order or torch.randperm(len(pairs), generator=generator).tolist()
         call, wanted = pairs[order.pop()]
-        loss = relative_error(call.run(module, device, torch.float32), wanted.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            answer = call.run(module, device, torch.float32)
+        loss = relative_error(answer.float(), wanted.to(device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

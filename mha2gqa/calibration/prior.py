@@ -32,10 +32,11 @@ class Prior:
     Args:
         embedding_VD: The input embedding; None where there is none of the model's width.
         width: D.
+        device: Where to compute.
     """
 
-    def __init__(self, embedding_VD: torch.Tensor | None, width: int) -> None:
-        self._moment_DD = torch.eye(width)
+    def __init__(self, embedding_VD: torch.Tensor | None, width: int, device: torch.device) -> None:
+        self._moment_DD = torch.eye(width, device=device)
         if embedding_VD is not None and embedding_VD.shape[1] == width:
             rows = embedding_VD[:: max(1, len(embedding_VD) // _ROWS)].float()
             self._moment_DD = _sized(rows.mT @ rows)
@@ -44,10 +45,10 @@ class Prior:
         """Return the guess for a layer whose norm has these gains."""
         moment = _sized(self._moment_DD).double()
         if gain_D is not None:
-            gain = gain_D.double()
+            gain = gain_D.to(moment)
             moment = gain[:, None] * moment * gain
         if has_bias:
-            moment = torch.block_diag(moment, torch.ones(1, 1, dtype=moment.dtype))
+            moment = torch.block_diag(moment, moment.new_ones(1, 1))
         return Statistics(moment, moment)
 
     def add(self, output_DZ: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ A finished layer is written at once; a run that was interrupted goes on behind i
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from mha2gqa.families.attention import AttentionLayer
 
 Refinement: TypeAlias = Literal["refit", "distil", "joint"]
 Pair: TypeAlias = tuple[Call, torch.Tensor]
+Batch = TypeVar("Batch")
 
 _KEPT_ASIDE = 8
 """One batch in so many, at least one, measures what the others improve."""
@@ -160,10 +161,8 @@ class _Steps:
     def __init__(
         self, module: nn.Module, pairs: Sequence[Pair], dtypes: Mapping[str, torch.dtype], device: torch.device
     ) -> None:
-        aside = max(1, len(pairs) // _KEPT_ASIDE) if len(pairs) > 1 else 0
-        self.training = pairs[aside:]
+        self._aside, self.training = keep_aside(pairs)
         self.errors: dict[str, float] = {}
-        self._aside = pairs[:aside] or pairs
         self._module, self._dtypes, self._device = module, dtypes, device
 
     def take(self, name: str, step: Callable[[], object]) -> None:
@@ -185,6 +184,12 @@ class _Steps:
             for call, wanted in self._aside
         ]
         return sum(errors) / len(errors)
+
+
+def keep_aside(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Return the batches that measure, and those that are learned from; a single one is both."""
+    aside = max(1, len(batches) // _KEPT_ASIDE) if len(batches) > 1 else 0
+    return batches[:aside] or batches, batches[aside:]
 
 
 def _check_finite(layer: AttentionLayer, pairs: Sequence[Pair]) -> None:

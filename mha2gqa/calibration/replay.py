@@ -3,8 +3,9 @@
 The model's own forward is run every time, so that masks, positions and whatever else a family hands to its
 blocks are the real ones. Blocks that are done are replaced for the moment by their kept output; a pass
 stops as soon as it has what it wants. A pass over all layers so costs about as much as one forward, and the
-memory of one block's outputs. Families whose blocks pass each other more than their outputs are detected by
-comparison with a plain forward, and run from the start every time.
+memory of one block's outputs. Families whose blocks pass each other more than their outputs (shared keys and
+values, for one) are detected: each time that more blocks are done, the first batch must come out of the model
+as it does from a plain forward. If it does not, every pass begins at the start.
 
 Legend: B sequences of a batch, T tokens, D model width.
 """
@@ -18,7 +19,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.calibration.activations import Activations, to_device
+from mha2gqa.calibration.activations import Activations, map_tensors, to_device
+
+_SAME = 1e-3
+"""Largest difference between two passes that are the same, as a share of the whole: 16 bits are rounded more finely."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Replay:
         self._batches, self._memory = batches_BT, memory
         self._done: list[str] = []
         self._outputs: list[Any] = []
+        self.resumable = True
+        """Whether a pass may begin behind the finished blocks; False once that was seen to go wrong."""
 
     def calls(self, module: str) -> Iterator[Call]:
         """Yield the call of an attention module for each batch; the pass stops there."""
@@ -69,17 +75,45 @@ class Replay:
 
     def finish(self, block: str) -> None:
         """Run to the end of a block and keep its outputs, so that later passes begin behind it."""
-        if self._outputs is None:
+        if not self.resumable:
             return
         outputs = [self._memory.keep(self._run(number, after=block)["output"]) for number in range(len(self._batches))]
         parent, _, last = block.rpartition(".")
         self._done, self._outputs = [f"{parent}.{index}" for index in range(int(last) + 1)], outputs
+        self.resumable = self._resumes()
+        if not self.resumable:
+            self._done, self._outputs = [], []
 
-    def logits(self, number: int) -> torch.Tensor:
-        """Return the logits of a batch, by a pass that begins behind the finished blocks."""
-        with self._skipping(number):
-            logits: torch.Tensor = self.model(**self._inputs(number)).logits
-        return logits
+    @torch.no_grad()
+    def _resumes(self) -> bool:
+        """Return whether the first batch leaves the model as it does in a plain forward."""
+        plain = self._end(0)
+        try:
+            with self._skipping(0):
+                resumed = self._end(0)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a later block does when it misses what a finished one has not handed on
+            return False
+        return bool(torch.linalg.vector_norm(resumed - plain) <= _SAME * torch.linalg.vector_norm(plain))
+
+    def _end(self, number: int) -> torch.Tensor:
+        """Return what a batch's pass hands to the head, in fp32; without a head, what the model returns."""
+        head = self.model.get_output_embeddings()
+        seen: list[torch.Tensor] = []
+
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0])
+            raise _Stopped
+
+        handle = head.register_forward_pre_hook(enter) if isinstance(head, nn.Module) else None
+        try:
+            with contextlib.suppress(_Stopped):
+                seen.append(first_tensor(tuple(self.model(**self._inputs(number)).values())))
+        finally:
+            if handle is not None:
+                handle.remove()
+        return seen[0].float()
 
     def _run(self, number: int, *, before: str = "", after: str = "") -> dict[str, Any]:
         captured: dict[str, Any] = {}
@@ -148,9 +182,4 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    from torch.utils import _pytree as pytree
-
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    return pytree.tree_map_only(torch.Tensor, cast, tree)
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)

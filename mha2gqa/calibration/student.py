@@ -23,24 +23,25 @@ def build_student(
     Args:
         original: The original, loaded.
         config_json: The rewritten config.
-        layers: The layers that change; their changed tensors hold zeros until `install`.
+        layers: The layers that change; what changes in them holds zeros until `install`.
     """
     config = blueprint(config_json).config
     build: Any = type(original)
     with torch.device("meta"):
         student: PreTrainedModel = build(_fitting(original, config))
-    changed = {f"{layer.module}.{name}": shape for layer in layers for name, shape in layer.shapes.items()}
-    state = {}
-    for name, tensor in original.state_dict().items():
-        shape = changed.get(name, tuple(tensor.shape))
-        own = name in changed
-        state[name] = tensor.new_zeros(shape) if own else tensor
+    changed = {f"{layer.module}.{name}": layer.shapes[name] for layer in layers for name in layer.changed}
+    wanted = student.state_dict().keys()
+    state = {
+        name: tensor.new_zeros(changed[name]) if name in changed else tensor
+        for name, tensor in original.state_dict().items()
+        if name in wanted  # a norm per KV head is gone with the head
+    }
     student.load_state_dict(state, assign=True)
     for name, buffer in original.named_buffers():
         owner, _, leaf = name.rpartition(".")
         student.get_submodule(owner)._buffers[leaf] = buffer
-    student.set_attn_implementation(original.config._attn_implementation)
-    student.generation_config = original.generation_config
+    if student.config._attn_implementation != original.config._attn_implementation:
+        student.set_attn_implementation(original.config._attn_implementation)
     student.requires_grad_(requires_grad=False).eval()
     return student
 

@@ -47,7 +47,10 @@ class LayerFiles:
 
     def read_embedding(self) -> torch.Tensor | None:
         """Return the input embedding `[V, D]`, where the model has a plain one."""
-        embedding = self._plan.model.get_input_embeddings()
+        try:
+            embedding = self._plan.model.get_input_embeddings()
+        except NotImplementedError:  # transformers finds none in models of several
+            return None
         name = next((name for name, module in self._plan.model.named_modules() if module is embedding), None)
         tensors = self.read_module(name) if name and isinstance(embedding, torch.nn.Embedding) else {}
         return tensors.get("weight")
@@ -123,8 +126,9 @@ class LayerFiles:
         spelling = find_spelling(self._plan, self._names)
         owners: dict[str, list[str]] = {}
         for name, shape in shapes.items():
-            (filed,) = spelling.write(self._plan, {f"{module}.{name}": torch.empty(shape, device="meta")})
-            owners.setdefault(filed, []).append(name)
+            written = list(spelling.write(self._plan, {f"{module}.{name}": torch.empty(shape, device="meta")}))
+            # One that a file keeps in several pieces is as good as missing: no attention is kept so.
+            owners.setdefault(written[0] if len(written) == 1 else "", []).append(name)
         return owners
 
     def _read(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mha2gqa.checkpoint.reader import RECORD
-from mha2gqa.errors import OutputError
+from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
 
 
 def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
@@ -104,7 +104,8 @@ def workspace(output: Path, fingerprint: str, *, keep: bool) -> Iterator[Path]:
     Args:
         output: The directory that will be created at last.
         fingerprint: What the results depend on; those of a run with another one are cleared away.
-        keep: Leave the results of a block that failed, or was killed, to the next run.
+        keep: Leave the layers of a block that was interrupted or killed, or could not write, to the next run.
+            A block that was refused for another reason would be refused again, and leaves nothing.
 
     Raises:
         OutputError: The disk is full, permission is missing, or another run makes the same output.
@@ -119,12 +120,23 @@ def workspace(output: Path, fingerprint: str, *, keep: bool) -> Iterator[Path]:
                 _clear(work)
                 stamp.write_text(fingerprint, encoding="utf-8")
             try:
-                yield work
-            except BaseException:
-                if not keep:
-                    shutil.rmtree(work, ignore_errors=True)
+                with _refusals(output):
+                    yield work
+            except BaseException as error:
+                _leave(work, error, keep=keep)
                 raise
             shutil.rmtree(work)
+
+
+def _leave(work: Path, error: BaseException, *, keep: bool) -> None:
+    """Clear a workspace away, or say where it stays: by the refusal itself, or in the place of Ctrl-C."""
+    is_refused = isinstance(error, Mha2GqaError) and not isinstance(error, OutputError)
+    if not keep or is_refused or not any(work.rglob("*.safetensors")):
+        shutil.rmtree(work, ignore_errors=True)
+    elif isinstance(error, OutputError):
+        error.kept = str(work)
+    elif isinstance(error, KeyboardInterrupt):
+        raise Interrupted(str(work)) from error
 
 
 _DISK_ERRORS = {
@@ -142,7 +154,7 @@ def _refusals(output: Path) -> Iterator[None]:
             raise
         raise OutputError(
             f"Writing {output} failed: {error.strerror}",
-            remedy="Nothing was left behind; free some space or choose another place with -o",
+            remedy="Free some space, or choose another place with -o",
         ) from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mha2gqa.checkpoint.pieces import DTYPES, Span, TensorInfo
 from mha2gqa.checkpoint.reader import read_safetensors
@@ -41,7 +41,8 @@ def read_tensor(sources: Sources, info: TensorInfo) -> torch.Tensor:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors as a safetensors file that appears at once and whole."""
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, dict(metadata))
+    # As bytes: what `save_file` raises on a full disk is no OSError.
+    partial.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, dict(metadata)))
     partial.rename(path)
 
 

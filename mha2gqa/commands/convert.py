@@ -7,7 +7,7 @@ from pathlib import Path
 from mha2gqa.checkpoint.reader import read_checkpoint
 from mha2gqa.checkpoint.source import find_source
 from mha2gqa.checkpoint.writer import Progress, ignore_progress
-from mha2gqa.conversion import Converted, converted_layers, is_layerwise
+from mha2gqa.conversion import AUTO, Converted, converted_layers, is_layerwise
 from mha2gqa.layerwise import Progress as Stages
 from mha2gqa.layerwise import Tell
 from mha2gqa.options import ConvertOptions
@@ -70,11 +70,11 @@ def _recorded(options: ConvertOptions) -> dict[str, object]:
         "grouping": options.grouping,
         "seed": options.seed,
     }
-    if options.data:
-        recorded["data"] = " ".join(options.data)
-    if options.refine is not None:
-        recorded["refine"] = options.refine
-    if options.data or options.refine is not None or options.method == "auto":
-        recorded |= {"tokens": options.tokens, "steps": options.steps}
-        recorded |= {} if options.context is None else {"context": options.context}
+    trains = options.refine in ("distil", "joint") or options.method == AUTO
+    if options.data or options.refine is not None or options.method == AUTO:
+        used: dict[str, object] = {"data": list(options.data), "refine": options.refine, "column": options.column}
+        used |= {"tokens": options.tokens, "context": options.context, "steps": options.steps if trains else None}
+        used |= {"max-ppl-increase": options.max_ppl_increase if options.method == AUTO else None}
+        used |= {"dtype": options.dtype, "device": options.device}
+        recorded |= {name: value for name, value in used.items() if value not in (None, [])}
     return recorded

@@ -80,6 +80,10 @@ class AttentionLayer:
         """Whether queries, keys or values have biases, which are one more input that is always 1."""
         return any(block.name.endswith("bias") and block.part in ("q", "k", "v") for block in self.blocks)
 
+    def has(self, part: Part) -> bool:
+        """Return whether a part has a projection of its own; values may be the keys before their norm."""
+        return any(block.part == part for block in self.blocks)
+
     @property
     def changed(self) -> list[str]:
         """The tensors that a method changes, without the module's own name."""
@@ -120,19 +124,20 @@ def attention_layers(
 
 
 def gather(layer: AttentionLayer, tensors: Mapping[str, torch.Tensor]) -> AttentionHeads:
-    """Return the heads of a layer, in float64.
+    """Return the heads of a layer, in fp32 for 16-bit tensors and in fp64 for others.
 
     Args:
         layer: The layer.
         tensors: Its tensors, without the module's own name; only those that hold heads are read.
     """
-    rows = {part: _rows(layer, part, tensors) for part in ("q", "k", "v")}
-    output = tensors[layer.output].double()
-    q_gain, k_gain = (tensors[name].double() for name in layer.gains) if layer.gains else (None, None)
+    rows = {part: _rows(layer, part, tensors) for part in ("q", "k", "v") if layer.has(part)}
+    output = _wide(tensors[layer.output])
+    width = output.shape[1] // layer.query_heads
+    q_gain, k_gain = (_wide(tensors[name]) for name in layer.gains) if layer.gains else (None, None)
     return AttentionHeads(
         q_HEX=rows["q"],
         k_KEX=rows["k"],
-        v_KFX=rows["v"],
+        v_KFX=rows["v"] if "v" in rows else output.new_zeros(layer.kv_heads, width, rows["k"].shape[-1]),
         o_HDF=output.unflatten(1, (layer.query_heads, -1)).transpose(0, 1),
         rotary=layer.rotary,
         keys=layer.keys,
@@ -197,13 +202,17 @@ def query_order(groups: Groups, shared: int) -> list[int]:
 def _rows(layer: AttentionLayer, part: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the weights of a part's heads, and with biases anywhere in the layer one more column."""
     blocks = {block.name.rpartition(".")[2]: block for block in layer.blocks if block.part == part}
-    weight = tensors[blocks["weight"].name][blocks["weight"].before].double()
+    weight = _wide(tensors[blocks["weight"].name][blocks["weight"].before])
     if not layer.has_bias:
         return weight
     bias = weight.new_zeros(*weight.shape[:2], 1)
     if "bias" in blocks:
-        bias = tensors[blocks["bias"].name][blocks["bias"].before].double()[..., None]
+        bias = tensors[blocks["bias"].name][blocks["bias"].before].to(weight)[..., None]
     return torch.cat([weight, bias], dim=-1)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.float32 if tensor.dtype.itemsize == 2 else torch.float64)
 
 
 def _layer(
@@ -218,9 +227,8 @@ def _layer(
     shapes = {name: tuple(parameter.shape) for name, parameter in attention.named_parameters()}
     output = next((f"{name}{end}" for name in _OUTPUTS for end in _ENDS if f"{name}{end}" in shapes), None)
     blocks = [block for name, (change, pair) in own.items() for block in _blocks(name, change, pair)]
-    stacked = _stacked(own)
     kv = [block for block in blocks if block.part == "k" and block.name.endswith("weight")]
-    if output is None or len(kv) != 1 or not any(block.part == "v" for block in blocks):
+    if output is None or len(kv) != 1:
         return None
     queries = count.decoder.query_heads
     if not any(block.part == "q" for block in blocks):
@@ -231,6 +239,8 @@ def _layer(
     blocks += [_follower(name, shapes[name], queries) for name in followers]
     keys, values, gains, norms = _freedom(attention, shapes, count.decoder, kv[0].before.shape)
     blocks = [block for block in blocks if gains is None or block.name not in gains]
+    if not any(block.part == "v" for block in blocks):
+        keys, values = "fixed", "fixed"
     changed = {name: after for name, (_, (_, after)) in own.items() if after is not None}
     dropped = {name for name, (_, (_, after)) in own.items() if after is None}
     return AttentionLayer(
@@ -241,7 +251,7 @@ def _layer(
         blocks=tuple(blocks),
         output=output,
         shapes={name: shape for name, shape in (shapes | changed).items() if name not in dropped},
-        stacked=stacked,
+        stacked=_stacked(own, len(kv[0].before)),
         gains=gains,
         rotary=_rotary(source.model, module, count.decoder, kv[0].before.shape[1]),
         keys=keys,
@@ -275,14 +285,15 @@ def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]
     ]
 
 
-def _stacked(own: Mapping[str, tuple[Change, tuple[Shape | None, Shape | None]]]) -> tuple[tuple[str, ...], ...]:
+def _stacked(
+    own: Mapping[str, tuple[Change, tuple[Shape | None, Shape | None]]], heads: int
+) -> tuple[tuple[str, ...], ...]:
     """Return the names of tensors that stand for one KV head each, a tuple for each kind, in the order of the heads."""
-    kinds: dict[str, dict[int, str]] = {}
-    for name, (change, _) in own.items():
-        match = change.pattern.search(name) if change.rule.stacked else None
-        if match:
-            kinds.setdefault(name[: match.start("head")] + name[match.end("head") :], {})[int(match["head"])] = name
-    return tuple(tuple(names[head] for head in sorted(names)) for names in kinds.values())
+    matches = [change.pattern.search(name) for name, (change, _) in own.items() if change.rule.stacked]
+    ends = dict.fromkeys(
+        (match.string[: match.start("head")], match.string[match.end("head") :]) for match in matches if match
+    )
+    return tuple(tuple(f"{start}{head}{end}" for head in range(heads)) for start, end in ends)
 
 
 def _head_rows(runs: list[HeadRows]) -> dict[str, torch.Tensor]:

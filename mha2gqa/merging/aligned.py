@@ -21,7 +21,7 @@ def aligned(heads: AttentionHeads, groups: Groups, statistics: Statistics | None
     """Merge each group's KV heads into the one that reproduces them best.
 
     Args:
-        heads: The layer; Gram matrices want it in float64.
+        heads: The layer; small Gram matrices are decomposed in fp64 whatever its dtype.
         groups: Source KV heads of each KV head of the result, all of one size.
         statistics: What is known of the layer's inputs.
 

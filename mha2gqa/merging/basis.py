@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-_NEGLIGIBLE = 1e-12
+_NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-7}
 """Share of a counterpart's largest energy below which a direction counts as not used."""
 
 
@@ -31,10 +31,11 @@ def weighted_rows(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor) -> tuple[t
         rows_GRFX: Rows of the heads.
         energy_GRFF: T_hᵀ T_h: the Gram matrix of the output columns (or of the queries) that read them.
     """
-    values, vectors = torch.linalg.eigh(energy_GRFF)
-    floor = values.amax(dim=-1, keepdim=True) * _NEGLIGIBLE
+    values, vectors = torch.linalg.eigh(energy_GRFF.double())
+    floor = values.amax(dim=-1, keepdim=True) * _NEGLIGIBLE[rows_GRFX.dtype]
     root = values.clamp(min=0).maximum(floor).clamp(min=torch.finfo(values.dtype).tiny ** 0.5).sqrt()
-    return (root[..., None] * vectors.mT) @ rows_GRFX, vectors / root[..., None, :]
+    weigh, inverse = root[..., None] * vectors.mT, vectors / root[..., None, :]
+    return weigh.to(rows_GRFX.dtype) @ rows_GRFX, inverse
 
 
 def share_basis(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: torch.Tensor | None) -> SharedBasis:
@@ -51,13 +52,14 @@ def share_basis(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: t
     heads, width = rows_GRFX.shape[1:3]
     seen, inverse_GRFF = weighted_rows(rows_GRFX, energy_GRFF)
     stack = seen.flatten(1, 2)
-    measured = stack if moment_XX is None else stack @ moment_XX
-    gram = measured @ stack.mT
+    measured = stack if moment_XX is None else stack @ moment_XX.to(stack.dtype)
+    gram = (measured @ stack.mT).double()
     leading = torch.linalg.eigh(gram).eigenvectors[..., -width:]
-    shared_GFX = leading.mT @ stack
+    shared_GFX = leading.mT.to(stack.dtype) @ stack
     lift_GRFF = inverse_GRFF @ leading.unflatten(1, (heads, width))
     turn_GFF = _towards(shared_GFX, rows_GRFX)
-    return SharedBasis(turn_GFF @ shared_GFX, lift_GRFF @ torch.linalg.inv(turn_GFF)[:, None])
+    lift_GRFF = lift_GRFF @ torch.linalg.inv(turn_GFF)[:, None]
+    return SharedBasis(turn_GFF.to(stack.dtype) @ shared_GFX, lift_GRFF.to(stack.dtype))
 
 
 def basis_loss(gram: torch.Tensor, width: int) -> torch.Tensor:
@@ -73,7 +75,7 @@ def basis_loss(gram: torch.Tensor, width: int) -> torch.Tensor:
 
 def _towards(shared_GFX: torch.Tensor, rows_GRFX: torch.Tensor) -> torch.Tensor:
     """Return the scaled rotation that brings the shared block nearest to the mean head (orthogonal Procrustes)."""
-    u, _, vh = torch.linalg.svd(rows_GRFX.mean(dim=1) @ shared_GFX.mT)
+    u, _, vh = torch.linalg.svd((rows_GRFX.mean(dim=1) @ shared_GFX.mT).double())
     wanted = rows_GRFX.square().sum(dim=(2, 3)).mean(dim=1)
     scale = (wanted / shared_GFX.square().sum(dim=(1, 2)).clamp(min=torch.finfo(wanted.dtype).tiny)).sqrt()
     turn: torch.Tensor = (u @ vh) * torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]

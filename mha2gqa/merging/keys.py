@@ -127,7 +127,7 @@ def _queries(heads: AttentionHeads) -> torch.Tensor:
 
 
 def _measured(rows: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
-    return rows if moment_XX is None else rows @ moment_XX
+    return rows if moment_XX is None else rows @ moment_XX.to(rows.dtype)
 
 
 def _root_mean_square(rows: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:

@@ -59,7 +59,7 @@ class _Block:
 
     def __init__(self, rows_KFX: torch.Tensor, energy_KFF: torch.Tensor, moment_XX: torch.Tensor | None) -> None:
         seen = weighted_rows(rows_KFX, energy_KFF)[0].flatten(0, 1)
-        self._gram = (seen if moment_XX is None else seen @ moment_XX) @ seen.mT
+        self._gram = (seen if moment_XX is None else seen @ moment_XX.to(seen.dtype)) @ seen.mT
         self._width = rows_KFX.shape[1]
         self.total = float(self._gram.trace())
 

@@ -15,6 +15,9 @@ import torch
 
 from mha2gqa.heads import Freedom
 
+_NOTABLE = 0.2
+"""Share of the energy that signs must keep beyond what plain averaging keeps; less is the chance of unrelated heads."""
+
 
 @dataclass(frozen=True)
 class SharedPlanes:
@@ -55,11 +58,12 @@ def share_planes(
     if length_GR11 is not None:
         rows_GRPNX = rows_GRPNX / length_GR11[..., None, None]
     weighted = rows_GRPNX * weight_GRP[..., None, None]
-    vector_GRP = _leading(plane_grams(weighted, moment_XX))
+    gram_GPRR = plane_grams(weighted, moment_XX)
     if freedom in ("free", "scaled"):
+        vector_GRP = _leading(gram_GPRR)
         shared = (vector_GRP.conj()[..., None, None] * weighted).sum(dim=1)
         return _balanced(shared, vector_GRP / weight_GRP.clamp(min=_tiny(weight_GRP)), rows_GRPNX)
-    sign_GRP = torch.where(vector_GRP < 0, -1.0, 1.0).to(weight_GRP.dtype)
+    sign_GRP = _signs(gram_GPRR).transpose(1, 2)
     square = weight_GRP.square()[..., None, None]
     shared = (square * sign_GRP[..., None, None] * rows_GRPNX).sum(dim=1)
     shared = shared / square.sum(dim=1).clamp(min=_tiny(weight_GRP))
@@ -83,13 +87,27 @@ def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
     if freedom in ("free", "scaled"):
         kept = torch.linalg.eigvalsh(gram_PRR)[..., -1].sum()
         return total - kept
-    sign_PR = torch.where(torch.linalg.eigh(gram_PRR).eigenvectors[..., -1] < 0, -1.0, 1.0).to(gram_PRR.dtype)
-    return total - torch.einsum("pr,prs,ps->", sign_PR, gram_PRR, sign_PR) / heads
+    return total - _kept(gram_PRR, _signs(gram_PRR)).sum() / heads
+
+
+def _signs(gram_XRR: torch.Tensor) -> torch.Tensor:
+    """Return a sign for each head, `[..., R]`: those of the leading eigenvector, where they keep notably more."""
+    vector_XR = _leading(gram_XRR[None] if gram_XRR.dim() == 3 else gram_XRR).transpose(1, 2)
+    sign_XR = torch.where(vector_XR.reshape(gram_XRR.shape[:-1]) < 0, -1.0, 1.0).to(gram_XRR.dtype)
+    energy = gram_XRR.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * gram_XRR.shape[-1]
+    gain = _kept(gram_XRR, sign_XR) - _kept(gram_XRR, torch.ones_like(sign_XR))
+    return torch.where((gain > _NOTABLE * energy)[..., None], sign_XR, torch.ones_like(sign_XR))
+
+
+def _kept(gram_XRR: torch.Tensor, sign_XR: torch.Tensor) -> torch.Tensor:
+    kept: torch.Tensor = torch.einsum("...r,...rs,...s->...", sign_XR, gram_XRR, sign_XR)
+    return kept
 
 
 def _leading(gram_GPRR: torch.Tensor) -> torch.Tensor:
     """Return the leading eigenvectors `[G, R, P]`, turned so that the heads' sum is real and positive."""
-    vector_GPR = torch.linalg.eigh(gram_GPRR).eigenvectors[..., -1]
+    wide = torch.complex128 if gram_GPRR.is_complex() else torch.float64
+    vector_GPR = torch.linalg.eigh(gram_GPRR.to(wide)).eigenvectors[..., -1].to(gram_GPRR.dtype)
     total_GP = vector_GPR.sum(dim=-1, keepdim=True)
     size = total_GP.abs()
     phase = torch.where(size > 0, total_GP / size.clamp(min=_tiny(size)), torch.ones_like(total_GP))
@@ -107,7 +125,7 @@ def _balanced(shared: torch.Tensor, factor_GRP: torch.Tensor, rows_GRPNX: torch.
 
 def _lengths(rows_GRPNX: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
     """Return the root of the mean square of each head's outputs, `[G, R, 1]`."""
-    measured = rows_GRPNX if moment_XX is None else rows_GRPNX @ moment_XX
+    measured = rows_GRPNX if moment_XX is None else rows_GRPNX @ moment_XX.to(rows_GRPNX.dtype)
     energy_GR = (measured * rows_GRPNX).sum(dim=(2, 3, 4))
     return energy_GR.clamp(min=_tiny(energy_GR)).sqrt()[..., None]
 

@@ -121,7 +121,8 @@ def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
 
 
 def _listed(values: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    named = ((name, value if isinstance(value, list) else [value]) for name, value in values.items())
+    return ", ".join(f"{name} {value}" for name, some in named for value in some)
 
 
 def _text(outputs: OutputsLevel) -> str:

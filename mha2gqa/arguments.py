@@ -1,0 +1,140 @@
+"""The options of the command line as types: what each is called, what it may be, and what its help says.
+
+`read_config` gives options their defaults from a YAML file. Which command takes which of these, and what is done
+with them, is in `cli.py`. No torch here.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from mha2gqa.merging import METHODS
+from mha2gqa.options import Grouping, Level, Refinement
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return an option's check that its value is one of `names`."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}")
+        return value
+
+    return check
+
+
+def _one_of_or_none(names: Iterable[str]) -> Callable[[str | None], str | None]:
+    check = _one_of(names)
+    return lambda value: None if value is None else check(value)
+
+
+_METHODS = (*METHODS, "auto")
+_GROUPINGS = get_args(Grouping)
+_REFINEMENTS = get_args(Refinement)
+LEVELS = get_args(Level)
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of the other options from a YAML file."""
+    if path is not None:
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+        known = {parameter.name for parameter in context.command.params}
+        if not isinstance(content, dict) or not set(content) <= known:
+            raise typer.BadParameter(f"{path} must map these names to values: {', '.join(sorted(map(str, known)))}")
+        context.default_map = {**(context.default_map or {}), **content}
+    return path
+
+
+def _check_levels(values: list[str] | None) -> list[str]:
+    for value in values or []:
+        _one_of(LEVELS)(value)
+    return values or []
+
+
+Model = Annotated[
+    str | None, typer.Argument(help="Directory or Hub id (org/name, org/name@revision). Default: the reference.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Directory to create.", show_default=False)]
+ShardSize = Annotated[
+    str | None, typer.Option(help="Largest weight file, such as 5GB. Default: divided as the source is.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that an earlier run made.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file with values for these options.", callback=read_config, is_eager=True)
+]
+
+Column = Annotated[str | None, typer.Option(help="Column of tables that holds the text.")]
+Context = Annotated[int | None, typer.Option(help="Tokens of a block. Default: the model's, up to 2048.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="To run in.", metavar="|".join(_DTYPES), callback=_one_of_or_none(_DTYPES))
+]
+Device = Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")]
+
+# convert
+Groups = Annotated[int, typer.Option("--groups", "-g", help="KV heads of the result (1 makes MQA).")]
+Method = Annotated[
+    str, typer.Option(help="How a group becomes one head.", metavar="|".join(_METHODS), callback=_one_of(_METHODS))
+]
+GroupingName = Annotated[
+    str, typer.Option(help="Which heads share one.", metavar="|".join(_GROUPINGS), callback=_one_of(_GROUPINGS))
+]
+RefinementName = Annotated[
+    str | None,
+    typer.Option(
+        help="Improve the result on text: refit outputs, train each layer, train all of them together.",
+        metavar="|".join(_REFINEMENTS),
+        callback=_one_of_or_none(_REFINEMENTS),
+    ),
+]
+CalibrationText = Annotated[
+    list[str] | None,
+    typer.Option(help="Calibration text: text, jsonl, csv, parquet, Hub data set, or `self`; repeatable."),
+]
+CalibrationTokens = Annotated[int, typer.Option(min=2, help="Tokens of calibration text, at most.")]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps of --refine distil and joint.")]
+ActivationMemory = Annotated[str, typer.Option(help="Activations in memory; the rest goes to disk.")]
+ContentIncrease = Annotated[
+    float, typer.Option(min=0, help="What --method auto is content with: 0.01 is one per cent.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that draws numbers.")]
+
+# verify
+Converted = Annotated[
+    Path | None, typer.Argument(help="Converted checkpoint. Default: the one directory here with a record.")
+]
+Against = Annotated[str | None, typer.Option(help="Original. Default: what the record names.")]
+ComparedText = Annotated[
+    list[str] | None, typer.Option(help="Text, jsonl, csv or parquet file, Hub data set, or `self`; repeatable.")
+]
+ComparedTokens = Annotated[int, typer.Option(min=2, help="Tokens to compare the outputs on.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Blocks at a time. Default: 2048 tokens.")]
+LevelNames = Annotated[
+    list[str] | None,
+    typer.Option(help="What to verify; repeatable.", metavar="|".join(LEVELS), callback=_check_levels),
+]
+LargestIncrease = Annotated[
+    float | None, typer.Option(min=0, help="Largest increase of the perplexity. Default: 0.01, one per cent.")
+]
+LargestKl = Annotated[float | None, typer.Option(min=0, help="Largest mean KL, nats a token. Default: 0.05.")]
+LeastTop1 = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Least share of equal most likely tokens. Default: 0.9.")
+]
+VerifySeed = Annotated[int, typer.Option(help="Seed of sampled text and of the bootstrap.")]
+Tasks = Annotated[str | None, typer.Option(help="Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.")]
+TaskPath = Annotated[Path | None, typer.Option(help="Directory of further task definitions.")]
+ReportDirectory = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write the page report.html into this directory.")
+]
+WriteCard = Annotated[
+    bool, typer.Option("--write-card", help="Add the numbers to the converted checkpoint's README.md.")
+]
