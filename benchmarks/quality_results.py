@@ -113,26 +113,32 @@ def _table(subject: Subject) -> str:
     original, settings = subject.original, subject.original.settings
     title = (
         f"{original.checkpoint} on {original.text}: {original.measured['loss']:.3f} nats a token over "
-        f"{original.measured['evaluated']:,} tokens; calibrated on at most {settings['tokens']:,}"
+        f"{original.measured['evaluated']:,} tokens, above which conversions lose (100 % is what the mean loses; "
+        f"calibrated on at most {settings['tokens']:,} tokens):"
     )
-    lines = [title, "", "| KV heads | way | loss above the original, nats | of the mean's | s | peak MB |"]
-    lines.append("|---|---|---|---|---|---|")
-    for groups in subject.groups:
-        for way, label in LABELS.items():
-            if losses := subject.losses(way, groups):
-                cells = [str(groups), label, spread(losses, "{:+.3f}"), spread(subject.shares(way, groups), "{:.1f} %")]
-                cells.append(f"{statistics.median(subject.costs(way, groups, 'seconds')):.1f}")
-                cells.append(f"{max(subject.costs(way, groups, 'peak')) / 1e6:.0f}")
-                lines.append(f"| {' | '.join(cells)} |")
+    heads = [f"{groups} KV head{'s' * (groups > 1)}" for groups in subject.groups]
+    lines = [title, "", f"| way | {' | '.join(heads)} | s | peak MB |", f"|---|{'---|' * len(heads)}---|---|"]
+    for way, label in LABELS.items():
+        if any(run.way == way for run in subject.runs):
+            cells = [label, *(_cell(subject, way, groups) for groups in subject.groups)]
+            costs = [[cost for groups in subject.groups for cost in subject.costs(way, groups, key)] for key in _COSTS]
+            cells += [f"{statistics.median(costs[0]):.1f}", f"{max(costs[1]) / 1e6:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Return the median, and behind it the range where there is one."""
-    if not values:
+_COSTS = ("seconds", "peak")
+
+
+def _cell(subject: Subject, way: str, groups: int) -> str:
+    """Return the median in nats, its range over seeds where there are several, and the median as a share."""
+    losses, shares = subject.losses(way, groups), subject.shares(way, groups)
+    if not losses:
         return ""
-    text, low, high = (form.format(one) for one in (statistics.median(values), min(values), max(values)))
-    return text if low == high else f"{text} ({low} to {high})"
+    low, high = (f"{one:+.3f}" for one in (min(losses), max(losses)))
+    between = "" if low == high else f" [{low}, {high}]"
+    share = f" ({statistics.median(shares):.1f} %)" if shares else ""
+    return f"{statistics.median(losses):+.3f}{between}{share}"
 
 
 def draw(shown: Sequence[Results], path: Path) -> None:
@@ -175,7 +181,7 @@ def _panel(axes: Any, subject: Subject, ways: Sequence[str]) -> None:
                 axes.plot([low, high], [row, row], color=colour, linewidth=1.5)
                 axes.plot([middle], [row], mark, color=colour, alpha=0.85, clip_on=False)
         now = cut[groups][0] / subject.costs("mean", groups, "cache")[0]
-        axes.plot([], [], mark, color=colour, label=f"{groups} KV heads, cache 1/{now:.0f}")
+        axes.plot([], [], mark, color=colour, label=f"{groups} KV head{'s' * (groups > 1)}, cache 1/{now:.0f}")
     axes.set(xlim=(-2, _MOST), ylim=(len(ways) - 0.5, -0.5), title=subject.original.checkpoint)
     axes.set_yticks(range(len(ways)), [LABELS[way] for way in ways])
     axes.title.set_fontsize(10)

@@ -98,10 +98,9 @@ def sample(folder: Path) -> Results:
 def test_tables_show_medians_and_ranges_as_shares_of_the_mean(tmp_path: Path) -> None:
     table = format_tables(sample(tmp_path))
     assert "m on t: 2.000 nats a token over 1,000 tokens" in table
-    assert "| 2 | mean | +1.000 | 100.0 % | 1.5 | 400 |" in table
-    assert (
-        "| 2 | aligned, with data, distil | +0.020 (+0.010 to +0.050) | 2.0 % (1.0 % to 5.0 %) | 2.5 | 400 |" in table
-    )
+    assert "| way | 2 KV heads | 1 KV head | s | peak MB |" in table
+    assert "| mean | +1.000 (100.0 %) | +2.000 (100.0 %) | 1.5 | 400 |" in table
+    assert "| aligned, with data, distil | +0.020 [+0.010, +0.050] (2.0 %) |  | 2.5 | 400 |" in table
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
