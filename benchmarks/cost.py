@@ -34,6 +34,7 @@ from mha2gqa.families.counts import find_counts, rewrite
 def main() -> None:
     """Print the arithmetic and the measurement."""
     options = _options()
+    torch.set_num_threads(options.threads)
     for line in arithmetic(options):
         print(line)
     print(f"\none layer, {torch.get_num_threads()} threads, median (range) of {options.repeat}, in seconds")
@@ -147,7 +148,8 @@ def _options() -> argparse.Namespace:
         "context": 2048,
         "calibration": 262_144,
         "tokens": 1024,
-        "repeat": 2,
+        "repeat": 3,
+        "threads": 1,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args()

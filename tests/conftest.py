@@ -3,6 +3,7 @@
     tiny(...)               a fresh tiny random Llama checkpoint: 2 layers, 4 heads of 16, vocabulary 128
     pickled(directory)      the same checkpoint as pytorch_model.bin
     cli("convert", ...)     runs the command line and gives its exit code and what it printed
+    refuse(..., says=...)   runs one that must be refused without a trace, and looks for parts of its message
     tensors(directory)      every tensor of a checkpoint's safetensors files
     tree(directory)         everything below a directory, to show that nothing has changed
     load(directory)         the model, as transformers loads it, with nothing missing and nothing left over
@@ -113,6 +114,23 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         with pytest.raises(SystemExit) as ended:
             main()
         return Run(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refuse(cli: Callable[..., Run], tmp_path: Path, tree: Callable[..., Any]) -> Callable[..., None]:
+    """Run a command line that must be refused without a trace, and hold its message against its parts."""
+
+    def run(*arguments: object, says: tuple[str, ...]) -> None:
+        before = tree(tmp_path)
+        answer = cli(*arguments)
+        assert tree(tmp_path) == before
+        assert (answer.code, answer.out) == (1, ""), answer.err
+        assert answer.err.startswith("error: ")
+        assert answer.err.endswith(".\n")
+        assert answer.err.count("\n") == 1, answer.err
+        assert not [part for part in says if part not in answer.err], answer.err
 
     return run
 

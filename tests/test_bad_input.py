@@ -240,23 +240,6 @@ SHARDS = [
 ]
 
 
-@pytest.fixture
-def refuse(cli, tmp_path, tree):
-    """Run a command line that must be refused without a trace, and hold its message against its parts."""
-
-    def run(*arguments: object, says: tuple[str, ...]) -> None:
-        before = tree(tmp_path)
-        answer = cli(*arguments)
-        assert tree(tmp_path) == before
-        assert (answer.code, answer.out) == (1, ""), answer.err
-        assert answer.err.startswith("error: ")
-        assert answer.err.endswith(".\n")
-        assert answer.err.count("\n") == 1, answer.err
-        assert not [part for part in says if part not in answer.err], answer.err
-
-    return run
-
-
 def rows(*tables: list[Row]) -> list[Any]:
     return [pytest.param(row, id=row.id) for table in tables for row in table]
 

@@ -55,7 +55,7 @@ def test_a_recipe_is_explained_and_names_a_model_that_can_exist(recipe: Path) ->
 
 
 def test_there_are_recipes() -> None:
-    assert {"llama-2-7b-gqa8", "mqa", "reference"} <= {recipe.stem for recipe in RECIPES}
+    assert {"aligned-distil", "llama-2-7b-gqa8", "mqa", "reference"} <= {recipe.stem for recipe in RECIPES}
 
 
 def test_the_command_line_wins_over_the_file(model: Path) -> None:

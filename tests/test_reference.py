@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mha2gqa.commands.demo import measure
 from mha2gqa.evaluation.perplexity import held_out_loss
 from mha2gqa.reference.corpus import CALIBRATION, HELD_OUT, calibration_files, held_out_files, training_files
 from tests.conftest import Run
@@ -54,16 +53,18 @@ def test_the_reference_has_learnt_python() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_shows_that_a_mean_is_better_than_random_heads(tmp_path: Path, cli: Callable[..., Run]) -> None:
-    rows = {row.name: row for row in measure(tmp_path / "first", tokens=4096)}
-    original, mean, random = (rows[name] for name in ("original", _name(1, "mean"), _name(1, "random")))
-    assert original.loss < mean.loss < random.loss
-    assert mean.cache_per_token * 8 == original.cache_per_token
-    run = cli("demo", str(tmp_path / "second"), "--tokens", "512")
+def test_the_demo_shows_what_each_way_costs(tmp_path: Path, cli: Callable[..., Run]) -> None:
+    run = cli("demo", str(tmp_path), "--tokens", "2048")
     assert run.code == 0
     assert "held-out loss" in run.out
     assert "verdict  different" in run.out
-    assert "Different" in (tmp_path / "second/report.html").read_text()
+    assert "Different" in (tmp_path / "report.html").read_text()
+    original = held_out_loss(CHECKPOINT, 2048)
+    losses = {path.name: held_out_loss(path, 2048) - original for path in tmp_path.iterdir() if path.is_dir()}
+    for groups in (4, 2, 1):
+        mean, aligned, refitted = (losses[_name(groups, way)] for way in ("mean", "aligned", "aligned-refit"))
+        assert 0 < refitted < aligned < 0.45 * mean, groups
+    assert losses[_name(1, "mean")] < losses[_name(1, "random")]
 
 
 def _name(groups: int, method: str) -> str:

@@ -6,11 +6,12 @@ Legend: N tokens, X inputs of a projection (and one more that is 1 where the lay
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from mha2gqa.calibration.replay import model_inputs
+from mha2gqa.calibration.replay import first_tensor, model_inputs
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads import Statistics
@@ -27,21 +28,25 @@ class Moments:
         self._layer = layer
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens = 0
+        self._finite: list[torch.Tensor] = []
 
     def watch(self, model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
         """Add up whatever the model's own module of the layer is given from now on."""
         module = model.get_submodule(self._layer.module)
-        return [
+        projections = [
             module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: self._add(name, args[0]))
             for name in dict.fromkeys(self._layer.projections)
         ]
+        return [*projections, module.register_forward_hook(lambda _m, _args, output: self._look_at(output))]
 
     def statistics(self) -> Statistics:
         """Return the statistics, shrunk towards the identity as far as the text is short.
 
         Raises:
-            CalibrationError: An input was not finite, or there was none.
+            CalibrationError: An input or an output was not finite, or there was none.
         """
+        if not all(self._finite):
+            raise self._refusal("outputs", "not finite")
         queries, keys = self._layer.projections
         return Statistics(self._moment(keys), self._moment(queries))
 
@@ -57,15 +62,20 @@ class Moments:
         if name == self._layer.projections[1]:
             self._tokens += len(x_NX)
 
+    def _look_at(self, output: Any) -> None:
+        self._finite.append(torch.isfinite(first_tensor(output)).all())  # not asked before the end: that would wait
+
+    def _refusal(self, what: str, state: str) -> CalibrationError:
+        return CalibrationError(
+            f"The {what} of {self._layer.module} are {state} on the calibration text",
+            expected="finite activations in every attention layer",
+            remedy="Try --dtype float32, or other text",
+        )
+
     def _moment(self, name: str) -> torch.Tensor:
         moment_XX = self._sums.get(name)
         if moment_XX is None or not torch.isfinite(moment_XX).all():
-            raise CalibrationError(
-                f"The inputs of {self._layer.module} are {'not finite' if moment_XX is not None else 'never computed'} "
-                "on the calibration text",
-                expected="finite activations in every attention layer",
-                remedy="Try --dtype float32, or other text",
-            )
+            raise self._refusal("inputs", "never computed" if moment_XX is None else "not finite")
         width = len(moment_XX)
         even = torch.eye(width, dtype=moment_XX.dtype, device=moment_XX.device) * (moment_XX.trace() / width)
         # Ledoit and Wolf's idea in its simplest form: as much weight for the identity as for one token per dimension.

@@ -13,11 +13,14 @@ from mha2gqa.commands.verify import ignore_progress as ignore_stages
 from mha2gqa.commands.verify import verify
 from mha2gqa.evaluation.perplexity import held_out_loss
 from mha2gqa.evaluation.results import Verification
-from mha2gqa.options import ConvertOptions, InspectOptions, VerifyOptions
+from mha2gqa.options import ConvertOptions, InspectOptions, Refinement, VerifyOptions
 from mha2gqa.report import ChangeReport
 
 GROUPS = (4, 2, 1)
-METHODS = ("mean", "first", "random")
+WAYS: tuple[tuple[str, Refinement | None], ...] = (("mean", None), ("aligned", None), ("aligned", "refit"))
+BASELINES: tuple[tuple[str, Refinement | None], ...] = (("first", None), ("random", None))
+CALIBRATION = 32_768
+"""Tokens of calibration text: enough to show a refinement, and quick."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,25 @@ def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) 
     source = Path(reference.source)
     yield DemoRow("original", reference.kv_heads, "-", reference.rows[0].bytes_per_token, held_out_loss(source, tokens))
     for groups in GROUPS:
-        for method in METHODS if groups == 1 else ("mean",):
-            output = _output(directory, groups, method)
-            report: ChangeReport = convert(
-                ConvertOptions(groups=groups, method=method, output=output, force=True), progress
+        for method, refine in (*WAYS, *BASELINES) if groups == 1 else WAYS:
+            name = method if refine is None else f"{method}-{refine}"
+            output = _output(directory, groups, name)
+            options = ConvertOptions(
+                groups=groups, method=method, refine=refine, tokens=CALIBRATION, output=output, force=True
             )
-            yield DemoRow(output.name, groups, method, report.cache_after, held_out_loss(output, tokens))
+            report: ChangeReport = convert(options, progress)
+            yield DemoRow(output.name, groups, name, report.cache_after, held_out_loss(output, tokens))
 
 
 def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages) -> Verification:
-    """Verify the mean-pooled GQA-4 that `measure` has made, and write the page.
+    """Verify the refined GQA-4 that `measure` has made, and write the page.
 
     Args:
         directory: Where `measure` put it, and where the page goes.
         tokens: Tokens of held-out text to compare the outputs on.
         progress: Told of every run of bytes and every batch of tokens.
     """
-    options = VerifyOptions(converted=_output(directory, 4, "mean"), tokens=tokens, report=directory)
+    options = VerifyOptions(converted=_output(directory, 4, "aligned-refit"), tokens=tokens, report=directory)
     return verify(options, progress)
 
 
