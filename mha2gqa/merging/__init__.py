@@ -10,7 +10,7 @@ Nothing heavy is imported here: the command line lists these names.
 Legend: R heads of a group, N numbers of one head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from importlib import import_module
 
 from mha2gqa.merging.first import first
@@ -23,10 +23,10 @@ POOLINGS: Mapping[str, Pooling] = {
     "first": first,
     "random": random,
 }
-LAYER_METHODS: Mapping[str, str] = {
+LAYER_METHODS: MutableMapping[str, str] = {
     "aligned": "mha2gqa.merging.aligned:aligned",
 }
-"""Name -> where the function is; they are imported when they are used."""
+"""Name -> where the function is; they are imported when they are used. A program may add its own."""
 
 METHODS = (*POOLINGS, *LAYER_METHODS)
 

@@ -34,7 +34,7 @@ _VARIABLES = {
 WIDTH, HEIGHT = 5.2, 2.9
 """Inches of a common plot; its text is then legible on a phone, and two fit beside one another on a screen."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mha2gqa",
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that the layout is the same everywhere
@@ -102,7 +102,7 @@ def drawing(name: str, description: str, *, width: float = WIDTH, height: float 
         width: Inches.
         height: Inches.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         one = Drawing(name, description, width, height)
         yield one
         one.finish()
