@@ -133,6 +133,7 @@ def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardF
         heads_after=report.heads_after,
         cache_before=report.cache_before,
         cache_after=report.cache_after,
+        improved_on=request.text if "refine" in request.options or request.method == "auto" else None,
     )
 
 

@@ -33,6 +33,8 @@ The architecture and all other weights are those of the original.
 _QUALITY = {
     "convert": "The heads of each group were merged without training, which costs quality: measure it on your own data "
     "before you rely on it.",
+    "refined": "The heads of each group were merged, and the attention was improved on {text}. That costs quality "
+    "all the same: measure it on your own data before you rely on it.",
     "expand": "KV heads were repeated, which changes no output.",
 }
 
@@ -51,6 +53,8 @@ class CardFacts:
     """Bytes of KV cache a token of the original."""
     cache_after: int
     """The same of the result."""
+    improved_on: str | None = None
+    """The text that a refinement learned from."""
 
 
 def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
@@ -71,7 +75,7 @@ def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
         command=facts.command_line,
         cache_before=facts.cache_before,
         cache_after=facts.cache_after,
-        quality=_QUALITY[facts.command],
+        quality=_QUALITY["refined" if facts.improved_on else facts.command].format(text=facts.improved_on),
     )
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
 
