@@ -44,6 +44,8 @@ class Request:
     dry_run: bool
     layers: Sequence[Mapping[str, Any]] = ()
     """What a layer method did to each layer."""
+    trials: Sequence[Mapping[str, Any]] = ()
+    """What `--method auto` tried; the one with the least loss is the result."""
     text: str | None = None
     """Where the calibration text came from."""
 
@@ -99,6 +101,7 @@ def _report(
         seconds=0.0,
         layers=list(request.layers),
         text=request.text,
+        trials=list(request.trials),
     )
 
 
@@ -114,6 +117,7 @@ def _record(plan: Plan, request: Request) -> Record:
         dropped=plan.dropped,
         text=request.text,
         layers=list(request.layers),
+        trials=list(request.trials),
     )
 
 

@@ -156,7 +156,7 @@ def test_as_many_groups_as_heads_change_nothing(
     assert json.loads(answer.out)["layers"] == []
 
 
-def test_auto_stops_at_the_first_way_that_is_good_enough(source: Path, cli: Any) -> None:
+def test_auto_stops_at_the_first_way_that_is_good_enough(source: Path, cli: Any, tmp_path: Path) -> None:
     request = ("convert", source, "-g", 2, "--json", "--data", "text.txt", "--steps", 3, "--method", "auto")
     easy = json.loads(cli(*request, "-o", "easy", "--max-ppl-increase", 1000).out)
     assert [trial["refine"] for trial in easy["trials"]] == [None]
@@ -165,6 +165,7 @@ def test_auto_stops_at_the_first_way_that_is_good_enough(source: Path, cli: Any)
     assert tried == [None, "refit", "distil", "joint"][: len(tried)]
     best = min(hard["trials"], key=lambda trial: trial["loss"])
     assert best["increase"] <= 0 or len(tried) == 4
+    assert record(tmp_path / "hard")["trials"] == hard["trials"]
 
 
 def test_the_report_for_people(source: Path, cli: Any) -> None:

@@ -45,6 +45,8 @@ class Record:
     """Where calibration text came from."""
     layers: list[Mapping[str, Any]] = field(default_factory=list)
     """What a layer method did to each attention module, by its name in the module tree."""
+    trials: list[Mapping[str, Any]] = field(default_factory=list)
+    """What `--method auto` tried; the one with the least loss is the result."""
 
 
 def write_record(

@@ -1,7 +1,6 @@
 """`mha2gqa convert`: fewer KV heads."""
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 from mha2gqa.checkpoint.reader import read_checkpoint
@@ -58,8 +57,9 @@ def convert(
             dry_run=options.dry_run,
             layers=made.reports,
             text=made.text,
+            trials=made.trials,
         )
-        return replace(carry_out(plan, source, checkpoint, request, progress), trials=list(made.trials))
+        return carry_out(plan, source, checkpoint, request, progress)
 
 
 def _recorded(options: ConvertOptions) -> dict[str, object]:
