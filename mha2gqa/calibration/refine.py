@@ -143,8 +143,10 @@ class Refiner:
         return self._merge(layer, {name: tensors[name] for name in source}, moments.statistics())
 
     def _uses(self, module: nn.Module) -> int:
-        """Return how many layers share a module (zamba): one layer's text is not enough to train for all."""
-        return sum(one is module for _, one in self._student.named_modules(remove_duplicate=False))
+        """Return how many layers share a module's weights (zamba): one layer's text is not enough to train for all."""
+        place = next(module.parameters()).data_ptr()
+        alike = (one for _, one in self._student.named_modules(remove_duplicate=False) if type(one) is type(module))
+        return sum(next(one.parameters()).data_ptr() == place for one in alike)
 
     def _refit(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps") -> None:
         refit(module, layer.output.removesuffix(".weight"), steps.training, self._student.device)

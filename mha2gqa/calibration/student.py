@@ -31,12 +31,10 @@ def build_student(
         student: PreTrainedModel = build(_fitting(original, config))
     changed = {f"{layer.module}.{name}": layer.shapes[name] for layer in layers for name in layer.changed}
     wanted = student.state_dict().keys()
-    state = {
-        name: tensor.new_zeros(changed[name]) if name in changed else tensor
-        for name, tensor in original.state_dict().items()
-        if name in wanted  # a norm per KV head is gone with the head
-    }
-    student.load_state_dict(state, assign=True)
+    tensors = {name: tensor for name, tensor in original.state_dict().items() if name in wanted}
+    # By place in memory: where layers share weights (zamba), what replaces them is shared as well.
+    fresh = {tensors[name].data_ptr(): tensors[name].new_zeros(shape) for name, shape in changed.items()}
+    student.load_state_dict({name: fresh.get(one.data_ptr(), one) for name, one in tensors.items()}, assign=True)
     for name, buffer in original.named_buffers():
         owner, _, leaf = name.rpartition(".")
         student.get_submodule(owner)._buffers[leaf] = buffer

@@ -1,0 +1,51 @@
+"""Every kind of model that runs on text alone can be refined: a step or two on tiny models, and the result loads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mha2gqa.calibration.activations import Activations
+from mha2gqa.calibration.distil import DistilOptions
+from mha2gqa.calibration.merge import Merge
+from mha2gqa.calibration.refine import LayerReport
+from mha2gqa.checkpoint.layers import LayerFiles
+from mha2gqa.checkpoint.reader import read_checkpoint
+from mha2gqa.layerwise import Layerwise
+from mha2gqa.models import load_model
+from mha2gqa.plan import convert_targets, plan_convert
+
+from .cases import CASES, Case
+from .tiny import save_tiny
+
+_ALWAYS = ("zamba", "gemma3n_text", "stablelm-qk-norm", "doge", "phi3", "falcon-alibi", "t5gemma", "eurobert", "molmo2")
+_SAMPLE = [
+    case
+    for number, case in enumerate(CASES)
+    if case.run in ("causal", "masked", "seq2seq") and (number % 12 == 0 or str(case) in _ALWAYS)
+]
+
+
+@pytest.mark.parametrize("case", _SAMPLE, ids=str)
+def test_each_kind_can_be_refined(case: Case, tmp_path: Path) -> None:
+    save_tiny(case.model_type, tmp_path / "source", **case.overrides)
+    original = load_model(tmp_path / "source").requires_grad_(requires_grad=False)
+    checkpoint = read_checkpoint(tmp_path / "source")
+    groups = min(case.groups)
+    told: list[LayerReport] = []
+    layerwise = Layerwise(
+        files=LayerFiles(checkpoint, tmp_path),
+        targets=convert_targets(checkpoint.config, groups),
+        merge=Merge(method="aligned", grouping="contiguous", seed=0),
+        tell=lambda layer, number, total: told.append(layer),
+        progress=lambda stage, size, total: None,
+        device=torch.device("cpu"),
+    )
+    ids = torch.randint(3, 96, (16, 8), generator=torch.Generator().manual_seed(0))
+    done = layerwise.refined(original, ids, "distil", DistilOptions(steps=2), Activations(1 << 30, tmp_path))
+    assert len(told) == len(layerwise.layers)
+    for layer in told:
+        errors = list(layer.errors.values())
+        assert errors == sorted(errors, reverse=True), "a step must not make a layer worse"
+    changed = {tensor.name for tensor in plan_convert(checkpoint, groups, done.results()).changed}
+    assert changed >= {info.name for result in done.results() for info in result.tensors}
