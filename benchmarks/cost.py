@@ -26,9 +26,10 @@ from mha2gqa.calibration.refit import refit
 from mha2gqa.calibration.replay import Replay
 from mha2gqa.calibration.statistics import gather_statistics
 from mha2gqa.calibration.student import build_student, install, own_tensors
-from mha2gqa.families.attention import AttentionLayer, attention_layers
+from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
+from mha2gqa.families.modules import attention_layers
 
 
 def main() -> None:

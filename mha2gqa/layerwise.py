@@ -24,9 +24,10 @@ from mha2gqa.calibration.statistics import gather_statistics
 from mha2gqa.calibration.student import build_student, install, own_tensors
 from mha2gqa.checkpoint.layers import LayerFiles
 from mha2gqa.checkpoint.pieces import LayerResult
-from mha2gqa.families.attention import AttentionLayer, attention_layers
+from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import Count, rewrite
+from mha2gqa.families.modules import attention_layers
 from mha2gqa.heads import Statistics
 
 Tell: TypeAlias = Callable[[LayerReport, int, int], object]

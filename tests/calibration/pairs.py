@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from mha2gqa.calibration.merge import Merge
 from mha2gqa.calibration.student import build_student, install, own_tensors
-from mha2gqa.families.attention import AttentionLayer, attention_layers
+from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
+from mha2gqa.families.modules import attention_layers
 from tests.families.tiny import model_class_name, tiny_config, tiny_model
 
 

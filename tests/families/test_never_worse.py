@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from mha2gqa.calibration.student import build_student, install, own_tensors
 from mha2gqa.commands.convert import convert
-from mha2gqa.families.attention import AttentionLayer, attention_layers, gather, scatter
+from mha2gqa.families.attention import AttentionLayer, gather, scatter
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
+from mha2gqa.families.modules import attention_layers
 from mha2gqa.grouping import contiguous
 from mha2gqa.heads import AttentionHeads
 from mha2gqa.merging.aligned import aligned

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from mha2gqa.commands.convert import convert
 from mha2gqa.commands.expand import expand
-from mha2gqa.families.attention import attention_layers, gather, scatter
+from mha2gqa.families.attention import gather, scatter
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
+from mha2gqa.families.modules import attention_layers
 from mha2gqa.options import ConvertOptions, ExpandOptions
 from tests.families.gauge import disguised, shuffled, unmerged
 from tests.families.oracle import input_ids

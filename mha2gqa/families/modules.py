@@ -1,0 +1,153 @@
+"""Finds the attention layers that a change of the number of KV heads concerns, and how their heads lie.
+
+`attention_layers` asks the blueprint which modules depend on the number, the table how their rows are ordered,
+and the module itself for its norms and its rotary embedding (`observed.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mha2gqa.families.attention import AttentionLayer, Block
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, by_module
+from mha2gqa.families.cache import is_cross_attention
+from mha2gqa.families.changes import Change, find_changes
+from mha2gqa.families.counts import Count
+from mha2gqa.families.freedom import FREEDOM, freedom_row
+from mha2gqa.families.layouts import HeadRows
+from mha2gqa.families.observed import observe, observe_rotary
+
+_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
+_ENDS = (".weight", ".linear.weight")
+
+
+def attention_layers(
+    config_json: ConfigJson, source: Blueprint, targets: list[tuple[Count, int]]
+) -> list[AttentionLayer]:
+    """Return the attention layers that a change of the numbers of KV heads concerns, each module once.
+
+    A module whose projections are not all found is left out: only its K and V can be pooled.
+
+    Args:
+        config_json: The config of the source.
+        source: Its blueprint.
+        targets: Each number of KV heads, and what it becomes.
+    """
+    layers: dict[int, AttentionLayer] = {}
+    for count, heads in targets:
+        changes = find_changes(config_json, source, by_module, count, heads)
+        for module in dict.fromkeys(change.module(name) for change in changes for name in change.names):
+            attention = source.model.get_submodule(module)
+            layer = _layer(source, module, attention, changes, count)
+            if layer is not None:
+                layers.setdefault(id(attention), layer)
+    order = {name: number for number, (name, _) in enumerate(source.model.named_modules(remove_duplicate=False))}
+    return sorted(layers.values(), key=lambda layer: order[layer.module])
+
+
+def _layer(
+    source: Blueprint, module: str, attention: nn.Module, changes: list[Change], count: Count
+) -> AttentionLayer | None:
+    own = {
+        name.removeprefix(f"{module}."): (change, shapes)
+        for change in changes
+        for name, shapes in change.names.items()
+        if change.module(name) == module
+    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in attention.named_parameters()}
+    output = next((f"{name}{end}" for name in _OUTPUTS for end in _ENDS if f"{name}{end}" in shapes), None)
+    blocks = [block for name, (change, pair) in own.items() for block in _blocks(name, change, pair)]
+    kv = [block for block in blocks if block.part == "k" and block.name.endswith("weight")]
+    if output is None or len(kv) != 1:
+        return None
+    queries = count.decoder.query_heads
+    if not any(block.part == "q" for block in blocks):
+        blocks += _query_blocks(shapes, queries, kv[0].before.shape[1])
+    row = freedom_row(count.decoder.config.model_type)
+    used = {block.name for block in blocks} | {output, f"{output.removesuffix('weight')}bias"}
+    followers = [name for name in row.followers if name in shapes]
+    blocks += [_follower(name, shapes[name], queries) for name in followers]
+    seen = observe(shapes, count.decoder, kv[0].before.shape[1])
+    blocks = [block for block in blocks if seen.gains is None or block.name not in seen.gains]
+    if not any(block.part == "v" for block in blocks):
+        seen = replace(seen, keys="fixed", values="fixed")
+    changed = {name: after for name, (_, (_, after)) in own.items() if after is not None}
+    dropped = {name for name, (_, (_, after)) in own.items() if after is None}
+    return AttentionLayer(
+        module=module,
+        query_heads=queries,
+        kv_heads=len(kv[0].before),
+        groups=len(kv[0].after),
+        blocks=tuple(blocks),
+        output=output,
+        shapes={name: shape for name, shape in (shapes | changed).items() if name not in dropped},
+        stacked=_stacked(own, len(kv[0].before)),
+        gains=seen.gains,
+        rotary=observe_rotary(source.model, module, count.decoder, kv[0].before.shape[1]),
+        keys=seen.keys,
+        values=seen.values,
+        is_cross=is_cross_attention(module),
+        sortable=_is_sortable(count.decoder.config, set(shapes) - used - set(followers) - seen.norms),
+    )
+
+
+def _is_sortable(config: Any, unexplained: set[str]) -> bool:
+    """Return whether heads may change places: the family is known, and so is every parameter of the module."""
+    return config.model_type in FREEDOM and not unexplained and not getattr(config, "alibi", False)
+
+
+def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]) -> list[Block]:
+    """Return the blocks of q, k and v in a tensor that depends on the number of KV heads."""
+    before, after = shapes
+    if before is None or after is None or change.rule.stacked:
+        return []
+    old, new = change.layouts
+    runs, new_runs = old(before[0], change.before), new(after[0], change.after)
+    own = {"k_proj": "k", "v_proj": "v"}.get(name.partition(".")[0], "pooled")
+    parts = {"kv": own if change.rule.cached else "pooled"}
+    rows, new_rows = _head_rows(runs), _head_rows(new_runs)
+    return [
+        Block(name, parts.get(part, part), rows[part], new_rows[part], change.rule.fold)  # type: ignore[arg-type]
+        for part in rows
+    ]
+
+
+def _stacked(
+    own: Mapping[str, tuple[Change, tuple[Shape | None, Shape | None]]], heads: int
+) -> tuple[tuple[str, ...], ...]:
+    """Return the names of tensors that stand for one KV head each, a tuple for each kind, in the order of the heads."""
+    matches = [change.pattern.search(name) for name, (change, _) in own.items() if change.rule.stacked]
+    ends = dict.fromkeys(
+        (match.string[: match.start("head")], match.string[match.end("head") :]) for match in matches if match
+    )
+    return tuple(tuple(f"{start}{head}{end}" for head in range(heads)) for start, end in ends)
+
+
+def _head_rows(runs: list[HeadRows]) -> dict[str, torch.Tensor]:
+    """Return the row numbers of each part's heads, in the order of the heads."""
+    found: dict[str, dict[int, torch.Tensor]] = {}
+    start = 0
+    for run in runs:
+        found.setdefault(run.part, {})[run.head] = torch.arange(start, start + run.count)
+        start += run.count
+    return {part: torch.stack([heads[head] for head in sorted(heads)]) for part, heads in found.items()}
+
+
+def _query_blocks(shapes: Mapping[str, Shape], queries: int, width: int) -> list[Block]:
+    """Return the blocks of a query projection of its own; rows beyond a head's width are its gate, which follows it."""
+    blocks = []
+    for name in ("q_proj.weight", "q_proj.linear.weight", "q_proj.bias"):
+        if name in shapes:
+            rows = torch.arange(shapes[name][0]).view(queries, -1)
+            blocks.append(Block(name, "q", rows[:, :width], rows[:, :width]))
+            if rows.shape[1] > width:
+                blocks.append(Block(name, "follower", rows[:, width:], rows[:, width:]))
+    return blocks
+
+
+def _follower(name: str, shape: Shape, queries: int) -> Block:
+    rows = torch.arange(shape[0]).view(queries, -1)
+    return Block(name, "follower", rows, rows)

@@ -1,0 +1,93 @@
+"""What a module and its config show of its heads' freedom: norms, clipping, rotary embedding.
+
+The rest of a layer's freedom is the family's row in `freedom.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mha2gqa.families.blueprint import Shape
+from mha2gqa.families.counts import Decoder
+from mha2gqa.families.freedom import freedom_row
+from mha2gqa.heads import Freedom, Rotary
+
+_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The freedom of a layer's heads."""
+
+    keys: Freedom
+    values: Freedom
+    gains: tuple[str, str] | None = None
+    """Gains of norms over all queries and all keys."""
+    norms: frozenset[str] = frozenset()
+    """Parameters of norms that no order of heads concerns."""
+
+
+def observe(shapes: Mapping[str, Shape], decoder: Decoder, width: int) -> Observed:
+    """Return the freedom of a layer's heads.
+
+    Args:
+        shapes: The module's parameters, without the module's own name.
+        decoder: The part of the model that it belongs to.
+        width: Rows of a key head.
+    """
+    row = freedom_row(decoder.config.model_type)
+    shares_kv = getattr(decoder.config, "num_kv_shared_layers", 0)
+    if (row.keys, row.values) == ("fixed", "fixed") or shares_kv:
+        return Observed("fixed", "fixed")
+    if _clip(decoder.config) is not None:
+        return Observed("signed", "signed")
+    for names in _NORMS:
+        present = [name for name in shapes if name.startswith(tuple(f"{norm}." for norm in names))]
+        weights = (f"{names[0]}.weight", f"{names[1]}.weight")
+        if not present:
+            continue
+        if set(present) != set(weights) or len(shapes[weights[1]]) != 1:
+            return Observed("fixed", row.values)
+        if shapes[weights[1]] == (width,):
+            return Observed("normed", row.values, None, frozenset(present))
+        return Observed("scaled", row.values, weights, frozenset(present))
+    return Observed(row.keys, row.values)
+
+
+def _clip(config: Any) -> float | None:
+    inner = getattr(config, "attn_config", None)
+    value: float | None = getattr(config, "clip_qkv", None) or getattr(inner, "clip_qkv", None)
+    return value
+
+
+def observe_rotary(model: nn.Module, module: str, decoder: Decoder, width: int) -> Rotary:
+    """Return the rotation of a layer's heads, by the frequencies that the nearest rotary embedding holds."""
+    row = freedom_row(decoder.config.model_type)
+    if getattr(decoder.config, "alibi", False):
+        return Rotary(0)
+    kind = _layer_type(model.get_submodule(module), decoder.config)
+    path = module
+    while True:
+        found = _frequencies(model.get_submodule(path), kind)
+        if found is not None:
+            return Rotary(width if row.whole_width else min(2 * found, width), row.pairing)
+        if not path:
+            return Rotary(0)
+        path = path.rpartition(".")[0]
+
+
+def _frequencies(owner: nn.Module, kind: str) -> int | None:
+    """Return the number of frequencies of a rotary embedding that is a child of `owner`."""
+    for child in owner.children():
+        buffers = dict(child.named_buffers(recurse=False))
+        for name in (f"{kind}_inv_freq", "inv_freq"):
+            if name in buffers:
+                return int(buffers[name].shape[-1])
+    return None
+
+
+def _layer_type(attention: nn.Module, config: Any) -> str:
+    kinds, layer = getattr(config, "layer_types", None), getattr(attention, "layer_idx", None)
+    return str(kinds[layer]) if kinds and layer is not None and layer < len(kinds) else ""
