@@ -77,7 +77,8 @@ def plan_convert(checkpoint: Checkpoint, groups: int, layers: Sequence[LayerResu
         FamilyError: The family cannot be converted.
         CheckpointError: The tensors do not fit the config, or are quantised.
     """
-    return _plan(checkpoint, blueprint(checkpoint.config), convert_targets(checkpoint.config, groups), layers)
+    targets = convert_targets(checkpoint.config, groups)  # refuses families whose model cannot even be built
+    return _plan(checkpoint, blueprint(checkpoint.config), targets, layers)
 
 
 def convert_targets(config: ConfigJson, groups: int) -> list[tuple[Count, int]]:
