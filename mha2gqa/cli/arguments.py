@@ -1,7 +1,7 @@
 """The options of the command line as types: what each is called, what it may be, and what its help says.
 
 `read_config` gives options their defaults from a YAML file. Which command takes which of these, and what is done
-with them, is in `cli.py`. No torch here.
+with them, is in the module of the command. No torch here.
 """
 
 from collections.abc import Callable, Iterable

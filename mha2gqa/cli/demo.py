@@ -1,0 +1,29 @@
+"""`mha2gqa demo`: its signature."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mha2gqa.cli.app import app, quick_imports
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where the converted checkpoints go.")] = Path("demo"),
+    tokens: Annotated[int, typer.Option(help="Tokens of held-out text to evaluate on.")] = 50_000,
+) -> None:
+    """Inspect, convert and verify the reference checkpoint, and show what that saved and what it cost."""
+    with quick_imports():
+        from transformers.utils import logging
+
+        from mha2gqa import console
+        from mha2gqa.commands.demo import describe, measure, prove
+
+    logging.disable_progress_bar()
+    console.print_inspection(describe())
+    console.print_demo(measure(directory, tokens))
+    with console.stages() as progress:
+        report = prove(directory, tokens, progress)
+    console.print_verification(report)
+    console.print_note(f"The page is {directory / 'report.html'}")

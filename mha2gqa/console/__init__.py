@@ -1,0 +1,24 @@
+"""The only part that prints: results to stdout, progress and errors to stderr; a module a report.
+
+It words reports for people (tables by rich) or for programs (`--json`). It decides nothing.
+"""
+
+from mha2gqa.console.changes import print_change
+from mha2gqa.console.demo import print_demo
+from mha2gqa.console.inspection import print_inspection
+from mha2gqa.console.progress import conversion, progress_bar, stages
+from mha2gqa.console.terminal import print_error, print_json, print_note
+from mha2gqa.console.verification import print_verification
+
+__all__ = [
+    "conversion",
+    "print_change",
+    "print_demo",
+    "print_error",
+    "print_inspection",
+    "print_json",
+    "print_note",
+    "print_verification",
+    "progress_bar",
+    "stages",
+]
