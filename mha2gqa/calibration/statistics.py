@@ -15,6 +15,7 @@ from mha2gqa.calibration.replay import first_tensor, model_inputs
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads import Statistics
+from mha2gqa.metric import Full
 
 
 class Moments:
@@ -48,7 +49,7 @@ class Moments:
         if not all(self._finite):
             raise self._refusal("outputs", "not finite")
         queries, keys = self._layer.projections
-        return Statistics(self._moment(keys), self._moment(queries))
+        return Statistics(Full(self._moment(keys)), Full(self._moment(queries)))
 
     def _add(self, name: str, inputs: torch.Tensor) -> None:
         x_NX = inputs.detach().flatten(0, -2).float()
