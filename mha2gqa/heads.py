@@ -11,7 +11,7 @@ P rotary planes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -74,7 +74,8 @@ class AttentionHeads:
         heads = list(group)
 
         def of_queries(tensor_H: torch.Tensor) -> torch.Tensor:
-            return tensor_H.unflatten(0, (-1, self.queries_per_head))[heads].flatten(0, 1)
+            members_H: torch.Tensor = tensor_H.unflatten(0, (-1, self.queries_per_head))[heads].flatten(0, 1)
+            return members_H
 
         return replace(
             self,
@@ -90,7 +91,8 @@ class AttentionHeads:
 def join(parts: Sequence[AttentionHeads]) -> AttentionHeads:
     """Return the heads of all parts as one layer; what is no tensor is as in the first."""
     names = [name for name, value in vars(parts[0]).items() if isinstance(value, torch.Tensor)]
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **joined)
 
 
 @dataclass(frozen=True)

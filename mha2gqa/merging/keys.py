@@ -125,4 +125,5 @@ def effective_keys(heads: AttentionHeads) -> torch.Tensor:
 
 
 def _by_kv_head(heads: AttentionHeads, queries_H: torch.Tensor) -> torch.Tensor:
-    return queries_H.unflatten(0, (len(heads.k_KEX), -1))
+    queries_KS: torch.Tensor = queries_H.unflatten(0, (len(heads.k_KEX), -1))
+    return queries_KS

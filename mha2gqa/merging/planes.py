@@ -44,7 +44,8 @@ def plane_grams(rows_RPNX: torch.Tensor, weight_RP: torch.Tensor, inputs: Metric
     gram_PRR = gram_PRNRN.diagonal(dim1=2, dim2=4).sum(dim=-1)
     if freedom == "free":
         gram_PRR = torch.complex(gram_PRR, gram_PRNRN[:, :, 1, :, 0] - gram_PRNRN[:, :, 0, :, 1])
-    return gram_PRR * weight_RP.T[:, :, None] * weight_RP.T[:, None]
+    weighted: torch.Tensor = gram_PRR * weight_RP.T[:, :, None] * weight_RP.T[:, None]
+    return weighted
 
 
 def share_planes(rows_RPNX: torch.Tensor, weight_RP: torch.Tensor, inputs: Metric, freedom: Freedom) -> SharedPlanes:
@@ -120,7 +121,8 @@ def _leading(gram_PRR: torch.Tensor) -> torch.Tensor:
     total_P1 = vector_PR.sum(dim=-1, keepdim=True)
     size = total_P1.abs()
     phase = torch.where(size > 0, total_P1 / size.clamp(min=_tiny(size)), torch.ones_like(total_P1))
-    return (vector_PR * phase.conj()).T
+    turned: torch.Tensor = (vector_PR * phase.conj()).T
+    return turned
 
 
 def _balanced(shared_PNX: torch.Tensor, factor_RP: torch.Tensor, rows_RPNX: torch.Tensor) -> SharedPlanes:
