@@ -71,7 +71,7 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
         "statistics (x xᵀ of every layer)": 2 * tokens * layers * width**2,
         "rows of q, k and v in that metric": layers * 3 * 2 * width**3,
         "rows of q, k and v in the guess of aligned alone": layers * 3 * 2 * width**2 * 256,
-        "the guess itself": layers * 4 * 2 * width**2 * 64 + 4 * 2 * 8192 * width * 256,
+        "the guess itself": layers * 4 * 2 * width**2 * 128 + 4 * 2 * 8192 * width * 256,
         "values: Gram matrices and eigenvectors": layers * groups * (2 * stack**2 * width + 9 * stack**3),
         "keys: Gram matrices of planes": layers * groups * (head // 2) * 2 * (2 * shared) ** 2 * width,
         "outputs and queries take up the change": layers * 2 * 2 * width**2 * head,

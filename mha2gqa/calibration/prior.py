@@ -28,7 +28,7 @@ _ROWS = 8192
 """Embedding rows that are looked at, evenly spaced."""
 _RANK = 256
 """Directions that are kept beside the diagonal."""
-_LAYER_RANK = 64
+_LAYER_RANK = 128
 """Directions that one layer's output projection adds at most."""
 _NORMS = (
     *("input_layernorm", "operator_norm", "temporal_pre_norm", "self_attn_layer_norm", "pre_attention_layernorm"),
