@@ -106,7 +106,8 @@ class Statistics:
 
     def like(self, tensor: torch.Tensor) -> "Statistics":
         """Return the statistics in a tensor's dtype and on its device."""
-        return Statistics(self.inputs.like(tensor), self.query_inputs.like(tensor))
+        inputs = self.inputs.like(tensor)
+        return Statistics(inputs, inputs if self.query_inputs is self.inputs else self.query_inputs.like(tensor))
 
 
 NOTHING_KNOWN = Statistics(Even(), Even())
