@@ -1,7 +1,6 @@
 """The options of `bench` alone, as types. Lists are written with commas. No torch here."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
@@ -82,7 +81,7 @@ Turns = Annotated[int, typer.Option(min=1, help="Turns of each model that count.
 PrefillTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens of a batch of prompts, at most. Default on a CPU: 1024.")
 ]
-Memory = Annotated[str | None, typer.Option(help="What the largest batch may fill, such as 80GB. Default: what is free.")]
+Memory = Annotated[str | None, typer.Option(help="What the largest batch may fill, such as 80GB. Default: all.")]
 EngineName = Annotated[
     str, typer.Option(metavar="|".join(ENGINES), help="What runs the models.", callback=_known(ENGINES))
 ]

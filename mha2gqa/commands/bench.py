@@ -122,9 +122,7 @@ def _decode(
         progress("decode", 1, len(grid.points))
 
 
-def _fits(
-    running: Running, subjects: Subjects, grid: Grid, sides: tuple[Costs, Costs], memory: int
-) -> Iterator[Fit]:
+def _fits(running: Running, subjects: Subjects, grid: Grid, sides: tuple[Costs, Costs], memory: int) -> Iterator[Fit]:
     for context in grid.contexts:
         most = [side.largest_batch(context, memory) for side in sides]
         tried = None

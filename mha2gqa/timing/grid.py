@@ -71,7 +71,8 @@ def _prompts(
 ) -> tuple[tuple[int, int], ...]:
     most = options.prefill_tokens or (_PREFILL_ON_CPU if device == "cpu" else None)
     found = {
-        (batch, max(1, min(context, most // batch) if most else context)) for context, batch in product(contexts, batches)
+        (batch, max(1, min(context, most // batch) if most else context))
+        for context, batch in product(contexts, batches)
     }
     return tuple(sorted(found))
 

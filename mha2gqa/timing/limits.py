@@ -71,7 +71,7 @@ def largest_that_runs(runs: Callable[[int], bool], most: int) -> int:
 
 
 def why_not_faster(row: Decode, *, cache_share: float, repeats: bool, heads: int) -> str:
-    """Return why a row is not nearly as much faster as its bytes allow; empty where it is.
+    """Return why a row is not nearly as much faster as its bytes allow; empty where it is, or cannot be told.
 
     Args:
         row: What was measured.
@@ -81,7 +81,7 @@ def why_not_faster(row: Decode, *, cache_share: float, repeats: bool, heads: int
     """
     if row.limit < WORTH_HAVING:
         return f"the cache is {cache_share:.0%} of the bytes of a step"
-    if row.ratio.median >= NEAR * row.limit:
+    if row.disturbed or row.ratio.median >= NEAR * row.limit:
         return ""
     if repeats:
         return f"attention repeats the KV heads to {heads} before it reads them"

@@ -28,7 +28,7 @@ class LlamaCppEngine:
             raise TimingError(
                 f"There are {len(found)} GGUF files in {directory}",
                 expected="one, which llama.cpp reads",
-                remedy=f"Make it with llama.cpp: python convert_hf_to_gguf.py {directory} --outfile {directory}/f32.gguf",
+                remedy=f"Make it with llama.cpp's convert_hf_to_gguf.py {directory} --outfile {directory}/model.gguf",
             )
         self.llama: Any = llama_cpp.Llama(str(found[0]), n_ctx=length, seed=seed, logits_all=False, verbose=False)
         self._vocabulary = vocabulary

@@ -173,7 +173,7 @@ class BenchReport:
     @property
     def disturbed(self) -> int:
         """How many rows are disturbed."""
-        return sum(row.disturbed for row in (*self.decode, *self.prefill))
+        return sum(row.disturbed for row in self.decode) + sum(row.disturbed for row in self.prefill)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values, with what follows from the fields."""
@@ -183,4 +183,3 @@ class BenchReport:
         for prompt, plain in zip(self.prefill, content["prefill"], strict=True):
             plain |= {"disturbed": prompt.disturbed, "tokens_per_second": prompt.rates}
         return content | {"spread_bound": SPREAD_BOUND}
-

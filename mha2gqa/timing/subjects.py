@@ -158,7 +158,7 @@ def _dtype(wanted: str | None, device: str, config_json: ConfigJson) -> torch.dt
     if wanted is not None:
         return DTYPES[wanted]
     named = blueprint(config_json).config.get_text_config(decoder=True).dtype
-    return torch.float32 if device == "cpu" else named or torch.bfloat16
+    return named if device != "cpu" and isinstance(named, torch.dtype) else torch.float32
 
 
 def _on(device: str, model: Any) -> PreTrainedModel:
@@ -180,4 +180,4 @@ def _random(subject: Subject, dtype: torch.dtype, like: PreTrainedModel | None =
         else:
             torch.nn.init.normal_(parameter, std=_STD)
     set_plain_generation(model)
-    return model.eval()
+    return _on("cpu", model.eval())

@@ -8,6 +8,10 @@ from mha2gqa.timing.results import SPREAD_BOUND, BenchReport, Decode, Fit, Prefi
 
 Row = tuple[str, ...]
 DISTURBED = "disturbed"
+_TURNS = ("ratio", "of the turns")
+_DECODE: Row = ("batch", "context", "cache", "ms a step", "converted", *_TURNS, "limit", "cache bytes", "remark")
+_PREFILL: Row = ("batch", "prompt", "tokens/s", "converted", *_TURNS, "remark")
+_FIT: Row = ("context", "largest batch", "converted")
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,11 @@ def facts(report: BenchReport) -> Iterator[tuple[str, str]]:
 
 def tables(report: BenchReport) -> Iterator[Table]:
     """Yield the measurements."""
-    names = ("batch", "context", "cache", "ms a step", "converted", "ratio", "of the turns", "limit", "cache bytes")
-    yield Table("decode", (*names, "remark"), tuple(map(_decode, report.decode)))
-    names = ("batch", "prompt", "tokens/s", "converted", "ratio", "of the turns")
-    yield Table("prefill", (*names, "remark"), tuple(map(_prefill, report.prefill)))
+    yield Table("decode", _DECODE, tuple(map(_decode, report.decode)))
+    yield Table("prefill", _PREFILL, tuple(map(_prefill, report.prefill)))
     tried = any(fit.tried for fit in report.fits)
-    names = ("context", "largest batch", "converted", *(("ran", "converted") if tried else ()))
-    yield Table("largest batch", names, tuple(_fit(fit, tried=tried) for fit in report.fits), remarks=False)
+    header = (*_FIT, "ran", "converted") if tried else _FIT
+    yield Table("largest batch", header, tuple(_fit(fit, tried=tried) for fit in report.fits), remarks=False)
 
 
 def notes(report: BenchReport) -> Iterator[str]:

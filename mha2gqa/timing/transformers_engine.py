@@ -8,6 +8,7 @@ Legend: B sequences, T tokens.
 """
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Clock(StoppingCriteria):
         self._device = device
         self.times: list[float] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Note the time once everything that was asked of the device is done."""
         self.times.append(now(self._device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -60,11 +61,14 @@ class TransformersEngine:
         ids_BT = self._random_ids(batch, context + 1)
         config = self.model.config.get_text_config(decoder=True)
         cache: Cache = (
-            DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=context + room)
+            DynamicCache(config=config)
+            if kind == "dynamic"
+            else StaticCache(config=config, max_cache_len=context + room)
         )
         run: Any = self.model
-        run(ids_BT[:, :_READ], past_key_values=cache, use_cache=True)
-        fill(cache, batch, context - _READ)
+        read = min(_READ, context)
+        run(ids_BT[:, :read], past_key_values=cache, use_cache=True)
+        fill(cache, batch, context - read)
         return CachedBatch(self.model, cache, ids_BT)
 
     def runs(self, batch: int, context: int) -> bool:
@@ -92,7 +96,7 @@ class CachedBatch:
     def turn(self, tokens: int) -> list[float]:
         """Decode one token that is not counted (`generate` sets itself up), and return the seconds of `tokens` more."""
         self._ids_BT, times = generate(self._model, self._ids_BT, self._cache, tokens + 1)
-        return [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
+        return [after - before for before, after in pairwise(times)]
 
 
 def generate(
@@ -116,12 +120,22 @@ def generate(
     return written_BT, clock.times
 
 
+def empty_cache(model: PreTrainedModel, kind: str, length: int) -> Cache:
+    """Return a `dynamic` cache, or a `static` one for `length` tokens."""
+    config = model.config.get_text_config(decoder=True)
+    return DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=length)
+
+
 def fill(cache: Cache, batch: int, tokens: int) -> None:
     """Add `tokens` random keys and values to every attention layer of a cache that has seen some already."""
     for index, layer in enumerate(cache.layers):
         if tokens > 0 and isinstance(layer, CacheLayerMixin) and isinstance(layer.keys, torch.Tensor):
-            keys, values = (_random_like(states, batch, tokens) for states in (layer.keys, layer.values))
+            keys, values = (_random_like(one, batch, tokens) for one in _states(layer))
             cache.update(keys, values, index)
+
+
+def _states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return layer.keys, layer.values
 
 
 def _random_like(states: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
