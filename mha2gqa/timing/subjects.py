@@ -134,7 +134,7 @@ def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
         raise TimingError("--shape needs --groups", expected="the number of KV heads of the second model")
     config_json = _shape_config(str(options.shape))
     targets = convert_targets(config_json, options.groups)
-    name = Path(str(options.shape)).stem
+    name = Path(str(options.shape)).name.removesuffix(".json")
     converted = rewrite(config_json, targets)
     return Subject(name, config_json, None), Subject(f"{name}, {options.groups} KV heads", converted, None)
 
