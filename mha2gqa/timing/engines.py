@@ -78,13 +78,14 @@ def open_engines(options: BenchOptions, subjects: Subjects, grid: Grid) -> Runni
     directories = [Path(str(one.directory)) for one in subjects.both]
     length = max(grid.contexts) + grid.room
     size = min(one.vocabulary for one in subjects.both)
+    dtype = str(subjects.dtype).removeprefix("torch.")
     package = (_PACKAGES[options.engine],)
     if options.engine == "vllm":
         from mha2gqa.timing.vllm_engine import VllmEngine
 
-        served = [VllmEngine(one, options.dtype, length, size, options.seed) for one in directories]
+        served = [VllmEngine(one, dtype, length, size, options.seed) for one in directories]
         return Running((served[0], served[1]), OWN, True, package)
     from mha2gqa.timing.llama_cpp_engine import LlamaCppEngine
 
-    read = [LlamaCppEngine(one, length, size, options.seed) for one in directories]
+    read = [LlamaCppEngine(one, dtype, length, size, options.seed) for one in directories]
     return Running((read[0], read[1]), OWN, False, package)

@@ -1,7 +1,7 @@
 """Runs the GGUF file of a checkpoint by llama-cpp-python, greedy, one sequence at a time.
 
-The file stands beside the weights of the checkpoint; llama.cpp's own `convert_hf_to_gguf.py` makes it. Its dtype is
-the file's, its threads are llama.cpp's default.
+The file stands beside the weights of the checkpoint; llama.cpp's own `convert_hf_to_gguf.py` makes it. Its weights are
+of the file's dtype, its cache of the one that is asked for.
 """
 
 import random
@@ -9,20 +9,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mha2gqa.errors import TimingError
+
+_GGML_TYPES = {"float32": 0, "float16": 1, "bfloat16": 30}
+"""Dtype -> number in `ggml_type`."""
 
 
 class LlamaCppEngine:
     """A model that llama.cpp runs."""
 
-    def __init__(self, directory: Path, length: int, vocabulary: int, seed: int) -> None:
+    def __init__(self, directory: Path, dtype: str, length: int, vocabulary: int, seed: int) -> None:
         """Load the one GGUF file in `directory`.
 
         Raises:
-            TimingError: There is none, or more than one.
+            TimingError: There is none, or more than one; or llama.cpp has no such dtype.
         """
         import llama_cpp
 
+        if dtype not in _GGML_TYPES:
+            raise TimingError(f"llama.cpp has no cache in {dtype}", expected=f"--dtype {', '.join(_GGML_TYPES)}")
         found = sorted(directory.glob("*.gguf"))
         if len(found) != 1:
             raise TimingError(
@@ -30,7 +37,15 @@ class LlamaCppEngine:
                 expected="one, which llama.cpp reads",
                 remedy=f"Make it with llama.cpp's convert_hf_to_gguf.py {directory} --outfile {directory}/model.gguf",
             )
-        self.llama: Any = llama_cpp.Llama(str(found[0]), n_ctx=length, seed=seed, logits_all=False, verbose=False)
+        self.llama: Any = llama_cpp.Llama(
+            str(found[0]),
+            n_ctx=length,
+            n_threads=torch.get_num_threads(),
+            type_k=_GGML_TYPES[dtype],
+            type_v=_GGML_TYPES[dtype],
+            seed=seed,
+            verbose=False,
+        )
         self._vocabulary = vocabulary
         self._random = random.Random(seed)  # noqa: S311 - prompts, not secrets
 

@@ -17,13 +17,13 @@ _SHARE = 0.45
 class VllmEngine:
     """A model that vLLM runs."""
 
-    def __init__(self, directory: Path, dtype: str | None, length: int, vocabulary: int, seed: int) -> None:
+    def __init__(self, directory: Path, dtype: str, length: int, vocabulary: int, seed: int) -> None:
         import vllm
 
         self._sampling: Any = vllm.SamplingParams
         self._llm: Any = vllm.LLM(
             model=str(directory),
-            dtype=dtype or "auto",
+            dtype=dtype,
             max_model_len=length,
             gpu_memory_utilization=_SHARE,
             enable_prefix_caching=False,

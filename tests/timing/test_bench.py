@@ -187,6 +187,7 @@ class Llama:
 
     def __init__(self, path: str, n_ctx: int, **options: Any) -> None:
         self.path, self.n_ctx, self.tokens = path, n_ctx, 0
+        assert (options["type_k"], options["type_v"]) == (0, 0)
         MADE.append(self)
 
     def reset(self) -> None:
@@ -227,6 +228,7 @@ def test_llama_cpp_reads_the_gguf_beside_each_checkpoint(
     assert content["setting"]["versions"] == {"llama-cpp-python": "0"}
     assert [(row["cache"], row["original"]["count"]) for row in content["decode"]] == [("own", 16)]
     assert content["decode"][0]["cache_measured"] == [None, None]
+    assert "no cache in float64" in cli(*arguments, "--dtype", "float64").err
     refused = cli(*arguments, "--cache", "static")
     assert "makes no use of --cache" in refused.err
     assert "decodes one sequence" in cli(*arguments, "--batch", 2).err
