@@ -5,6 +5,7 @@ Each function takes the report and returns a `Plot`, or None where there is noth
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -12,6 +13,8 @@ from mha2gqa.reports.figures import CONVERTED, INK, MUTED, ORIGINAL, Plot, drawi
 from mha2gqa.timing.results import BenchReport, Decode
 
 _MARKERS = "os^Dv"
+_ROW = 0.3
+"""Inches of a row."""
 
 
 def ratio_by_point(report: BenchReport) -> Plot | None:
@@ -19,17 +22,20 @@ def ratio_by_point(report: BenchReport) -> Plot | None:
     if not report.decode:
         return None
     rows = report.decode
-    ticks = range(len(rows))
-    with drawing("ratio", "Ratio of the times of a decode step at each point, beside the ratio of the bytes.") as plot:
+    places = range(len(rows))
+    description = "Ratio of the times of a decode step at each point, beside the ratio of the bytes."
+    with drawing("ratio", description, height=1.1 + _ROW * len(rows)) as plot:
         middles = [row.ratio.median for row in rows]
         below = [row.ratio.median - row.ratio.low for row in rows]
         above = [row.ratio.high - row.ratio.median for row in rows]
-        plot.axes.errorbar(ticks, middles, [below, above], fmt="o", color=CONVERTED, capsize=3, label="measured")
+        points: dict[str, Any] = {"color": CONVERTED, "ecolor": CONVERTED, "capsize": 3, "elinewidth": 1.4}
+        plot.axes.errorbar(middles, places, xerr=[below, above], fmt="o", label="measured", **points)
         limits = [row.limit for row in rows]
-        plot.axes.plot(ticks, limits, "_", color=INK, markersize=16, markeredgewidth=2, label="limit of the bytes")
-        plot.axes.axhline(1, color=MUTED, linestyle=":", linewidth=1.2)
-        plot.axes.set_xticks(ticks, [_name(row) for row in rows], rotation=60, ha="right", fontsize=7.5)
-        plot.axes.set(ylabel="original through converted", ylim=(0, None))
+        plot.axes.plot(limits, places, "|", color=INK, markersize=15, markeredgewidth=2.2, label="limit of the bytes")
+        plot.axes.axvline(1, color=MUTED, linestyle=":", linewidth=1.2)
+        plot.axes.set_yticks(places, [_name(row) for row in rows])
+        plot.axes.grid(visible=False)
+        plot.axes.set(xlabel="times as fast", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
         legend(plot.axes)
     caption = "Above 1 the converted model is faster. Whiskers are the slowest and the fastest turn."
     return Plot("How much faster a decode step is", caption, plot.svg)
@@ -48,7 +54,7 @@ def step_by_context(report: BenchReport) -> Plot | None:
         plot.axes.set(xlabel="context (tokens)", ylabel="milliseconds a step", ylim=(0, None))
         plot.axes.set_xticks(sorted({row.context for row in rows}))
         plot.axes.xaxis.set_major_formatter(lambda tokens, _: _context(tokens))
-        plot.axes.legend(loc="upper left", fontsize=8.5)
+        plot.axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.6)
     return Plot("Time of a decode step", f"Batch {batch}, median.", plot.svg)
 
 
@@ -62,7 +68,7 @@ def _lines(axes: Axes, rows: Sequence[Decode], kind: str, marker: str) -> None:
 
 
 def _name(row: Decode) -> str:
-    return f"{row.batch} at {_context(row.context)} {row.cache}"
+    return f"batch {row.batch}, {_context(row.context)}, {row.cache}"
 
 
 def _context(tokens: float) -> str:

@@ -36,8 +36,11 @@ def _tiles(report: BenchReport) -> Iterator[Tile]:
     yield {"name": "KV cache", "before": format_size(before), "value": format_size(after), "note": note}
     if report.decode:
         row = max(report.decode, key=lambda row: (row.batch * row.context, row.ratio.median))
-        note = f"batch {row.batch}, context {row.context}, {row.cache} cache; the bytes allow {row.limit:.2f}"
+        note = f"batch {row.batch}, context {row.context}, {row.cache} cache"
         yield {"name": "Decode, times as fast", "before": "", "value": f"{row.ratio.median:.2f}", "note": note}
+        note = f"by which it can be {row.limit:.2f} times as fast"
+        moved = {"before": format_size(row.step_bytes[0]), "value": format_size(row.step_bytes[1])}
+        yield {"name": "Bytes of that step", **moved, "note": note}
     if report.fits:
         fit = report.fits[-1]
         note = f"context {fit.context}, in {format_size(report.setting.memory)}, by bytes"

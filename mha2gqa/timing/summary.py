@@ -4,13 +4,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mha2gqa.checkpoint.sizes import format_size
-from mha2gqa.timing.results import SPREAD_BOUND, BenchReport, Decode, Fit, Prefill, Side, Times
+from mha2gqa.timing.results import SPREAD_BOUND, BenchReport, Decode, Fit, Prefill, Ratio, Side, Times
 
 Row = tuple[str, ...]
 DISTURBED = "disturbed"
-_TURNS = ("ratio", "of the turns")
-_DECODE: Row = ("batch", "context", "cache", "ms a step", "converted", *_TURNS, "limit", "cache bytes", "remark")
-_PREFILL: Row = ("batch", "prompt", "tokens/s", "converted", *_TURNS, "remark")
+_DECODE: Row = (
+    "batch",
+    "context",
+    "cache",
+    "ms a step",
+    "converted",
+    "ratio (turns)",
+    "limit",
+    "cache bytes",
+    "remark",
+)
+_PREFILL: Row = ("batch", "prompt", "tokens/s", "converted", "ratio (turns)", "remark")
 _FIT: Row = ("context", "largest batch", "converted")
 
 
@@ -51,8 +60,8 @@ def tables(report: BenchReport) -> Iterator[Table]:
 def notes(report: BenchReport) -> Iterator[str]:
     """Yield what to know when reading the tables."""
     yield (
-        "ratio: original through converted, median of the turns; limit: the same of the bytes that a step must move "
-        "(all weights once, the cache of the batch)."
+        "ratio: original through converted, median and range of the turns; limit: the same of the bytes that a step "
+        "must move (all weights once, the cache of the batch)."
     )
     yield (
         f"The largest batch is by the bytes of weights and cache, in {format_size(report.setting.memory)}; what an "
@@ -75,12 +84,11 @@ def _cache(side: Side) -> str:
 
 
 def _decode(row: Decode) -> Row:
-    spread = f"{row.ratio.low:.2f}-{row.ratio.high:.2f}"
     times = (_milliseconds(row.original), _milliseconds(row.converted))
     held = " -> ".join(format_size(one) + _measured(one, seen) for one, seen in _caches(row))
     remarks = [DISTURBED] * row.disturbed + [row.reason] * bool(row.reason)
     point = (str(row.batch), str(row.context), row.cache)
-    return (*point, *times, f"{row.ratio.median:.2f}", spread, f"{row.limit:.2f}", held, "; ".join(remarks))
+    return (*point, *times, _ratio(row.ratio), f"{row.limit:.2f}", held, "; ".join(remarks))
 
 
 def _caches(row: Decode) -> list[tuple[int, int | None]]:
@@ -94,14 +102,17 @@ def _measured(formula: int, measured: int | None) -> str:
 
 def _prefill(row: Prefill) -> Row:
     before, after = row.rates
-    spread = f"{row.ratio.low:.2f}-{row.ratio.high:.2f}"
-    numbers = (f"{before:,.0f}", f"{after:,.0f}", f"{row.ratio.median:.2f}", spread)
+    numbers = (f"{before:,.0f}", f"{after:,.0f}", _ratio(row.ratio))
     return (str(row.batch), str(row.tokens), *numbers, DISTURBED * row.disturbed)
 
 
 def _fit(fit: Fit, *, tried: bool) -> Row:
     ran = tuple(str(one) for one in fit.tried or ("-", "-")) if tried else ()
     return (str(fit.context), f"{fit.original:,}", f"{fit.converted:,}", *ran)
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
 def _milliseconds(times: Times) -> str:
