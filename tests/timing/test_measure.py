@@ -114,6 +114,7 @@ PARAMETERS = {  # as the models' own cards and papers give them
     "smollm2-1.7b": 1_711_376_384,
     "phi-3-mini": 3_821_079_552,
     "olmo-1b": 1_176_764_416,
+    "qwen1.5-0.5b": 463_987_712,
 }
 
 
