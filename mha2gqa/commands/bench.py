@@ -6,6 +6,7 @@ models is made before they are loaded.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -14,7 +15,7 @@ from mha2gqa.reports.page import check_place, write_page
 from mha2gqa.timing.attention import repeats_heads
 from mha2gqa.timing.engines import GRAPHS, Running, check_engine, open_engines
 from mha2gqa.timing.grid import Grid, check_fits, find_grid, fitting_memory, free_memory
-from mha2gqa.timing.limits import Costs, costs, largest_that_runs
+from mha2gqa.timing.limits import Costs, costs, largest_that_runs, why_not_faster
 from mha2gqa.timing.machine import device_name, machine, versions
 from mha2gqa.timing.measure import time_decode, time_prefill
 from mha2gqa.timing.results import BenchReport, Decode, Fit, Prefill, Setting, Side
@@ -108,7 +109,7 @@ def _decode(
     progress: Progress,
 ) -> Iterator[Decode]:
     for point in grid.points:
-        is_static = point[0] == "static"
+        repeats = repeats_heads(running.attention, masked=point[0] == "static", compiled=running.compiled)
         yield time_decode(
             running.engines,
             sides,
@@ -116,8 +117,7 @@ def _decode(
             room=grid.room,
             tokens=options.tokens,
             turns=options.turns,
-            repeats=repeats_heads(running.attention, masked=is_static, compiled=running.compiled),
-            heads=subjects.original.query_heads,
+            reason=partial(why_not_faster, original=sides[0], repeats=repeats, heads=subjects.original.query_heads),
         )
         progress("decode", 1, len(grid.points))
 

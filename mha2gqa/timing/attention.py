@@ -36,7 +36,9 @@ def grouped_attention(
     """
     batch, heads, length, width = query_BHTE.shape
     groups = key_BGSE.shape[1]
-    if length != 1 or groups == heads or (attention_mask is not None and attention_mask.shape[1] != 1):
+    is_plain = options.get("softcap") is None and options.get("position_bias") is None
+    shares_mask = attention_mask is None or attention_mask.shape[1] == 1
+    if length != 1 or groups == heads or not (is_plain and shares_mask):
         output, _ = sdpa_attention_forward(
             module, query_BHTE, key_BGSE, value_BGSE, attention_mask, scaling=scaling, **options
         )
@@ -62,11 +64,18 @@ def use_attention(model: PreTrainedModel, name: str | None) -> str:
         AttentionMaskInterface.register(GROUPED, sdpa_mask)
         try:
             model.set_attn_implementation(name)
-        except (ValueError, ImportError) as error:
+            _probe(model)
+        except (ValueError, ImportError, RuntimeError) as error:
             raise _refusal(model, name, " ".join(str(error).split())[:200]) from error
         if own(model) != name:
             raise _refusal(model, name, "its attention has one implementation")
     return own(model)
+
+
+@torch.no_grad()
+def _probe(model: Any) -> None:
+    """Run two tokens: some implementations refuse a dtype or a soft-capping only when they meet it."""
+    model(torch.zeros(1, 2, dtype=torch.int64, device=model.device))
 
 
 def own(model: PreTrainedModel) -> str:

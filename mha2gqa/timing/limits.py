@@ -70,17 +70,17 @@ def largest_that_runs(runs: Callable[[int], bool], most: int) -> int:
     return fits
 
 
-def why_not_faster(row: Decode, *, cache_share: float, repeats: bool, heads: int) -> str:
+def why_not_faster(row: Decode, *, original: Costs, repeats: bool, heads: int) -> str:
     """Return why a row is not nearly as much faster as its bytes allow; empty where it is, or cannot be told.
 
     Args:
         row: What was measured.
-        cache_share: Part of the bytes of a step of the original that is cache.
+        original: Bytes of the original.
         repeats: Whether the attention implementation writes the KV heads out, once for each query head.
         heads: Query heads.
     """
     if row.limit < WORTH_HAVING:
-        return f"the cache is {cache_share:.0%} of the bytes of a step"
+        return f"the cache is {1 - original.read / row.step_bytes[0]:.0%} of the bytes of a step"
     if row.disturbed or row.ratio.median >= NEAR * row.limit:
         return ""
     if repeats:

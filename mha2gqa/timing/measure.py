@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mha2gqa.timing.engine import Engine
-from mha2gqa.timing.limits import Costs, why_not_faster
+from mha2gqa.timing.limits import Costs
 from mha2gqa.timing.results import Decode, Prefill, Ratio, Times
 
 Reason = Callable[[Decode], str]
@@ -47,8 +47,7 @@ def time_decode(
     room: int,
     tokens: int,
     turns: int,
-    repeats: bool,
-    heads: int,
+    reason: Reason,
 ) -> Decode:
     """Measure decoding at one point.
 
@@ -59,14 +58,12 @@ def time_decode(
         room: Tokens that a cache needs beyond the context.
         tokens: Steps of a turn.
         turns: Turns of each that count.
-        repeats: Whether the attention implementation repeats KV heads.
-        heads: Query heads.
+        reason: Returns why a row is not faster, as `why_not_faster`.
     """
     kind, batch, context = point
     first, second = (engine.start(batch, context, kind, room) for engine in engines)
     held = context + (room if kind == "static" else 0)
     original, converted, ratio = take_turns(lambda: first.turn(tokens), lambda: second.turn(tokens), turns)
-    before, after = (side.step(batch, context) for side in sides)
     row = Decode(
         batch=batch,
         context=context,
@@ -74,12 +71,11 @@ def time_decode(
         original=original,
         converted=converted,
         ratio=ratio,
-        step_bytes=(before, after),
+        step_bytes=(sides[0].step(batch, context), sides[1].step(batch, context)),
         cache_bytes=(batch * sides[0].cache(held), batch * sides[1].cache(held)),
         cache_measured=(first.cache_bytes, second.cache_bytes),
     )
-    share = batch * sides[0].cache(context) / before
-    return replace(row, reason=why_not_faster(row, cache_share=share, repeats=repeats, heads=heads))
+    return replace(row, reason=reason(row))
 
 
 def time_prefill(engines: tuple[Engine, Engine], batch: int, tokens: int, turns: int) -> Prefill:

@@ -106,6 +106,13 @@ def test_an_implementation_that_is_not_there_is_refused() -> None:
         use_attention(model, "flash_attention_2")
 
 
+@pytest.mark.parametrize(("name", "why"), [("sdpa", "does not support"), (attention.GROUPED, "softcap")])
+def test_what_an_implementation_cannot_compute_is_refused_before_it_is_timed(name: str, why: str) -> None:
+    model = tiny_model(tiny_config("gemma2", num_key_value_heads=2))
+    with pytest.raises(TimingError, match=f"Gemma2ForCausalLM cannot use --attention {name}: .*{why}"):
+        use_attention(model, name)
+
+
 def test_nothing_is_changed_where_nothing_is_asked() -> None:
     model = tiny_model(tiny_config("llama"))
     before = own(model)

@@ -57,17 +57,16 @@ def test_a_row_says_what_was_measured_and_what_the_bytes_are() -> None:
     sides = tuple(costs(one.config_json, 4) for one in subjects.both)
     log: list[str] = []
     engines = (Counted("a", 0.3, log), Counted("b", 0.1, log))
-    settings: dict[str, Any] = {"room": 10, "tokens": 4, "turns": 2, "repeats": False, "heads": 16}
+    settings: dict[str, Any] = {"room": 10, "tokens": 4, "turns": 2, "reason": lambda row: f"limit {row.limit:.3f}"}
     row = time_decode(engines, (sides[0], sides[1]), ("static", 8, 1024), **settings)
     assert engines[0].asked == engines[1].asked == [(8, 1024, "static", 10)]
     assert (row.original.median, row.original.count, row.ratio.median) == (0.3, 8, pytest.approx(3.0))
     assert row.step_bytes == tuple(side.read + 8 * side.cache(1024) for side in sides)
     assert row.cache_bytes == tuple(8 * side.cache(1034) for side in sides)
-    assert row.reason == ""
+    assert row.reason == f"limit {row.step_bytes[0] / row.step_bytes[1]:.3f}"
     slow = (Counted("a", 0.1, log), Counted("b", 0.1, log))
     dynamic = time_decode(slow, (sides[0], sides[1]), ("dynamic", 1, 16), **settings)
     assert dynamic.cache_bytes == tuple(side.cache(16) for side in sides)
-    assert dynamic.reason.startswith("the cache is 0% of the bytes")
 
 
 def test_prefill_counts_the_tokens_of_the_batch() -> None:
