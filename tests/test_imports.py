@@ -27,6 +27,7 @@ LAYERS = (
     {"calibration"},
     {"layerwise"},
     {"evaluation", "report"},
+    {"timing"},
     {"automatic"},
     {"conversion"},
     {"output"},
