@@ -1,7 +1,8 @@
 """mha2gqa: convert a multi-head attention checkpoint to grouped-query or multi-query attention.
 
 Map of the package, lowest layer first; imports run one way:
-`errors`, `options` (what can be asked), `heads` (the heads of a layer), `grouping` (which of them share one),
+`errors`, `options` (what can be asked), `metric` (what inputs are like), `heads` (the heads of a layer),
+`grouping` (which of them share one),
 `families` (how model types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `models`
 and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
