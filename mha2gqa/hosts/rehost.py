@@ -17,7 +17,7 @@ from mha2gqa.checkpoint.pieces import DTYPES, TensorInfo, path_of
 from mha2gqa.checkpoint.reader import Checkpoint, Rehosted
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.checkpoint.tensors import read_tensor, refuse_quantised
-from mha2gqa.errors import CheckpointError, FamilyError
+from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint, find_spelling
 from mha2gqa.grouping import divisors
 from mha2gqa.hosts.host import Host, Recipe
@@ -38,9 +38,10 @@ def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
 
     Raises:
         FamilyError: There are hosts of the model type, and none can express this model.
+        GroupsError: None can with this number of KV heads.
         CheckpointError: The weights are quantised, or do not fit the config.
     """
-    if checkpoint.config.get("model_type") not in HOSTS:
+    if not has_hosts(checkpoint.config):
         return checkpoint
     refuse_quantised(checkpoint.config)
     host, config = host_config(checkpoint.config, groups)
@@ -50,11 +51,17 @@ def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
     return _checkpoint(checkpoint, host, config, recipes, target)
 
 
+def has_hosts(config_json: ConfigJson) -> bool:
+    """Return whether the class of a model type knows only MHA, and others are tried for it."""
+    return config_json.get("model_type") in HOSTS
+
+
 def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]:
     """Return the host that a model type of `HOSTS` is written in for G = `groups`, and its config.json with K = H.
 
     Raises:
         FamilyError: None can express this model.
+        GroupsError: None can with this number of KV heads.
     """
     source = blueprint(config_json)
     objections: list[str] = []
@@ -62,24 +69,23 @@ def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]
         if not (objection := _objection(host, source, groups)):
             return host, _config(host, config_json, source)
         objections.append(f"{host.model_type} cannot express it, because {objection}")
-    kind = source.config.model_type
-    raise FamilyError(
-        f"The transformers class of {kind!r} knows only multi-head attention, and this model cannot be written in "
-        f"another with {groups} KV heads: {'; '.join(objections)}",
-        expected=_possible(config_json),
+    possible = hosts_by_groups(config_json)
+    error = GroupsError if possible else FamilyError
+    raise error(
+        f"The transformers class of {source.config.model_type!r} knows only multi-head attention, and this model "
+        f"cannot be written in another with --groups {groups}: {'; '.join(objections)}",
+        expected=f"one of {', '.join(map(str, possible))}" if possible else "",
     )
 
 
-def hosted_groups(config_json: ConfigJson) -> list[int]:
-    """Return every G that a host of this model allows, H included; empty where the model type has no host."""
+def hosts_by_groups(config_json: ConfigJson) -> dict[int, Host]:
+    """Return every G that a host of this model allows, H included, and which host; least G first."""
     source = blueprint(config_json)
     hosts = HOSTS.get(source.config.model_type, ())
-    return [groups for groups in divisors(_heads(source)) if any(not _objection(one, source, groups) for one in hosts)]
-
-
-def _possible(config_json: ConfigJson) -> str:
-    possible = hosted_groups(config_json)
-    return f"one of {', '.join(map(str, possible))} KV heads" if possible else ""
+    able = {
+        groups: [host for host in hosts if not _objection(host, source, groups)] for groups in divisors(_heads(source))
+    }
+    return {groups: found[0] for groups, found in able.items() if found}
 
 
 def _heads(source: Blueprint) -> int:
