@@ -105,6 +105,7 @@ def _report(
         text=request.text,
         trials=list(request.trials),
         rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
+        added=[*checkpoint.rehosted.files] if checkpoint.rehosted else [],
     )
 
 

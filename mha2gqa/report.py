@@ -53,6 +53,8 @@ class ChangeReport:
     """What `--method auto` tried."""
     rehosted_from: str | None = None
     """Model type of the source, where the result is of another, `model_type`."""
+    added: list[str] = field(default_factory=list)
+    """Files that the source does not have: the code of a class that ships, or a tokenizer in another form."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""

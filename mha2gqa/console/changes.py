@@ -78,6 +78,8 @@ def _print_plan(report: "ChangeReport") -> None:
     out.print(table)
     for file, length in report.files.items():
         out.print(f"write {file}: {size(length)}")
+    for name in report.added:
+        out.print(f"write {escape(name)}", soft_wrap=True)
     for companion in report.companions:
         out.print(f"copy {escape(companion)}", soft_wrap=True)
     for change in report.config_changes:

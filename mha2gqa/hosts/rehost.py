@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from mha2gqa import shipped
 from mha2gqa.checkpoint.pieces import DTYPES, TensorInfo, path_of
@@ -23,6 +22,7 @@ from mha2gqa.grouping import divisors
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.made import MadeFile, Recent
 from mha2gqa.hosts.table import HOSTS
+from mha2gqa.hosts.tokenizer import tokenizer_class, tokenizer_files
 
 _KEPT_KEYS = ("dtype", "torch_dtype", "transformers_version", "task_specific_params", "quantization_config")
 """Keys of the source's config.json that mean the same in every class, and are kept as they stand."""
@@ -45,7 +45,8 @@ def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
         return checkpoint
     refuse_quantised(checkpoint.config)
     host, config = host_config(checkpoint.config, groups)
-    config = _with_tokenizer(config, checkpoint)
+    if not host.shipped and (tokenizer := tokenizer_class(checkpoint)) is not None:
+        config["tokenizer_class"] = tokenizer
     source, target = blueprint(checkpoint.config), blueprint(config)
     recipes = list(_fitting(host, source, target, _Finder(checkpoint, source)))
     return _checkpoint(checkpoint, host, config, recipes, target)
@@ -109,23 +110,22 @@ def _config(host: Host, config_json: ConfigJson, source: Blueprint) -> ConfigJso
     return named | values | host.config(source.config) | kept
 
 
-def _with_tokenizer(config: ConfigJson, checkpoint: Checkpoint) -> ConfigJson:
-    """Name the tokenizer's class where only the source's model type told which it is."""
-    name = checkpoint.config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(checkpoint.config["model_type"])
-    has_tokenizer = any(
-        "tokenizer" in companion.name or "vocab" in companion.name for companion in checkpoint.companions
-    )
-    return config | {"tokenizer_class": name} if name and has_tokenizer else config
-
-
 class _Finder:
     """Finds the source's tensors in its file by their names in the module tree."""
 
     def __init__(self, checkpoint: Checkpoint, source: Blueprint) -> None:
+        self._model = source.model
         self.infos = {info.name: info for info in checkpoint.tensors}
         self.shapes = source.module_shapes
         self._names = _file_names(source, find_spelling(source, self.infos.keys() | set()))
         self._prefix = f"{source.model.base_model_prefix}."
+
+    def tied(self, name: str) -> TensorInfo | None:
+        """Return a tensor, or one that is tied to it and stands for both in the file."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        same = (other for other, parameter in parameters.items() if parameter is parameters.get(name))
+        found = (self(other) for other in (name, *same))
+        return next((info for info in found if info is not None), None)
 
     def __call__(self, name: str) -> TensorInfo | None:
         """Return a tensor, also of a bare model, which has no prefix; None where the file does not have it."""
@@ -152,9 +152,10 @@ def _fitting(
         name = recipe.name if recipe.name in target.module_shapes else recipe.name.removeprefix(prefix)
         if name not in target.module_shapes:
             continue
-        found = [(one, find(one)) for one in recipe.sources]
+        is_needed = name in target.shapes
+        found = [(one, find.tied(one) if is_needed else find(one)) for one in recipe.sources]
         missing = [one for one, info in found if info is None]
-        if missing and name in target.shapes:
+        if missing and is_needed:
             raise _unfit(missing[0], "is missing", find.shapes.get(missing[0]))
         if not missing:
             yield recipe, name, [info for _, info in found if info is not None]
@@ -186,7 +187,7 @@ def _checkpoint(
         recomputed=frozenset(name for recipe, name, _ in recipes if not _is_same(recipe)),
         dropped=tuple(info for info in checkpoint.tensors if info.name not in used),
         modules=_modules(host, blueprint(checkpoint.config), target),
-        files=shipped.files(host.model_type) if host.shipped else {},
+        files=shipped.files(host.model_type) if host.shipped else tokenizer_files(checkpoint),
     )
     tensors = tuple(_info(recipe, name, sources, shapes[name], recent) for recipe, name, sources in recipes)
     return replace(checkpoint, config=config, tensors=tensors, rehosted=rehosted)
