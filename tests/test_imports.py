@@ -29,6 +29,7 @@ LAYERS = (
     {"automatic"},
     {"conversion"},
     {"output"},
+    {"sweeping"},
     {"reports"},
     {"commands"},
     {"console"},
