@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mha2gqa.checkpoint.reader import read_checkpoint
-from mha2gqa.checkpoint.source import find_source
+from mha2gqa.checkpoint.source import Source, find_source
 from mha2gqa.commands.convert import convert
 from mha2gqa.options import SweepOptions
 from mha2gqa.report import ChangeReport
@@ -46,7 +46,7 @@ def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
         check_place(options.report)
     output = options.output or Path(f"{source.name}-sweep.json")
     settings = settings_of(options, source, checkpoint)
-    found = read_results(output, settings, force=options.force) or _nothing_yet(plans[0], settings)
+    found = read_results(output, settings, force=options.force) or _nothing_yet(source, plans[0], settings)
     run = Run(options, source, checkpoint, output, convert, watch or Watch())
     results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase))
     if options.report is not None:
@@ -56,8 +56,9 @@ def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
     return results
 
 
-def _nothing_yet(plan: ChangeReport, settings: dict[str, Any]) -> Sweep:
+def _nothing_yet(source: Source, plan: ChangeReport, settings: dict[str, Any]) -> Sweep:
     return Sweep(
+        name=source.name,
         model=plan.source,
         model_type=plan.model_type,
         heads=plan.heads_before,

@@ -8,6 +8,7 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from mha2gqa.merging import POOLINGS
 from mha2gqa.reports.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 from mha2gqa.sweeping.results import Point, Sweep
 
@@ -50,16 +51,21 @@ def _draw_points(axes: Axes, points: list[Point]) -> None:
     ways = list(dict.fromkeys(one.way for one in points))
     for number, way in enumerate(ways):
         of_way = [one for one in points if one.way == way]
-        shade = 1 - 0.75 * number / max(1, len(ways) - 1)
         axes.plot(
             [one.cache for one in of_way],
             [one.measured.loss.converted for one in of_way],
             _MARKS[number % len(_MARKS)],
-            color=CONVERTED,
-            alpha=max(0.3, shade),
+            color=_colour(of_way[0].method, of_way[0].refine),
             markersize=6.5,
             label=way,
         )
+
+
+def _colour(method: str, refine: str | None) -> str:
+    """Return the colour of a way: poolings stand back, what is refined stands out; the marks tell the rest apart."""
+    if refine is not None:
+        return INK
+    return MUTED if method in POOLINGS else CONVERTED
 
 
 def _set_axes(axes: Axes, sweep: Sweep, points: list[Point]) -> None:
@@ -83,8 +89,7 @@ def single_layers(sweep: Sweep) -> Plot | None:
                 one.measured.loss.difference for one in sweep.layers if (one.method, one.groups) == (method, groups)
             ]
             style = f"{_MARKS[number % len(_MARKS)]}-"
-            shade = max(0.3, 1 - 0.75 * number / max(1, len(columns) - 1))
-            plot.axes.plot(losses, style, color=CONVERTED, alpha=shade, label=f"{method}, G = {groups}")
+            plot.axes.plot(losses, style, color=_colour(method, None), label=f"{method}, G = {groups}")
         plot.axes.set(xlabel="attention module, first to last", ylabel="loss added (nats a token)")
         plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(plot.axes)

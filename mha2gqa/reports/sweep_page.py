@@ -5,7 +5,6 @@ Words are `sweeping/wording.py`'s, plots `sweep_figures.py`'s; the template `swe
 
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import PurePath
 from typing import NamedTuple
 
 from mha2gqa.checkpoint.sizes import format_size
@@ -30,7 +29,7 @@ def sweep_page(sweep: Sweep) -> str:
     chosen = sweep.recommended
     return render(
         "sweep.html",
-        name=PurePath(sweep.model).name or sweep.model,
+        name=sweep.name,
         headline=f"G = {chosen.groups}, {chosen.way}" if chosen else "No conversion is within the limit",
         found=chosen is not None,
         verdict=wording.verdict(sweep),

@@ -63,6 +63,8 @@ class LayerPoint:
 class Sweep:
     """The report of `sweep`."""
 
+    name: str
+    """Short name of the original, with which those of the points begin."""
     model: str
     """Hub id or directory."""
     model_type: str

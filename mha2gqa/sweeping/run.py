@@ -17,7 +17,7 @@ from pathlib import Path
 from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
 from mha2gqa.checkpoint.source import Source, find_source
 from mha2gqa.checkpoint.staging import workspace
-from mha2gqa.errors import Interrupted, OutputError
+from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
 from mha2gqa.models import attention_modules
 from mha2gqa.options import SweepOptions, VerifyOptions
 from mha2gqa.output import Request, carry_out
@@ -88,9 +88,9 @@ class Run:
                     write_results(self._output, results)
                 self._watch.step("", len(steps), len(steps))
         except KeyboardInterrupt as error:
-            if results.points and not isinstance(error, Interrupted):
-                raise Interrupted(str(self._output)) from error
-            raise
+            if not results.points:
+                raise
+            raise Interrupted(str(self._output)) from error
         return results
 
     def _missing(
@@ -117,13 +117,26 @@ class Run:
             *((f"single layers, {way.method}", partial(self._layers, way)) for way in alone),
         ]
 
+    @property
+    def _text_directory(self) -> Path:
+        return self._output.with_name(f"{self._output.stem}-text")
+
     @cached_property
     def _texts(self) -> Texts:
-        return find_texts(self._options, self._source, self._output.with_name(f"{self._output.stem}-text"))
+        return find_texts(self._options, self._source, self._text_directory)
 
     @cached_property
     def _yardstick(self) -> Yardstick:
-        options, texts = self._options, self._texts
+        is_new = not self._text_directory.exists()
+        try:
+            return self._load_yardstick(self._texts)
+        except Mha2GqaError:
+            if is_new:
+                shutil.rmtree(self._text_directory, ignore_errors=True)
+            raise
+
+    def _load_yardstick(self, texts: Texts) -> Yardstick:
+        options = self._options
         asked = VerifyOptions(
             data=texts.evaluation,
             column=texts.column,
