@@ -73,6 +73,10 @@ class BenchmarkError(Mha2GqaError):
     """The standard benchmarks cannot be run as they were asked for."""
 
 
+class TimingError(Mha2GqaError):
+    """What was asked to be timed cannot be: it does not fit, is unknown, or its engine is not installed."""
+
+
 class SweepError(Mha2GqaError):
     """What a sweep is to try does not exist, or cannot be measured, or its results belong to another one."""
 
