@@ -7,8 +7,9 @@ keep attention), `merging` (how heads become one), `checkpoint` (bytes), `hosts`
 knows only MHA), `models` and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that
 will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
-changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `timing` (how
-fast it is), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
+changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `timing` (how fast it
+is), `sweeping` (many conversions compared), `reports` (pages and cards), `commands` (one verb each), `console`
+and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
@@ -20,16 +21,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.options import BenchOptions, ConvertOptions, ExpandOptions, InspectOptions, VerifyOptions
+from mha2gqa.options import BenchOptions, ConvertOptions, ExpandOptions, InspectOptions, SweepOptions, VerifyOptions
 
 if TYPE_CHECKING:
     from mha2gqa.commands.bench import bench
     from mha2gqa.commands.convert import convert
     from mha2gqa.commands.expand import expand
     from mha2gqa.commands.inspect import inspect
+    from mha2gqa.commands.sweep import sweep
     from mha2gqa.commands.verify import verify
 
-_COMMANDS = ("bench", "convert", "expand", "inspect", "verify")
+_COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "verify")
 
 __all__ = [
     "BenchOptions",
@@ -37,11 +39,13 @@ __all__ = [
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
+    "SweepOptions",
     "VerifyOptions",
     "bench",
     "convert",
     "expand",
     "inspect",
+    "sweep",
     "verify",
 ]
 

@@ -33,6 +33,7 @@ LAYERS = (
     {"automatic"},
     {"conversion"},
     {"output"},
+    {"sweeping"},
     {"reports"},
     {"commands"},
     {"console"},

@@ -6,6 +6,7 @@ No torch here: the command line builds these before anything heavy is imported.
 from mha2gqa.options.bench import Attention, BenchOptions, CacheKind, Engine
 from mha2gqa.options.convert import ConvertOptions, ExpandOptions, Grouping, Refinement
 from mha2gqa.options.inspect import InspectOptions
+from mha2gqa.options.sweep import SweepOptions
 from mha2gqa.options.verify import Level, VerifyOptions
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "InspectOptions",
     "Level",
     "Refinement",
+    "SweepOptions",
     "VerifyOptions",
 ]
