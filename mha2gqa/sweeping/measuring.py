@@ -111,14 +111,19 @@ class Yardstick:
 
 
 def single_layers(
-    yardstick: Yardstick, expanded: PreTrainedModel, modules: Sequence[str], progress: Progress
+    yardstick: Yardstick,
+    original: PreTrainedModel,
+    expanded: PreTrainedModel,
+    modules: Sequence[str],
+    progress: Progress,
 ) -> Iterator[tuple[str, Measured]]:
     """Measure the original with one attention module converted, for one module after the other.
 
     Args:
-        yardstick: The original and the text.
-        expanded: The converted model with its KV heads repeated, so that it has the original's class and shapes. Its
-            attention modules are exchanged for the original's and back.
+        yardstick: The text, and what is measured on it.
+        original: The original, in the class that the converted model has.
+        expanded: The converted model with its KV heads repeated, so that it has the same shapes. Its attention
+            modules are exchanged for the original's and back.
         modules: Names of the attention modules.
         progress: Told of every batch.
 
@@ -127,11 +132,11 @@ def single_layers(
     """
     converted = {name: _weights(expanded, name) for name in modules}
     for name in modules:
-        _exchange(expanded, name, _weights(yardstick.original, name))
+        _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])
         yield name, yardstick.measure(expanded, progress)
-        _exchange(expanded, name, _weights(yardstick.original, name))
+        _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])
 

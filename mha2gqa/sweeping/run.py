@@ -18,7 +18,8 @@ from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
 from mha2gqa.checkpoint.source import Source, find_source
 from mha2gqa.checkpoint.staging import workspace
 from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
-from mha2gqa.models import attention_modules
+from mha2gqa.hosts import rehost
+from mha2gqa.models import attention_modules, load_rehosted
 from mha2gqa.options import SweepOptions, VerifyOptions
 from mha2gqa.output import Request, carry_out
 from mha2gqa.plan import plan_restore
@@ -185,12 +186,15 @@ class Run:
         """Convert in one way, and measure the original with each attention module of the result alone."""
         output, _, _ = self._convert(way, work)
         expanded = work / f"{output.name}-restored"
-        restore(output, self._checkpoint, expanded)
-        model = self._yardstick.load(expanded)
-        modules = attention_modules(self._checkpoint.config)
+        same_class = rehost(self._checkpoint, way.groups)
+        restore(output, same_class, expanded)
+        model, original = self._yardstick.load(expanded), self._yardstick.original
+        if same_class.rehosted:
+            original = load_rehosted(same_class, dtype=self._options.dtype, device=self._options.device)
+        modules = attention_modules(same_class.config)
         advance = partial(self._watch.stage, "evaluation of single layers")
         measured = single_layers(
-            self._yardstick, model, modules, lambda size, total: advance(size, total * len(modules))
+            self._yardstick, original, model, modules, lambda size, total: advance(size, total * len(modules))
         )
         points = [
             LayerPoint(module=module, groups=way.groups, method=way.method, measured=found)

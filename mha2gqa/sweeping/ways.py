@@ -12,7 +12,7 @@ from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import SweepError
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
-from mha2gqa.hosts import hosted_groups
+from mha2gqa.hosts import hosts_by_groups
 from mha2gqa.merging import LAYER_METHODS, METHODS
 from mha2gqa.options import ConvertOptions, Grouping, Refinement, SweepOptions
 from mha2gqa.plan import possible_groups
@@ -70,7 +70,7 @@ def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
 
 def _default_groups(checkpoint: Checkpoint) -> list[int]:
     refuse_quantised(checkpoint.config)
-    possible = hosted_groups(checkpoint.config)
+    possible = [*hosts_by_groups(checkpoint.config)]
     if not possible:
         possible = possible_groups(find_counts(checkpoint.config, blueprint(checkpoint.config)))
     return possible[-2::-1]

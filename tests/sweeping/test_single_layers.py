@@ -52,7 +52,7 @@ def test_all_layers_together_are_the_conversion(family: str, method: str, tmp_pa
         name: tuple(one.shape) for name, one in yardstick.original.named_parameters()
     }
     modules = attention_modules(read_checkpoint(source).config)
-    singles = dict(single_layers(yardstick, model, modules, lambda size, total: None))
+    singles = dict(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     assert list(singles) == modules
     together = yardstick.measure(model, lambda size, total: None)
     assert together.loss.converted == pytest.approx(whole.loss.converted, abs=1e-6)
@@ -68,7 +68,7 @@ def test_one_layer_is_what_plain_torch_makes_of_it(tmp_path: Path) -> None:
     yardstick = yardstick_of(source, save_text(tmp_path / "text.txt"))
     model = expanded(yardstick, source, converted(source, tmp_path / "converted", 2))
     modules = attention_modules(read_checkpoint(source).config)
-    found = dict(single_layers(yardstick, model, modules, lambda size, total: None))
+    found = dict(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     for number, module in enumerate(modules):
         plain = LlamaForCausalLM.from_pretrained(source, dtype=torch.float64).eval()
         attention = plain.model.layers[number].self_attn
@@ -88,7 +88,7 @@ def test_the_original_is_left_as_it_was(tmp_path: Path) -> None:
     before = {name: one.clone() for name, one in yardstick.original.state_dict().items()}
     model = expanded(yardstick, source, converted(source, tmp_path / "converted", 2))
     modules = attention_modules(read_checkpoint(source).config)
-    list(single_layers(yardstick, model, modules, lambda size, total: None))
+    list(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     after = yardstick.original.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     whole = yardstick.measure(yardstick.original, lambda size, total: None)
