@@ -48,6 +48,8 @@ class Request:
     """What `--method auto` tried; the one with the least loss is the result."""
     text: str | None = None
     """Where the calibration text came from."""
+    divergence: tuple[float, float] | None = None
+    """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
 
 
 def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Request, progress: Progress) -> ChangeReport:
@@ -104,6 +106,7 @@ def _report(
         layers=list(request.layers),
         text=request.text,
         trials=list(request.trials),
+        divergence=request.divergence,
         rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
         added=[*checkpoint.rehosted.files] if checkpoint.rehosted else [],
     )
@@ -122,6 +125,7 @@ def _record(plan: Plan, checkpoint: Checkpoint, request: Request) -> Record:
         text=request.text,
         layers=list(request.layers),
         trials=list(request.trials),
+        divergence=request.divergence,
         rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
     )
 

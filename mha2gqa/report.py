@@ -51,6 +51,8 @@ class ChangeReport:
     """What a layer method did to each attention module: groups, freedom of keys and values, errors after each step."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     """What `--method auto` tried."""
+    divergence: tuple[float, float] | None = None
+    """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
     rehosted_from: str | None = None
     """Model type of the source, where the result is of another, `model_type`."""
     added: list[str] = field(default_factory=list)
