@@ -33,7 +33,7 @@ from mha2gqa.evaluation.running import attempt, kind_of
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.layerwise import Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
-from mha2gqa.models import context_length, float64_device, load_model, load_tokenizer
+from mha2gqa.models import context_length, float64_device, load_model, load_rehosted, load_tokenizer
 from mha2gqa.options import ConvertOptions
 from mha2gqa.plan import Plan, convert_targets
 from mha2gqa.texts.find import Blocks, find_blocks
@@ -105,7 +105,7 @@ def converted_layers(
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, source.directory, plan.size + scratch, force=options.force)
-    known = _Text.find(options, source) if wants_text else None
+    known = _Text.find(options, source, checkpoint) if wants_text else None
     keep = options.refine is not None or options.method == AUTO
     with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
         layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
@@ -140,9 +140,10 @@ class _Text:
     blocks: Blocks
 
     @classmethod
-    def find(cls, options: ConvertOptions, source: Source) -> "_Text":
+    def find(cls, options: ConvertOptions, source: Source, checkpoint: Checkpoint) -> "_Text":
         tokenizer = load_tokenizer(source.directory)
-        model = load_model(source.directory, dtype=options.dtype, device=options.device)
+        place = {"dtype": options.dtype, "device": options.device}
+        model = load_rehosted(checkpoint, **place) if checkpoint.rehosted else load_model(source.directory, **place)
         _check_runs(model, options)
         blocks = find_blocks(
             options.data,

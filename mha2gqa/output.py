@@ -71,7 +71,9 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
         for companion in checkpoint.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.directory / companion, directory / companion)
-        write_record(directory, _record(plan, request), source, plan.tensors, checksums)
+        for name, text in (checkpoint.rehosted.files if checkpoint.rehosted else {}).items():
+            (directory / name).write_text(text, encoding="utf-8")
+        write_record(directory, _record(plan, checkpoint, request), source, plan.tensors, checksums)
         write_card(directory, _card_facts(report, source, request), source)
         _write_config(directory / "config.json", checkpoint, plan)
         _check_written(directory, plan.tensors)
@@ -102,10 +104,11 @@ def _report(
         layers=list(request.layers),
         text=request.text,
         trials=list(request.trials),
+        rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
     )
 
 
-def _record(plan: Plan, request: Request) -> Record:
+def _record(plan: Plan, checkpoint: Checkpoint, request: Request) -> Record:
     return Record(
         command=request.command,
         options=request.options,
@@ -118,6 +121,7 @@ def _record(plan: Plan, request: Request) -> Record:
         text=request.text,
         layers=list(request.layers),
         trials=list(request.trials),
+        rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
     )
 
 
@@ -138,7 +142,7 @@ def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardF
 
 
 def _write_config(path: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    if plan.config_changes:
+    if plan.config_changes or checkpoint.rehosted:
         path.write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
         shutil.copyfile(checkpoint.directory / path.name, path)

@@ -41,7 +41,7 @@ class ChangeReport:
     companions: list[str]
     """Other files that are copied: tokenizer, templates, code."""
     tensors: list[dict[str, Any]] = field(repr=False)
-    """Name, dtype, shape before and after, and whether it is changed, copied or dropped."""
+    """Name, dtype, shape before and after, and whether it is changed, recomputed for a host, copied or dropped."""
     seconds: float
     """Of writing; reading headers and planning come before."""
     text: str | None = None
@@ -50,6 +50,8 @@ class ChangeReport:
     """What a layer method did to each attention module: groups, freedom of keys and values, errors after each step."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     """What `--method auto` tried."""
+    rehosted_from: str | None = None
+    """Model type of the source, where the result is of another, `model_type`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -69,18 +71,26 @@ def cache_per_token(config: dict[str, Any], tensors: tuple[OutputTensor, ...]) -
 def tensor_rows(checkpoint: Checkpoint, plan: Plan) -> list[dict[str, Any]]:
     """Return what happens to each tensor: name, action, dtype, shape before and after."""
     before = {info.name: info for info in checkpoint.tensors}
+    unused = checkpoint.rehosted.dropped if checkpoint.rehosted else ()
     rows = [
         {
             "name": tensor.name,
-            "action": "copied" if tensor.is_copy else "changed",
+            "action": _action(checkpoint, tensor),
             "dtype": tensor.dtype,
             "before": before[tensor.name].shape if tensor.name in before else None,
             "after": tensor.shape,
         }
         for tensor in plan.tensors
     ]
-    dropped = (before[name] for name in plan.dropped)
+    dropped = (*(before[name] for name in plan.dropped), *unused)
     return rows + [
         {"name": info.name, "action": "dropped", "dtype": info.dtype, "before": info.shape, "after": None}
         for info in dropped
     ]
+
+
+def _action(checkpoint: Checkpoint, tensor: OutputTensor) -> str:
+    if not tensor.is_copy:
+        return "changed"
+    is_recomputed = checkpoint.rehosted is not None and tensor.name in checkpoint.rehosted.recomputed
+    return "recomputed" if is_recomputed else "copied"

@@ -47,6 +47,8 @@ class Record:
     """What a layer method did to each attention module, by its name in the module tree."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     """What `--method auto` tried; the one with the least loss is the result."""
+    rehosted_from: str | None = None
+    """Model type of the source, where the result is of another: its own class knows only multi-head attention."""
 
 
 def write_record(
@@ -146,6 +148,7 @@ def _parse(content: dict[str, Any]) -> WrittenRecord:
         dropped=tuple(map(str, content["dropped"])),
         text=None if content.get("text") is None else str(content["text"]),
         layers=[_parse_layer(layer) for layer in content.get("layers", [])],
+        rehosted_from=None if content.get("rehosted_from") is None else str(content["rehosted_from"]),
     )
     tensors = {
         name: WrittenTensor(bool(entry["changed"]), str(entry["xxh3_128"]))

@@ -7,6 +7,7 @@ from typing import Any
 from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.reader import has_weights, read_checkpoint, read_json
 from mha2gqa.checkpoint.source import Source, find_source, remote_weight_shapes
+from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import FamilyError, Mha2GqaError
 from mha2gqa.families.anatomy import anatomy
 from mha2gqa.families.blueprint import Blueprint, blueprint
@@ -14,7 +15,7 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import Count, decoders, find_counts
 from mha2gqa.grouping import divisors
 from mha2gqa.options import InspectOptions
-from mha2gqa.plan import no_effect, plan_convert, possible_groups, refuse_quantised
+from mha2gqa.plan import no_effect, plan_convert, possible_groups
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
