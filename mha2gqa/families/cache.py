@@ -13,7 +13,7 @@ from mha2gqa.families.blueprint import Blueprint, ConfigJson, by_module
 from mha2gqa.families.changes import Change, find_changes
 from mha2gqa.families.counts import Count, decoders
 
-_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention")
+_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention", "encdecattention")
 _WINDOWS = {
     "sliding_attention": "sliding_window",
     "hybrid_sliding": "sliding_window",
@@ -60,6 +60,8 @@ def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) 
         return _latent_layers(plan)
     found: dict[str, CacheLayer] = {}
     for count in counts:
+        if count.part == "encoder":  # reads all of its tokens at once, so nothing is kept
+            continue
         for change in find_changes(config_json, plan, by_module, count, _another(count)):
             if change.rule.cached:
                 _add(found, plan, count, change)
