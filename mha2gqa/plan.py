@@ -23,7 +23,6 @@ from mha2gqa.families.counts import Count, Path, find_counts, refuse_family, rew
 from mha2gqa.grouping import Groups, divisors
 from mha2gqa.rearrange import Builder
 
-
 Wanted: TypeAlias = int | Mapping[str, int]
 """KV heads of the result: one number for all attention but an encoder's, or one for each kind, `{"cross": 4}`."""
 
@@ -84,6 +83,11 @@ def plan_convert(checkpoint: Checkpoint, groups: Wanted, layers: Sequence[LayerR
     """
     targets = convert_targets(checkpoint.config, groups)  # refuses families whose model cannot even be built
     return _plan(checkpoint, blueprint(checkpoint.config), targets, layers)
+
+
+def fewest(groups: Wanted) -> int:
+    """Return the smallest G that is asked for."""
+    return groups if isinstance(groups, int) else min(groups.values())
 
 
 def convert_targets(config: ConfigJson, groups: Wanted) -> list[tuple[Count, int]]:

@@ -12,7 +12,7 @@ from mha2gqa.layerwise import Progress as Stages
 from mha2gqa.layerwise import Tell
 from mha2gqa.options import ConvertOptions
 from mha2gqa.output import Request, carry_out
-from mha2gqa.plan import plan_convert
+from mha2gqa.plan import Wanted, fewest, plan_convert
 from mha2gqa.report import ChangeReport
 
 
@@ -38,9 +38,9 @@ def convert(
         Mha2GqaError: The request is refused; nothing has been written.
     """
     source = find_source(options.model)
-    checkpoint = rehost(read_checkpoint(source.directory), options.groups)
+    checkpoint = rehost(read_checkpoint(source.directory), fewest(options.groups))
     plan = plan_convert(checkpoint, options.groups)
-    output = options.output or Path(f"{source.name}-{'mqa' if options.groups == 1 else f'gqa{options.groups}'}")
+    output = options.output or Path(f"{source.name}-{_suffix(options.groups)}")
     with contextlib.ExitStack() as stack:
         made = Converted()
         if is_layerwise(options):
@@ -63,10 +63,17 @@ def convert(
         return carry_out(plan, source, checkpoint, request, progress)
 
 
+def _suffix(groups: Wanted) -> str:
+    """Return what the name of the output ends in: `gqa4`, `mqa`, `decoder8-cross4`."""
+    if isinstance(groups, int):
+        return "mqa" if groups == 1 else f"gqa{groups}"
+    return "-".join(f"{part}{number}" for part, number in groups.items())
+
+
 def _recorded(options: ConvertOptions) -> dict[str, object]:
     """Return the options that change the result, by their names on the command line; those of text only with text."""
     recorded: dict[str, object] = {
-        "groups": options.groups,
+        "groups": options.groups if isinstance(options.groups, int) else dict(options.groups),
         "method": options.method,
         "grouping": options.grouping,
         "seed": options.seed,

@@ -91,9 +91,7 @@ def _model_classes(model_type: str) -> Iterator[type]:
 
 def _config_class(model_type: str) -> type:
     members = vars(_module(model_type)).values()
-    return next(
-        one for one in members if isinstance(one, type) and getattr(one, "model_type", None) == model_type
-    )
+    return next(one for one in members if isinstance(one, type) and getattr(one, "model_type", None) == model_type)
 
 
 def _module(model_type: str) -> ModuleType:

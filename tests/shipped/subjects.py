@@ -1,13 +1,15 @@
 """Tiny random models of every family whose grouped class ships with the checkpoint, and how each is run.
 
-A `Subject` names the class that wrote the source; `tests/families/tiny.py` fills its config. `repeated` makes the
-oracle: the weights of a grouped model with every key and value head repeated, which transformers' own class must
-answer like. It knows how each family keeps its heads, and nothing of mha2gqa.
+A `Subject` names the class that wrote the source; `tests/families/tiny.py` fills its config. `averaged` makes the
+oracle: transformers' own class with every key and value head replaced by the mean of its group, which the converted
+model must answer like. It knows how each family keeps its heads, and nothing of mha2gqa.
 
 Legend: H query heads, G key/value heads, R = H/G, E width of a head, D model width.
 """
 
-from collections.abc import Callable
+import copy
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,9 @@ from tests.families.tiny import tiny_config
 
 HEADS, WIDTH, VOCABULARY = 4, 16, 128
 Inputs = dict[str, torch.Tensor]
-PARTS = ("decoder_key_value_heads", "cross_key_value_heads", "encoder_key_value_heads")
+_KV = re.compile(r"(?:^|\.)(k|v|key|value|k_proj|v_proj|k_lin|v_lin|key_proj|value_proj)\.(weight|bias)$")
+_FUSED = re.compile(r"(attn\.c_attn|Wqkv)\.(weight|bias)$")
+_INTERLEAVED = re.compile(r"(query_key_value|in_proj)\.(weight|bias)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,6 @@ def _ids(seed: int) -> torch.Tensor:
 _MASKED = {"auto": "AutoModelForMaskedLM", "generates": False}
 _SEQ2SEQ = {"auto": "AutoModelForSeq2SeqLM", "seq2seq": True}
 _SPEECH = {"auto": "AutoModelForSpeechSeq2Seq", "seq2seq": True}
-_NO_DROP = {"layerdrop": 0.0}
 
 SUBJECTS = (
     Subject(model_type="gpt2", architecture="GPT2LMHeadModel", auto="AutoModelForCausalLM"),
@@ -82,7 +85,7 @@ SUBJECTS = (
     Subject(model_type="xlm-roberta", architecture="XLMRobertaForMaskedLM", **_MASKED),
     Subject(model_type="camembert", architecture="CamembertForMaskedLM", **_MASKED),
     Subject(model_type="electra", architecture="ElectraForMaskedLM", **_MASKED),
-    Subject(model_type="distilbert", architecture="DistilBertForMaskedLM", **_MASKED),
+    Subject(model_type="distilbert", architecture="DistilBertForMaskedLM", overrides={"dim": 64}, **_MASKED),
     Subject(
         model_type="deberta",
         architecture="DebertaForMaskedLM",
@@ -121,6 +124,7 @@ SUBJECTS = (
     Subject(
         model_type="speech_to_text",
         architecture="Speech2TextForConditionalGeneration",
+        sdpa=False,
         overrides={"input_feat_per_channel": 16, "conv_channels": 16},
         **_SPEECH,
     ),
@@ -131,7 +135,48 @@ SUBJECTS = (
 def filled(model: PreTrainedModel) -> PreTrainedModel:
     """Every weight random, so that no tensor can be lost or swapped without a change in the logits."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if name in model._keys_to_ignore_on_save:  # a sinusoidal table
+            continue
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(noise * 0.15 if parameter.dim() > 1 else parameter + noise * 0.1)
     return model.eval()
+
+
+@torch.no_grad()
+def averaged(native: PreTrainedModel, groups: Mapping[str, int]) -> PreTrainedModel:
+    """The model with each head's keys and values replaced by the mean of its group's.
+
+    Args:
+        native: transformers' own model.
+        groups: G of each kind of attention, `decoder`, `cross` and `encoder`; a kind that is missing stays.
+    """
+    model = copy.deepcopy(native)
+    for name, parameter in model.named_parameters():
+        number = groups.get(part(name), HEADS)
+        rows = parameter.T if name.endswith("c_attn.weight") else parameter
+        if _KV.search(name):
+            rows.copy_(_mean(rows.unflatten(0, (HEADS, -1)), number).flatten(0, 1))
+        elif _FUSED.search(name):
+            heads = rows.unflatten(0, (3, HEADS, -1))
+            heads[1:] = torch.stack([_mean(half, number) for half in heads[1:]])
+            rows.copy_(heads.flatten(0, 2))
+        elif _INTERLEAVED.search(name):
+            heads = rows.unflatten(0, (HEADS, 3, -1)).clone()
+            heads[:, 1:] = _mean(heads[:, 1:], number)
+            rows.copy_(heads.flatten(0, 2))
+    return model
+
+
+def part(name: str) -> str:
+    """The kind of attention that a tensor belongs to."""
+    if "encoder_attn" in name or "EncDecAttention" in name:
+        return "cross"
+    return "encoder" if re.search(r"(^|model\.)encoder\.(layers|block)\.", name) else "decoder"
+
+
+def _mean(heads: torch.Tensor, groups: int) -> torch.Tensor:
+    """Heads on axis 0, each replaced by the mean of its group."""
+    shared = len(heads) // groups
+    means = heads.double().unflatten(0, (groups, shared)).mean(1)
+    return means.repeat_interleave(shared, 0).to(heads.dtype)
