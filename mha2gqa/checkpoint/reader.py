@@ -42,7 +42,7 @@ class Rehosted:
     dropped: tuple[TensorInfo, ...]
     """Tensors of the source's file that hold no weights."""
     modules: Mapping[str, str]
-    """Attention module -> the one of the source's class whose output is the same."""
+    """Attention module -> the one of the source's class whose output is the same; empty where names are the same."""
     files: Mapping[str, str]
     """Files to write beside the weights, by name: the code of a class that ships with the checkpoint."""
 

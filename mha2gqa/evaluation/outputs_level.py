@@ -93,7 +93,9 @@ def compare_outputs(
     if isinstance(first, str):
         return None
     rehosted = models.pair.checkpoint.rehosted
-    layers = LayerErrors(attention_modules(models.pair.checkpoint.config), rehosted.modules if rehosted else {})
+    originals = rehosted.modules if rehosted else {}
+    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
+    layers = LayerErrors(modules, originals)
     batch_size = options.batch_size or max(1, BATCH_TOKENS // ids_NT.shape[1])
     sums = _read(first, Body(converted, ids_NT[:1]), layers, ids_NT.split(batch_size), progress)
     level = OutputsLevel(

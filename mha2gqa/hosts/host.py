@@ -52,10 +52,12 @@ class Host:
     """Of the host's class."""
     config: Callable[[PreTrainedConfig], ConfigJson]
     """Gives the keys of the host's config.json that its class needs, with K = H, from the source's config as
-    transformers reads it. Token ids, dtype, vocabulary and initialisation are taken over by the engine."""
+    transformers reads it. Token ids, dtype, vocabulary, tying and initialisation are taken over by the engine, unless
+    they are among the keys."""
     tensors: Callable[[Blueprint], Iterable[Recipe]]
     """Gives a recipe for every tensor of the host, from the source's blueprint. Those that the host's class does not
-    have (a bare model has no head, a tied one no output matrix) are left out by the engine."""
+    have (a bare model has no head, a tied one no output matrix) are left out by the engine. Names are those of the
+    language model also where the source is bare."""
     objection: Callable[[PreTrainedConfig, int], str] = lambda config, groups: ""
     """Says why this config at G KV heads cannot be expressed; empty when it can."""
     architectures: Mapping[str, str]
@@ -63,6 +65,8 @@ class Host:
     modules: tuple[str, str] | None = None
     """Attention modules whose outputs are equal: the source's name and the host's, `{}` for the layer's number, below
     the base model; None where the names are the same."""
+    last_differs: bool = False
+    """The last layer's attention output is another, because a bias is added elsewhere."""
     shipped: bool = False
     """The class is one of `mha2gqa.shipped`."""
 

@@ -1,11 +1,11 @@
 """Short forms for recipes: what most tensors of a host need.
 
-A `Names` maps the modules of one layer, or of the whole model, and gives a recipe for each of their tensors. What
-only one host needs stands in that host's file.
+What only one host needs stands in that host's file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.hosts.host import Make, Recipe
 
 WEIGHT_AND_BIAS = ("weight", "bias")
@@ -27,11 +27,25 @@ def renamed(
             yield Recipe(name=f"{host}{new}.{part}", sources=(f"{source}{old}.{part}",))
 
 
-def made(name: str, source: str, make: Make) -> Recipe:
-    """Give a tensor that is made of one of the source's."""
-    return Recipe(name=name, sources=(source,), make=make)
+def made(name: str, make: Make, *sources: str) -> Recipe:
+    """Give a tensor that is made of the source's."""
+    return Recipe(name=name, sources=sources, make=make)
 
 
 def zeros(name: str, beside: str) -> Recipe:
     """Give a tensor of zeros, which stands in the file beside one of the source's."""
     return Recipe(name=name, sources=(beside,), fill=0.0)
+
+
+def linear(name: str, source: str, *, has_bias: bool) -> Iterator[Recipe]:
+    """Give a linear layer as it is, with a bias of zeros where the source has none."""
+    yield from renamed({name: source}, parts=("weight",))
+    if has_bias:
+        yield from renamed({name: source}, parts=("bias",))
+    else:
+        yield zeros(f"{name}.bias", f"{source}.weight")
+
+
+def named(keys: Mapping[str, str], config: object) -> ConfigJson:
+    """Return the host's keys of a config with the values of the source's: host's key -> source's."""
+    return {new: getattr(config, old) for new, old in keys.items()}

@@ -100,7 +100,7 @@ def _config(host: Host, config_json: ConfigJson, source: Blueprint) -> ConfigJso
         return config_json | host.config(source.config) | named | {"auto_map": shipped.auto_map(host.model_type)}
     kept = {key: config_json[key] for key in _KEPT_KEYS if key in config_json}
     values = {key: getattr(source.config, key) for key in _KEPT_VALUES if hasattr(source.config, key)}
-    return named | host.config(source.config) | values | kept
+    return named | values | host.config(source.config) | kept
 
 
 def _with_tokenizer(config: ConfigJson, checkpoint: Checkpoint) -> ConfigJson:
@@ -210,6 +210,12 @@ def _make(recipe: Recipe, sources: list[TensorInfo], shape: Shape, dtype: torch.
         made = make(*(read_tensor(files, info) for info in sources))
     finally:
         files.close()
+    if not torch.isfinite(made.to(dtype)).all():
+        raise CheckpointError(
+            f"Tensor {recipe.name!r} does not fit into {dtype}",
+            expected="weights that stay finite when layer norms are multiplied into them",
+            remedy="Convert an fp32 or bf16 copy of the checkpoint",
+        )
     if made.shape != shape:
         raise _unfit(sources[0].name, f"becomes {recipe.name!r} of shape {list(made.shape)}", shape)
     return made.to(dtype)
@@ -220,7 +226,8 @@ def _modules(host: Host, source: Blueprint, target: Blueprint) -> Mapping[str, s
     if host.modules is None:
         return {}
     before, after = host.modules
-    pairs = {after.format(layer): before.format(layer) for layer in range(target.config.num_hidden_layers)}
+    layers = target.config.num_hidden_layers - host.last_differs
+    pairs = {after.format(layer): before.format(layer) for layer in range(layers)}
     return {_in_tree(new, target): _in_tree(old, source) for new, old in pairs.items()}
 
 

@@ -2,12 +2,22 @@
 
 from collections.abc import Mapping
 
+from mha2gqa.hosts import bigcode, bigcode_decoders, phi, starcoder2
 from mha2gqa.hosts.host import Host
-from mha2gqa.hosts.phi import GPTJ
+from mha2gqa.hosts.nemotron import PERSIMMON
 from mha2gqa.hosts.shipped import SHIPPED
 
 NATIVE: Mapping[str, tuple[Host, ...]] = {
-    "gptj": (GPTJ,),
+    "biogpt": (bigcode_decoders.BIOGPT,),
+    "codegen": (phi.CODEGEN,),
+    "gpt2": (bigcode.GPT2,),
+    "gpt_neo": (bigcode.GPT_NEO,),
+    "gpt_neox": (phi.GPT_NEOX, starcoder2.GPT_NEOX),
+    "gpt_neox_japanese": (starcoder2.GPT_NEOX_JAPANESE,),
+    "gptj": (phi.GPTJ,),
+    "opt": (bigcode_decoders.OPT,),
+    "persimmon": (PERSIMMON,),
+    "xglm": (bigcode_decoders.XGLM,),
 }
 """Model type of the source -> its hosts among transformers' own classes."""
 
