@@ -96,13 +96,14 @@ def _layer(
         keys=seen.keys,
         values=seen.values,
         is_cross=is_cross_attention(module),
-        sortable=_is_sortable(count.decoder.config, set(shapes) - used - set(followers) - seen.norms),
+        sortable=_is_sortable(count.decoder.config, set(shapes) - used - {*followers, *row.bystanders} - seen.norms),
     )
 
 
 def _is_sortable(config: Any, unexplained: set[str]) -> bool:
     """Return whether heads may change places: the family is known, and so is every parameter of the module."""
-    return config.model_type in FREEDOM and not unexplained and not getattr(config, "alibi", False)
+    ordered = freedom_row(config.model_type).ordered or getattr(config, "alibi", False)
+    return config.model_type in FREEDOM and not unexplained and not ordered
 
 
 def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]) -> list[Block]:

@@ -21,5 +21,8 @@ NATIVE: Mapping[str, tuple[Host, ...]] = {
 }
 """Model type of the source -> its hosts among transformers' own classes."""
 
-HOSTS: Mapping[str, tuple[Host, ...]] = NATIVE | {name: (*NATIVE.get(name, ()), host) for name, host in SHIPPED.items()}
+HOSTS: Mapping[str, tuple[Host, ...]] = {
+    **NATIVE,
+    **{name: (*NATIVE.get(name, ()), host) for name, host in SHIPPED.items()},
+}
 """Model type of the source -> its hosts, those that ship last."""

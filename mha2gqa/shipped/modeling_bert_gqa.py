@@ -130,12 +130,12 @@ class GroupedModel:
     """Turns every self-attention of a model into its grouped form."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        for module in list(self.modules()):  # type: ignore[attr-defined]
+        super().__init__(config, *args, **kwargs)
+        for module in list(self.modules()):
             if type(module) in GROUPED:
                 module.__class__ = GROUPED[type(module)]  # keeps what the module's own constructor has set
                 module.narrow()
-        self.post_init()  # type: ignore[attr-defined]
+        self.post_init()
 
 
 def with_grouped_heads(native: type, config_class: type) -> type:

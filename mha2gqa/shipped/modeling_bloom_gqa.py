@@ -61,7 +61,7 @@ class BloomGQAAttention(BloomAttention):
     def _reshape(self, fused_qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         grouped = fused_qkv.unflatten(2, (self.kv_heads, -1, self.head_dim))
         query, key, value = grouped.split([self.num_key_value_groups, 1, 1], dim=3)
-        return tuple(part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))  # type: ignore[return-value]
+        return tuple(part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
 
     def forward(self, *args: Any, layer_past: Any = None, **kwargs: Any) -> Any:
         """Attend as BLOOM does, over repeated keys and values."""
@@ -74,11 +74,11 @@ class GroupedModel:
     config_class = BloomGQAConfig
 
     def __init__(self, config: BloomGQAConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        for module in list(self.modules()):  # type: ignore[attr-defined]
+        super().__init__(config, *args, **kwargs)
+        for module in list(self.modules()):
             if isinstance(module, BloomBlock):
                 module.self_attention = BloomGQAAttention(config, module.self_attention.layer_idx)
-        self.post_init()  # type: ignore[attr-defined]
+        self.post_init()
 
 
 class BloomGQAModel(GroupedModel, BloomModel):

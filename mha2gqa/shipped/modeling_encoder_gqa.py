@@ -115,10 +115,10 @@ class GroupedModel:
     """Gives every self-attention of a model `config.num_key_value_heads` heads."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        for module in list(self.modules()):  # type: ignore[attr-defined]
+        super().__init__(config, *args, **kwargs)
+        for module in list(self.modules()):
             narrow(module, config)
-        self.post_init()  # type: ignore[attr-defined]
+        self.post_init()
 
 
 def with_grouped_heads(native: type, config_class: type) -> type:

@@ -93,11 +93,11 @@ class GroupedModel:
     config_class = GPT2GQAConfig
 
     def __init__(self, config: GPT2GQAConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        for module in list(self.modules()):  # type: ignore[attr-defined]
+        super().__init__(config, *args, **kwargs)
+        for module in list(self.modules()):
             if isinstance(module, GPT2Block):
                 module.attn = GPT2GQAAttention(config, module.attn.layer_idx)
-        self.post_init()  # type: ignore[attr-defined]
+        self.post_init()
 
 
 class GPT2GQAModel(GroupedModel, GPT2Model):

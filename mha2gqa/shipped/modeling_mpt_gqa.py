@@ -73,11 +73,11 @@ class GroupedModel:
     config_class = MptGQAConfig
 
     def __init__(self, config: MptGQAConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        for module in list(self.modules()):  # type: ignore[attr-defined]
+        super().__init__(config, *args, **kwargs)
+        for module in list(self.modules()):
             if isinstance(module, MptBlock):
                 module.attn = MptGQAAttention(config, module.attn.layer_idx)
-        self.post_init()  # type: ignore[attr-defined]
+        self.post_init()
 
 
 class MptGQAModel(GroupedModel, MptModel):

@@ -173,13 +173,13 @@ class GroupedModel:
     """Turns the attention of a model into its grouped form, each kind with its own number of heads."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        for name, module in list(self.named_modules()):  # type: ignore[attr-defined]
+        super().__init__(config, *args, **kwargs)
+        for name, module in list(self.named_modules()):
             if type(module) in GROUPED:
                 kind = "cross" if name.endswith("EncDecAttention") else "decoder" if module.is_decoder else "encoder"
                 module.__class__ = GROUPED[type(module)]  # keeps what the module's own constructor has set
                 module.narrow(getattr(config, f"{kind}_key_value_heads"))
-        self.post_init()  # type: ignore[attr-defined]
+        self.post_init()
 
 
 def with_grouped_heads(native: type, config_class: type) -> type:
