@@ -3,6 +3,7 @@
 Numbers and names only; `console.py` words them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +53,8 @@ class ChangeReport:
     """What `--method auto` tried."""
     rehosted_from: str | None = None
     """Model type of the source, where the result is of another, `model_type`."""
+    added: list[str] = field(default_factory=list)
+    """Files that the source does not have: the code of a class that ships, or a tokenizer in another form."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -87,6 +90,13 @@ def tensor_rows(checkpoint: Checkpoint, plan: Plan) -> list[dict[str, Any]]:
         {"name": info.name, "action": "dropped", "dtype": info.dtype, "before": info.shape, "after": None}
         for info in dropped
     ]
+
+
+def recomputed_kinds(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the tensors that were recomputed for another class, one name with `*` for all layers."""
+    names = checkpoint.rehosted.recomputed if checkpoint.rehosted else ()
+    kinds = (re.sub(r"\.\d+\.", ".*.", info.name) for info in checkpoint.tensors if info.name in names)
+    return tuple(dict.fromkeys(kinds))
 
 
 def _action(checkpoint: Checkpoint, tensor: OutputTensor) -> str:

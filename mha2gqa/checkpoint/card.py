@@ -27,7 +27,7 @@ _TEXT = """\
 | KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
 
 {quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
-The architecture and all other weights are those of the original.
+{architecture}
 """
 
 _QUALITY = {
@@ -55,6 +55,11 @@ class CardFacts:
     """The same of the result."""
     improved_on: str | None = None
     """The text that a refinement learned from."""
+    rehosted_from: str | None = None
+    """Model type of the original, where the result's is another, `model_type`."""
+    model_type: str = ""
+    recomputed: tuple[str, ...] = ()
+    """Tensors that were computed for the other class, one name for all layers."""
 
 
 def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
@@ -75,9 +80,21 @@ def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
         command=facts.command_line,
         cache_before=facts.cache_before,
         cache_after=facts.cache_after,
+        architecture=_architecture(facts),
         quality=_QUALITY["refined" if facts.improved_on else facts.command].format(text=facts.improved_on),
     )
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
+
+
+def _architecture(facts: CardFacts) -> str:
+    if facts.rehosted_from is None:
+        return "The architecture and all other weights are those of the original."
+    computed = ", ".join(f"`{name}`" for name in facts.recomputed) or "none"
+    return (
+        f"The original's class, `{facts.rehosted_from}`, knows only multi-head attention: this checkpoint is the same "
+        f"model written as `{facts.model_type}`. Tensors that were re-ordered or computed for that, before anything "
+        f"else was done to them: {computed}. All others are those of the original, under other names."
+    )
 
 
 def _inherited(card: Path) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class Rehosted:
     modules: Mapping[str, str]
     """Attention module -> the one of the source's class whose output is the same; empty where names are the same."""
     files: Mapping[str, str]
-    """Files to write beside the weights, by name: the code of a class that ships with the checkpoint."""
+    """Files to write beside the weights, name -> text: the code of a class that ships with the checkpoint, or a
+    tokenizer in the form that the class reads."""
 
 
 @dataclass(frozen=True)

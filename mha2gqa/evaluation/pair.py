@@ -150,6 +150,7 @@ def describe(pair: Pair) -> Conversion:
         original=pair.source.hub_id or str(pair.original),
         converted=str(pair.converted),
         model_type=record.model_type,
+        rehosted_from=record.rehosted_from,
         command=record.command,
         method=record.options.get("method"),
         options=record.options,

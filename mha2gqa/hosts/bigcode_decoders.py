@@ -112,8 +112,7 @@ def _embedding(decoder: _Decoder) -> str:
 def _decoder_recipes(decoder: _Decoder, config: PreTrainedConfig) -> Iterator[Recipe]:
     embedding, factor = _embedding(decoder), _scale(config)
     yield _scaled("transformer.wte.weight", embedding, factor)
-    head = embedding if config.tie_word_embeddings else f"{decoder.head}.weight"
-    yield Recipe(name="lm_head.weight", sources=(head,))
+    yield Recipe(name="lm_head.weight", sources=(f"{decoder.head}.weight",))
     yield from renamed({"transformer.ln_f": f"{decoder.base}{decoder.norm}"})
     yield _wpe(decoder, config)
     for layer in range(config.num_hidden_layers):

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from mha2gqa import shipped
 from mha2gqa.checkpoint.pieces import DTYPES, TensorInfo, path_of
 from mha2gqa.checkpoint.reader import Checkpoint, Rehosted
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.checkpoint.tensors import read_tensor, refuse_quantised
-from mha2gqa.errors import CheckpointError, FamilyError
+from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint, find_spelling
 from mha2gqa.grouping import divisors
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.made import MadeFile, Recent
 from mha2gqa.hosts.table import HOSTS
+from mha2gqa.hosts.tokenizer import tokenizer_class, tokenizer_files
 
 _KEPT_KEYS = ("dtype", "torch_dtype", "transformers_version", "task_specific_params", "quantization_config")
 """Keys of the source's config.json that mean the same in every class, and are kept as they stand."""
@@ -38,16 +38,23 @@ def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
 
     Raises:
         FamilyError: There are hosts of the model type, and none can express this model.
+        GroupsError: None can with this number of KV heads.
         CheckpointError: The weights are quantised, or do not fit the config.
     """
-    if checkpoint.config.get("model_type") not in HOSTS:
+    if not has_hosts(checkpoint.config):
         return checkpoint
     refuse_quantised(checkpoint.config)
     host, config = host_config(checkpoint.config, groups)
-    config = _with_tokenizer(config, checkpoint)
+    if not host.shipped and (tokenizer := tokenizer_class(checkpoint)) is not None:
+        config["tokenizer_class"] = tokenizer
     source, target = blueprint(checkpoint.config), blueprint(config)
     recipes = list(_fitting(host, source, target, _Finder(checkpoint, source)))
     return _checkpoint(checkpoint, host, config, recipes, target)
+
+
+def has_hosts(config_json: ConfigJson) -> bool:
+    """Return whether the class of a model type knows only MHA, and others are tried for it."""
+    return config_json.get("model_type") in HOSTS
 
 
 def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]:
@@ -55,6 +62,7 @@ def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]
 
     Raises:
         FamilyError: None can express this model.
+        GroupsError: None can with this number of KV heads.
     """
     source = blueprint(config_json)
     objections: list[str] = []
@@ -62,24 +70,23 @@ def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]
         if not (objection := _objection(host, source, groups)):
             return host, _config(host, config_json, source)
         objections.append(f"{host.model_type} cannot express it, because {objection}")
-    kind = source.config.model_type
-    raise FamilyError(
-        f"The transformers class of {kind!r} knows only multi-head attention, and this model cannot be written in "
-        f"another with {groups} KV heads: {'; '.join(objections)}",
-        expected=_possible(config_json),
+    possible = hosts_by_groups(config_json)
+    error = GroupsError if possible else FamilyError
+    raise error(
+        f"The transformers class of {source.config.model_type!r} knows only multi-head attention, and this model "
+        f"cannot be written in another with --groups {groups}: {'; '.join(objections)}",
+        expected=f"one of {', '.join(map(str, possible))}" if possible else "",
     )
 
 
-def hosted_groups(config_json: ConfigJson) -> list[int]:
-    """Return every G that a host of this model allows, H included; empty where the model type has no host."""
+def hosts_by_groups(config_json: ConfigJson) -> dict[int, Host]:
+    """Return every G that a host of this model allows, H included, and which host; least G first."""
     source = blueprint(config_json)
     hosts = HOSTS.get(source.config.model_type, ())
-    return [groups for groups in divisors(_heads(source)) if any(not _objection(one, source, groups) for one in hosts)]
-
-
-def _possible(config_json: ConfigJson) -> str:
-    possible = hosted_groups(config_json)
-    return f"one of {', '.join(map(str, possible))} KV heads" if possible else ""
+    able = {
+        groups: [host for host in hosts if not _objection(host, source, groups)] for groups in divisors(_heads(source))
+    }
+    return {groups: found[0] for groups, found in able.items() if found}
 
 
 def _heads(source: Blueprint) -> int:
@@ -103,23 +110,22 @@ def _config(host: Host, config_json: ConfigJson, source: Blueprint) -> ConfigJso
     return named | values | host.config(source.config) | kept
 
 
-def _with_tokenizer(config: ConfigJson, checkpoint: Checkpoint) -> ConfigJson:
-    """Name the tokenizer's class where only the source's model type told which it is."""
-    name = checkpoint.config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(checkpoint.config["model_type"])
-    has_tokenizer = any(
-        "tokenizer" in companion.name or "vocab" in companion.name for companion in checkpoint.companions
-    )
-    return config | {"tokenizer_class": name} if name and has_tokenizer else config
-
-
 class _Finder:
     """Finds the source's tensors in its file by their names in the module tree."""
 
     def __init__(self, checkpoint: Checkpoint, source: Blueprint) -> None:
+        self._model = source.model
         self.infos = {info.name: info for info in checkpoint.tensors}
         self.shapes = source.module_shapes
         self._names = _file_names(source, find_spelling(source, self.infos.keys() | set()))
         self._prefix = f"{source.model.base_model_prefix}."
+
+    def tied(self, name: str) -> TensorInfo | None:
+        """Return a tensor, or one that is tied to it and stands for both in the file."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        same = (other for other, parameter in parameters.items() if parameter is parameters.get(name))
+        found = (self(other) for other in (name, *same))
+        return next((info for info in found if info is not None), None)
 
     def __call__(self, name: str) -> TensorInfo | None:
         """Return a tensor, also of a bare model, which has no prefix; None where the file does not have it."""
@@ -146,9 +152,10 @@ def _fitting(
         name = recipe.name if recipe.name in target.module_shapes else recipe.name.removeprefix(prefix)
         if name not in target.module_shapes:
             continue
-        found = [(one, find(one)) for one in recipe.sources]
+        is_needed = name in target.shapes
+        found = [(one, find.tied(one) if is_needed else find(one)) for one in recipe.sources]
         missing = [one for one, info in found if info is None]
-        if missing and name in target.shapes:
+        if missing and is_needed:
             raise _unfit(missing[0], "is missing", find.shapes.get(missing[0]))
         if not missing:
             yield recipe, name, [info for _, info in found if info is not None]
@@ -180,7 +187,7 @@ def _checkpoint(
         recomputed=frozenset(name for recipe, name, _ in recipes if not _is_same(recipe)),
         dropped=tuple(info for info in checkpoint.tensors if info.name not in used),
         modules=_modules(host, blueprint(checkpoint.config), target),
-        files=shipped.files(host.model_type) if host.shipped else {},
+        files=shipped.files(host.model_type) if host.shipped else tokenizer_files(checkpoint),
     )
     tensors = tuple(_info(recipe, name, sources, shapes[name], recent) for recipe, name, sources in recipes)
     return replace(checkpoint, config=config, tensors=tensors, rehosted=rehosted)

@@ -68,7 +68,8 @@ def codegen(attention: nn.Module) -> Iterator[torch.Tensor]:
 
 def conv(attention: nn.Module) -> Iterator[torch.Tensor]:
     for name in ("c_attn.weight", "c_attn.bias"):
-        rows = attention.get_parameter(name).T
+        parameter = attention.get_parameter(name)
+        rows = parameter.t() if parameter.ndim == 2 else parameter
         yield from (rows[D : 2 * D], rows[2 * D :])
 
 
