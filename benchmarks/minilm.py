@@ -12,7 +12,6 @@ Legend: N sentences, D width of an embedding, P pairs of sentences.
 
 import argparse
 import importlib.util
-import random
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,7 +41,9 @@ def sentences(path: Path, count: int) -> list[str]:
     """Return sentences of 40 to 200 characters, drawn with a fixed seed."""
     text = " ".join(path.read_text(encoding="utf-8").split())
     found = [one.strip() for one in re.split(r"(?<=[.!?])\s", text)]
-    return random.Random(0).sample(sorted({one for one in found if 40 <= len(one) <= 200}), count)
+    fitting = sorted({one for one in found if 40 <= len(one) <= 200})
+    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(0))
+    return [fitting[place] for place in order[:count].tolist()]
 
 
 @torch.no_grad()
@@ -59,8 +60,8 @@ def embed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Seq
 
 def rank_correlation(one_P: torch.Tensor, other_P: torch.Tensor) -> float:
     """Return Spearman's correlation of two lists of numbers (ties do not occur)."""
-    ranks_2P = torch.stack([one_P, other_P]).argsort(-1).argsort(-1).double()
-    return float(torch.corrcoef(ranks_2P)[0, 1])
+    ranks = torch.stack([one_P, other_P]).argsort(-1).argsort(-1).double()
+    return float(torch.corrcoef(ranks)[0, 1])
 
 
 def options(method: str, arguments: argparse.Namespace, groups: int, output: Path) -> ConvertOptions:
@@ -84,16 +85,16 @@ def rows(arguments: argparse.Namespace) -> Iterator[str]:
     tokenizer = load_tokenizer(arguments.model)
     texts = sentences(arguments.sentences, arguments.count)
     original_ND = embed(load_model(arguments.model), tokenizer, texts)
-    pairs = torch.triu_indices(len(texts), len(texts), 1)
-    wanted_P = (original_ND @ original_ND.T)[*pairs]
+    first, second = torch.triu_indices(len(texts), len(texts), 1)
+    wanted_P = (original_ND @ original_ND.T)[first, second]
     for groups in arguments.groups:
         for method in arguments.methods:
             with tempfile.TemporaryDirectory() as directory:
                 convert(options(method, arguments, groups, Path(directory) / "out"))
                 found_ND = embed(load_model(Path(directory) / "out"), tokenizer, texts)
             cosines_N = (original_ND * found_ND).sum(-1)
-            ranks = rank_correlation(wanted_P, (found_ND @ found_ND.T)[*pairs])
-            yield f"| {groups} | {method} | {cosines_N.mean():.4f} | {cosines_N.min():.4f} | {ranks:.4f} |"
+            agreement = rank_correlation(wanted_P, (found_ND @ found_ND.T)[first, second])
+            yield f"| {groups} | {method} | {cosines_N.mean():.4f} | {cosines_N.min():.4f} | {agreement:.4f} |"
 
 
 def main() -> None:

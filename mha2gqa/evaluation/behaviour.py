@@ -29,6 +29,8 @@ class Behaviour:
     """Largest logit in absolute value; every one was finite."""
     cache: Measured
     """Bytes of KV cache that a token added to one sequence."""
+    cross_cache: Measured
+    """Bytes that a token of the encoder added to the cache of cross-attention; None without an encoder."""
     generation: Measured
     """How much less likely than the best a token was that generation with the cache chose, by a forward without
     the cache: largest difference of two logits, as a fraction of the largest logit."""
@@ -48,10 +50,11 @@ def observe(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> Behavi
     """
     forward = attempt(lambda: _forward(model, ids_BT))
     if isinstance(forward, str) or kind_of(model) == "masked":
-        return Behaviour(forward, None, None, None)
+        return Behaviour(forward, None, None, None, None)
     return Behaviour(
         forward=forward,
         cache=attempt(lambda: _cache(model, ids_BT, cached)),
+        cross_cache=attempt(lambda: _cross_cache(model, ids_BT)) if kind_of(model) == "encoder-decoder" else None,
         generation=attempt(lambda: _generation(model, ids_BT)) if model.can_generate() else None,
         prefill=attempt(lambda: _prefill(model, ids_BT)),
     )
@@ -89,9 +92,25 @@ def _held(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Te
     cache = getattr(_run(model, ids_BT, encoder_ids_BT, use_cache=True), "past_key_values", None)
     if cache is None:
         return None
-    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    return _bytes(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
+
+
+def _cross_cache(model: PreTrainedModel, ids_BT: torch.Tensor) -> float | None:
+    """Return what one more token of the encoder takes, by two inputs of different length."""
+    half, whole = ids_BT.shape[1] // 2, ids_BT.shape[1]
+    caches = [
+        getattr(_run(model, ids_BT, ids_BT[:, :length], use_cache=True), "past_key_values", None)
+        for length in (half, whole)
+    ]
+    short, long = (
+        _bytes(one.cross_attention_cache) if isinstance(one, EncoderDecoderCache) else None for one in caches
+    )
+    return None if short is None or long is None else (long - short) / (whole - half) / len(ids_BT)
+
+
+def _bytes(cache: Any) -> int:
     names = ("keys", "values", "prefill_keys", "prefill_values")
-    states = [getattr(layer, name, None) for layer in own.layers for name in names]
+    states = [getattr(layer, name, None) for layer in cache.layers for name in names]
     return sum(state.nbytes for state in states if isinstance(state, torch.Tensor) and state.dim() == 4)
 
 

@@ -50,6 +50,8 @@ class Family:
     """Keys of the decoder's config that hold a number of KV heads; dots lead into nested objects."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Count -> the kind of attention that it counts (`decoder`, `cross`, `encoder`), where each has its own."""
+    encoder: bool = False
+    """It reads all tokens at once and caches nothing, unless its config says `is_decoder`."""
     switch: bool = False
     """The count is a switch: true means one KV head, false means one per query head."""
     decoders: tuple[str, ...] = ()
@@ -159,12 +161,13 @@ TABLE: Mapping[str, Family] = {
     "bloom_gqa": Family(tensors={r"query_key_value\.(weight|bias)": TensorRule(interleaved)}),
     "mpt_gqa": Family(tensors={r"Wqkv\.weight": TensorRule(fused)}),
     **_rows(
-        Family(tensors={r"self\.(key|value)\.(weight|bias)": TensorRule()}),
+        Family(encoder=True, tensors={r"self\.(key|value)\.(weight|bias)": TensorRule()}),
         "bert_gqa camembert_gqa electra_gqa roberta_gqa xlm-roberta_gqa",
     ),
-    "distilbert_gqa": Family(tensors={r"(k_lin|v_lin)\.(weight|bias)": TensorRule()}),
-    "deberta_gqa": Family(tensors={r"in_proj\.weight": TensorRule(interleaved)}),
-    "deberta-v2_gqa": Family(tensors={r"(key_proj|value_proj)\.(weight|bias)": TensorRule()}),
+    "vit_gqa": Family(encoder=True),
+    "distilbert_gqa": Family(encoder=True, tensors={r"(k_lin|v_lin)\.(weight|bias)": TensorRule()}),
+    "deberta_gqa": Family(encoder=True, tensors={r"in_proj\.weight": TensorRule(interleaved)}),
+    "deberta-v2_gqa": Family(encoder=True, tensors={r"(key_proj|value_proj)\.(weight|bias)": TensorRule()}),
     **_rows(
         Family(counts=tuple(_PARTS), parts=_PARTS, tensors={r"(k|v)\.weight": TensorRule()}),
         "mt5_gqa t5_gqa umt5_gqa",
