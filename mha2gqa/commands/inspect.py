@@ -14,7 +14,7 @@ from mha2gqa.families.blueprint import Blueprint, blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
 from mha2gqa.families.counts import Count, decoders, find_counts
 from mha2gqa.grouping import divisors
-from mha2gqa.hosts import has_hosts, host_config, hosts_by_groups, rehost
+from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
 from mha2gqa.hosts.host import Host
 from mha2gqa.options import InspectOptions
 from mha2gqa.plan import no_effect, plan_convert, possible_groups
@@ -81,7 +81,7 @@ def inspect(options: InspectOptions) -> InspectReport:
     source = find_source(options.model, small=True)
     config = read_json(source.directory / "config.json")
     own, hosts = blueprint(config), hosts_by_groups(config)
-    target = host_config(config, max(hosts))[1] if hosts else config
+    target = config_with_heads(config)
     plan = blueprint(target)
     counts, refusal = _counts(target, plan, source)
     cached = cache_layers(target, plan, counts)

@@ -2,7 +2,7 @@
 
 `rehost` changes no file. It gives a `Checkpoint` with the host's config, whose tensors lie where the source's lie
 when they are only renamed, and are made when they are read otherwise (`made.py`). A checkpoint whose class has a
-number of KV heads comes back as it is. What becomes what is `table.py`'s.
+number of KV heads comes back as it is. Which host is taken is `choice.py`'s, what becomes what is `table.py`'s.
 """
 
 import functools
@@ -16,21 +16,12 @@ from mha2gqa.checkpoint.pieces import DTYPES, TensorInfo, path_of
 from mha2gqa.checkpoint.reader import Checkpoint, Rehosted
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.checkpoint.tensors import read_tensor, refuse_quantised
-from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
+from mha2gqa.errors import CheckpointError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint, find_spelling
-from mha2gqa.grouping import divisors
+from mha2gqa.hosts.choice import has_hosts, host_config
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.made import MadeFile, Recent
-from mha2gqa.hosts.table import HOSTS
 from mha2gqa.hosts.tokenizer import tokenizer_class, tokenizer_files
-
-_KEPT_KEYS = ("dtype", "torch_dtype", "transformers_version", "task_specific_params", "quantization_config")
-"""Keys of the source's config.json that mean the same in every class, and are kept as they stand."""
-_KEPT_VALUES = (
-    *("vocab_size", "initializer_range", "use_cache", "tie_word_embeddings"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-)
-"""Keys that are written as transformers reads them, because the classes' defaults differ."""
 
 
 def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
@@ -50,64 +41,6 @@ def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
     source, target = blueprint(checkpoint.config), blueprint(config)
     recipes = list(_fitting(host, source, target, _Finder(checkpoint, source)))
     return _checkpoint(checkpoint, host, config, recipes, target)
-
-
-def has_hosts(config_json: ConfigJson) -> bool:
-    """Return whether the class of a model type knows only MHA, and others are tried for it."""
-    return config_json.get("model_type") in HOSTS
-
-
-def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]:
-    """Return the host that a model type of `HOSTS` is written in for G = `groups`, and its config.json with K = H.
-
-    Raises:
-        FamilyError: None can express this model.
-        GroupsError: None can with this number of KV heads.
-    """
-    source = blueprint(config_json)
-    objections: list[str] = []
-    for host in HOSTS[source.config.model_type]:
-        if not (objection := _objection(host, source, groups)):
-            return host, _config(host, config_json, source)
-        objections.append(f"{host.model_type} cannot express it, because {objection}")
-    possible = hosts_by_groups(config_json)
-    error = GroupsError if possible else FamilyError
-    raise error(
-        f"The transformers class of {source.config.model_type!r} knows only multi-head attention, and this model "
-        f"cannot be written in another with --groups {groups}: {'; '.join(objections)}",
-        expected=f"one of {', '.join(map(str, possible))}" if possible else "",
-    )
-
-
-def hosts_by_groups(config_json: ConfigJson) -> dict[int, Host]:
-    """Return every G that a host of this model allows, H included, and which host; least G first."""
-    source = blueprint(config_json)
-    hosts = HOSTS.get(source.config.model_type, ())
-    able = {
-        groups: [host for host in hosts if not _objection(host, source, groups)] for groups in divisors(_heads(source))
-    }
-    return {groups: found[0] for groups, found in able.items() if found}
-
-
-def _heads(source: Blueprint) -> int:
-    return int(source.config.get_text_config(decoder=True).num_attention_heads)
-
-
-def _objection(host: Host, source: Blueprint, groups: int) -> str:
-    name = type(source.model).__name__
-    if name not in host.architectures:
-        return f"it has no class like {name}"
-    return host.objection(source.config, groups)
-
-
-def _config(host: Host, config_json: ConfigJson, source: Blueprint) -> ConfigJson:
-    architecture = host.architectures[type(source.model).__name__]
-    named = {"model_type": host.model_type, "architectures": [architecture]}
-    if host.shipped:
-        return config_json | host.config(source.config) | named | {"auto_map": shipped.auto_map(host.model_type)}
-    kept = {key: config_json[key] for key in _KEPT_KEYS if key in config_json}
-    values = {key: getattr(source.config, key) for key in _KEPT_VALUES if hasattr(source.config, key)}
-    return named | values | host.config(source.config) | kept
 
 
 class _Finder:
