@@ -119,7 +119,7 @@ def _by_part(groups: Wanted, counts: list[Count]) -> Mapping[str, int]:
     if missing := [part for part in groups if part not in there]:
         raise GroupsError(
             f"{counts[0].decoder.config.model_type!r} has no {missing[0]} attention whose KV heads it counts",
-            expected=f"of {', '.join(there)}",
+            expected=f"one of {', '.join(there)}",
         )
     return groups
 

@@ -63,6 +63,16 @@ def test_kinds_of_attention_on_the_command_line(arguments: list[str], groups: di
     assert largest_difference(subject, load_model(output), averaged(subject.native(), groups)) < 1e-5
 
 
+@pytest.mark.parametrize("groups", ["decoder=2,cross=1", "{decoder: 2, cross: 1}"])
+def test_kinds_of_attention_in_a_file(groups: str, tmp_path: Path) -> None:
+    path, recipe = source("t5", tmp_path), tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {path}\ngroups: {groups}\noutput: {tmp_path / 'out'}\n")
+    result = CliRunner().invoke(app, ["convert", "--config", str(recipe)])
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [written[f"{part}_key_value_heads"] for part in ("decoder", "cross", "encoder")] == [2, 1, 4]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
