@@ -40,8 +40,11 @@ def test_the_result_is_the_source_with_shared_heads(subject: Subject, tmp_path: 
                 model.set_attn_implementation(implementation)
             assert largest_difference(subject, result, oracle) < _ROUNDING
         if subject.generates:
-            assert torch.equal(greedy(subject, result, cached=True), greedy(subject, result, cached=False))
-            assert torch.equal(greedy(subject, result, cached=True), greedy(subject, oracle, cached=False))
+            written, logits = greedy(subject, result, cached=True)
+            for model in (result, oracle):
+                again, expected = greedy(subject, model, cached=False)
+                assert torch.equal(written, again)
+                torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
             assert caches(subject, result) == {
                 kind: size * groups // HEADS for kind, size in caches(subject, native).items()
             }
@@ -83,8 +86,8 @@ def largest_difference(subject: Subject, one: PreTrainedModel, other: PreTrained
 
 
 @torch.no_grad()
-def greedy(subject: Subject, model: PreTrainedModel, *, cached: bool) -> torch.Tensor:
-    """Tokens chosen one after the other, the two sequences without padding."""
+def greedy(subject: Subject, model: PreTrainedModel, *, cached: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens chosen one after the other, the two sequences without padding, and the last logits."""
     fed: dict[str, Any] = {name: tensor for name, tensor in subject.inputs().items() if name != "attention_mask"}
     name = "decoder_input_ids" if subject.seq2seq else "input_ids"
     ids = subject.forward_inputs()[name][:, :4]
@@ -93,7 +96,10 @@ def greedy(subject: Subject, model: PreTrainedModel, *, cached: bool) -> torch.T
         output = model(**fed | {name: ids[:, read:]}, past_key_values=past, use_cache=cached)
         past, read = (output.past_key_values, ids.shape[1]) if cached else (None, 0)
         ids = torch.cat([ids, output.logits[:, -1:].argmax(-1)], dim=1)
-    return ids
+    if isinstance(past, EncoderDecoderCache):
+        lengths = {layer.keys.shape[2] for layer in past.cross_attention_cache.layers}
+        assert lengths == {output.encoder_last_hidden_state.shape[1]}, "an encoder's tokens are cached once"
+    return ids, output.logits[:, -1]
 
 
 @torch.no_grad()
