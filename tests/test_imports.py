@@ -28,6 +28,7 @@ LAYERS = (
     {"calibration"},
     {"layerwise"},
     {"evaluation", "report"},
+    {"timing"},
     {"automatic"},
     {"conversion"},
     {"output"},
