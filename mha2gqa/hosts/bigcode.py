@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.host import Host, Recipe
-from mha2gqa.hosts.maths import interleave, scale
+from mha2gqa.hosts.maths import interleave
 from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed, zeros
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
@@ -46,7 +46,7 @@ def _gpt2_objection(config: PreTrainedConfig, groups: int) -> str:
 def _gpt2_fused(tensor_NR: torch.Tensor, heads: int, divisor: int) -> torch.Tensor:
     """Return q, k and v head by head; the scores are divided by the layer's number where the config says so."""
     q_RN, k_RN, v_RN = (tensor_NR.T if tensor_NR.ndim == 2 else tensor_NR).chunk(3)
-    return interleave(scale(q_RN, 1 / divisor).to(k_RN.dtype), k_RN, v_RN, heads)
+    return interleave(q_RN / divisor, k_RN, v_RN, heads)
 
 
 def _gpt2_tensors(source: Blueprint) -> Iterator[Recipe]:

@@ -17,7 +17,6 @@ from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbed
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.bigcode import ends, fused
 from mha2gqa.hosts.host import Host, Recipe
-from mha2gqa.hosts.maths import scale
 from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed
 
 _OFFSET = 2
@@ -123,7 +122,7 @@ def _decoder_recipes(decoder: _Decoder, config: PreTrainedConfig) -> Iterator[Re
 
 
 def _scaled(name: str, source: str, factor: float) -> Recipe:
-    return Recipe(name=name, sources=(source,), make=None if factor == 1.0 else partial(scale, factor=factor))
+    return Recipe(name=name, sources=(source,), make=None if factor == 1.0 else partial(torch.mul, other=factor))
 
 
 def _wpe(decoder: _Decoder, config: PreTrainedConfig) -> Recipe:

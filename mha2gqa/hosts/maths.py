@@ -1,7 +1,7 @@
 """What becomes of tensors between two classes: rows cut and re-ordered, layer norms folded into what reads them.
 
-Everything but `fold_*`, `scale` and `shift` only moves numbers. What computes is exact or in float64 and is rounded to
-the dtype of the file once, by whoever writes the result.
+Everything but `fold_*` only moves numbers. A product is rounded once, to the dtype of the file, by torch itself; sums
+of products are in float64, and rounded by whoever writes the result.
 
 Legend: H heads, E width of one head, P rotary planes, D width of what is read, R rows, N numbers of a row (none for a
 bias).
@@ -54,25 +54,11 @@ def interleave(q_RN: torch.Tensor, k_RN: torch.Tensor, v_RN: torch.Tensor, heads
 
 
 def fold_gain(weight_RD: torch.Tensor, gain_D: torch.Tensor) -> torch.Tensor:
-    """Return `W·diag(g)`: the weight that reads a norm without its gain.
-
-    A product of two 16-bit numbers is exact in float32.
-    """
-    wide = torch.promote_types(weight_RD.dtype, torch.float32)
-    return weight_RD.to(wide) * gain_D.to(wide)
+    """Return `W·diag(g)`: the weight that reads a norm without its gain."""
+    return weight_RD * gain_D
 
 
 def fold_shift(weight_RD: torch.Tensor, shift_D: torch.Tensor, bias_R: torch.Tensor | None = None) -> torch.Tensor:
     """Return `W·b + c`: the bias of what reads a norm without its own bias b."""
     products = torch.cat([block_RD.double() @ shift_D.double() for block_RD in weight_RD.split(_BLOCK)])
     return products if bias_R is None else products + bias_R.double()
-
-
-def scale(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return a multiple of a tensor."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor
-
-
-def shift(tensor: torch.Tensor, by: float) -> torch.Tensor:
-    """Return a tensor with a number added to each of its numbers."""
-    return tensor.double() + by

@@ -7,11 +7,12 @@ a gain near 0 loses digits. q, k and v lie head by head in one tensor.
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from transformers import PreTrainedConfig
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.host import Host, Recipe
-from mha2gqa.hosts.maths import cut, shift
+from mha2gqa.hosts.maths import cut
 from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed
 from mha2gqa.hosts.rotary import head_width, same_rotary
 
@@ -37,8 +38,12 @@ def _objection(config: PreTrainedConfig, groups: int) -> str:
     return "it normalises queries and keys (qk_layernorm)" if config.qk_layernorm else ""
 
 
+def _less_one(gain_D: torch.Tensor) -> torch.Tensor:
+    return gain_D - 1
+
+
 def _norm(name: str, source: str) -> Iterator[Recipe]:
-    yield made(f"{name}.weight", partial(shift, by=-1.0), f"{source}.weight")
+    yield made(f"{name}.weight", _less_one, f"{source}.weight")
     yield from renamed({name: source}, parts=("bias",))
 
 

@@ -130,6 +130,13 @@ def test_a_head_that_a_tied_file_holds_all_the_same_is_kept(tmp_path: Path) -> N
     assert error(logits(load(converted(source, H))), logits(original)) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt", "biogpt unscaled", "gpt_neox parallel, tied, no biases"])
+def test_a_tied_head_is_not_written_twice(name: str, tmp_path: Path) -> None:
+    output = converted(save(tmp_path / "source", name), 1)
+    assert "lm_head.weight" not in load_file(output / "model.safetensors")
+    assert json.loads((output / "config.json").read_text())["tie_word_embeddings"]
+
+
 @pytest.mark.parametrize(("name", "settings"), [("gpt2", {}), ("opt", {"add_bos_token": True}), ("gptj", {})])
 def test_a_tokenizer_of_old_files_is_found_under_the_other_model_type(
     name: str, settings: dict[str, object], tmp_path: Path
