@@ -90,10 +90,7 @@ def _cache(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> float |
 def _held(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor) -> int | None:
     """Return the bytes of keys and values after reading `ids_BT`."""
     cache = getattr(_run(model, ids_BT, encoder_ids_BT, use_cache=True), "past_key_values", None)
-<<<<<<< HEAD
-    if cache is None:
-        return None
-    return _bytes(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
+    return None if cache is None else held_bytes(cache)
 
 
 def _cross_cache(model: PreTrainedModel, ids_BT: torch.Tensor) -> float | None:
@@ -103,23 +100,15 @@ def _cross_cache(model: PreTrainedModel, ids_BT: torch.Tensor) -> float | None:
         getattr(_run(model, ids_BT, ids_BT[:, :length], use_cache=True), "past_key_values", None)
         for length in (half, whole)
     ]
-    short, long = (
-        _bytes(one.cross_attention_cache) if isinstance(one, EncoderDecoderCache) else None for one in caches
-    )
-    return None if short is None or long is None else (long - short) / (whole - half) / len(ids_BT)
-
-
-def _bytes(cache: Any) -> int:
-=======
-    return None if cache is None else held_bytes(cache)
+    read = [held_bytes(one.cross_attention_cache) for one in caches if isinstance(one, EncoderDecoderCache)]
+    return (read[1] - read[0]) / (whole - half) / len(ids_BT) if len(read) == 2 else None
 
 
 def held_bytes(cache: Cache) -> int:
     """Return the bytes of the keys and values that a cache holds; of an encoder-decoder's the decoder's own."""
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
->>>>>>> main
     names = ("keys", "values", "prefill_keys", "prefill_values")
-    states = [getattr(layer, name, None) for layer in cache.layers for name in names]
+    states = [getattr(layer, name, None) for layer in own.layers for name in names]
     return sum(state.nbytes for state in states if isinstance(state, torch.Tensor) and state.dim() == 4)
 
 
