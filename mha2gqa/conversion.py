@@ -31,7 +31,7 @@ from mha2gqa.checkpoint.staging import check_output, workspace
 from mha2gqa.errors import CalibrationError
 from mha2gqa.evaluation.running import attempt, kind_of
 from mha2gqa.families.blueprint import blueprint
-from mha2gqa.layerwise import Layerwise, Progress, Tell
+from mha2gqa.layerwise import DIVERGENCE, Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
 from mha2gqa.models import context_length, float64_device, load_model, load_rehosted, load_tokenizer
 from mha2gqa.options import ConvertOptions
@@ -51,6 +51,8 @@ class Converted:
     reports: list[dict[str, Any]] = field(default_factory=list)
     text: str | None = None
     trials: list[dict[str, Any]] = field(default_factory=list)
+    divergence: tuple[float, float] | None = None
+    """In nats a token on text kept aside, before and after all layers were trained together."""
 
 
 def is_layerwise(options: ConvertOptions) -> bool:
@@ -128,8 +130,14 @@ def converted_layers(
         else:
             layerwise.from_statistics(known.model, known.blocks.tokens_NT)
         reports = [layerwise.files.report(number) for number in range(len(layerwise.layers))]
-        text = None if known is None else known.blocks.description
-        yield Converted(layers=layerwise.results(), reports=reports, text=text, trials=[asdict(one) for one in trials])
+        divergences = [tuple(report.pop(DIVERGENCE)) for report in reports if DIVERGENCE in report]
+        yield Converted(
+            layers=layerwise.results(),
+            reports=reports,
+            text=None if known is None else known.blocks.description,
+            trials=[asdict(one) for one in trials],
+            divergence=divergences[0] if divergences else None,
+        )
 
 
 @dataclass(frozen=True)

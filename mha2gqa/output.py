@@ -48,6 +48,8 @@ class Request:
     """What `--method auto` tried; the one with the least loss is the result."""
     text: str | None = None
     """Where the calibration text came from."""
+    divergence: tuple[float, float] | None = None
+    """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
 
 
 def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Request, progress: Progress) -> ChangeReport:
@@ -106,6 +108,7 @@ def _report(
         trials=list(request.trials),
         rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
         added=[*checkpoint.rehosted.files] if checkpoint.rehosted else [],
+        divergence=request.divergence,
     )
 
 
@@ -123,6 +126,7 @@ def _record(plan: Plan, checkpoint: Checkpoint, request: Request) -> Record:
         layers=list(request.layers),
         trials=list(request.trials),
         rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
+        divergence=request.divergence,
     )
 
 

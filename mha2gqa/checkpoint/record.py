@@ -47,6 +47,8 @@ class Record:
     """What a layer method did to each attention module, by its name in the module tree."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     """What `--method auto` tried; the one with the least loss is the result."""
+    divergence: tuple[float, float] | None = None
+    """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
     rehosted_from: str | None = None
     """Model type of the source, where the result is of another: its own class knows only multi-head attention."""
 

@@ -59,6 +59,7 @@ def convert(
             layers=made.reports,
             text=made.text,
             trials=made.trials,
+            divergence=made.divergence,
         )
         return carry_out(plan, source, checkpoint, request, progress)
 

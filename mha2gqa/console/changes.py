@@ -64,6 +64,9 @@ def _layer_rows(report: "ChangeReport") -> dict[str, str]:
     for step in steps:
         mean = sum(layer["errors"].get(step, min(layer["errors"].values())) for layer in report.layers)
         rows[f"error {step}"] = f"{mean / len(report.layers):.4f} of the attention outputs' energy, mean of the layers"
+    if report.divergence:
+        before, after = report.divergence
+        rows["error joint"] = f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
         way = trial["refine"] or "aligned"
         rows[f"tried {way}"] = f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
