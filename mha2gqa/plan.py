@@ -11,7 +11,7 @@ Legend: H query heads, K KV heads of the source, G KV heads of the result, E wid
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from mha2gqa.checkpoint.pieces import LayerResult, OutputTensor
 from mha2gqa.checkpoint.reader import Checkpoint
@@ -22,6 +22,9 @@ from mha2gqa.families.changes import find_changes
 from mha2gqa.families.counts import Count, Path, find_counts, refuse_family, rewrite
 from mha2gqa.grouping import Groups, divisors
 from mha2gqa.rearrange import Builder
+
+Wanted: TypeAlias = int | Mapping[str, int]
+"""KV heads of the result: one number for all attention but an encoder's, or one for each kind, `{"cross": 4}`."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,14 @@ class Plan:
         return sum(tensor.size for tensor in self.tensors)
 
 
-def plan_convert(checkpoint: Checkpoint, groups: int, layers: Sequence[LayerResult] = ()) -> Plan:
+def plan_convert(checkpoint: Checkpoint, groups: Wanted, layers: Sequence[LayerResult] = ()) -> Plan:
     """Plan a conversion to `groups` KV heads.
 
     Layers that have fewer KV heads than that already keep what they have.
 
     Args:
         checkpoint: The source.
-        groups: G.
+        groups: G; kinds of attention that a mapping leaves out stay as they are.
         layers: Attention layers that a method has changed as a whole; all others are merged head by head.
 
     Raises:
@@ -82,7 +85,12 @@ def plan_convert(checkpoint: Checkpoint, groups: int, layers: Sequence[LayerResu
     return _plan(checkpoint, blueprint(checkpoint.config), targets, layers)
 
 
-def convert_targets(config: ConfigJson, groups: int) -> list[tuple[Count, int]]:
+def fewest(groups: Wanted) -> int:
+    """Return the smallest G that is asked for."""
+    return groups if isinstance(groups, int) else min(groups.values())
+
+
+def convert_targets(config: ConfigJson, groups: Wanted) -> list[tuple[Count, int]]:
     """Return each number of KV heads of a config, and what it becomes in a conversion.
 
     Raises:
@@ -93,8 +101,27 @@ def convert_targets(config: ConfigJson, groups: int) -> list[tuple[Count, int]]:
     refuse_quantised(config)
     refuse_family(config)
     counts = find_counts(config, blueprint(config))
-    _check_groups(groups, counts)
-    return [(count, min(count.heads, groups)) for count in counts]
+    wanted = _by_part(groups, counts)
+    for part, number in wanted.items():
+        _check_groups(number, [count for count in counts if count.part == part])
+    return [(count, min(count.heads, wanted.get(count.part, count.heads))) for count in counts]
+
+
+def _by_part(groups: Wanted, counts: list[Count]) -> Mapping[str, int]:
+    """Return G of each kind of attention that changes.
+
+    Raises:
+        GroupsError: The model has no such kind.
+    """
+    there = list(dict.fromkeys(count.part for count in counts))
+    if isinstance(groups, int):
+        return dict.fromkeys((part for part in there if part != "encoder"), groups)
+    if missing := [part for part in groups if part not in there]:
+        raise GroupsError(
+            f"{counts[0].decoder.config.model_type!r} has no {missing[0]} attention whose KV heads it counts",
+            expected=f"one of {', '.join(there)}",
+        )
+    return groups
 
 
 def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
@@ -189,10 +216,11 @@ def _plan(
     spelling = find_spelling(source, {info.name for info in checkpoint.tensors})
     changes = [change for target in targets for change in find_changes(checkpoint.config, source, spelling, *target)]
     builder = Builder(checkpoint, changes, layers)
+    moved = [(count, heads) for count, heads in targets if count.heads != heads] or targets
     plan = Plan(
         model_type=source.config.model_type,
-        source_heads=max(count.heads for count, _ in targets),
-        target_heads=max(heads for _, heads in targets),
+        source_heads=max(count.heads for count, _ in moved),
+        target_heads=max(heads for _, heads in moved),
         config=config,
         config_changes=tuple(_config_changes(checkpoint.config, targets)),
         tensors=tuple(builder.build()),

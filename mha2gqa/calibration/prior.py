@@ -32,7 +32,7 @@ _LAYER_RANK = 128
 """Directions that one layer's output projection adds at most."""
 _NORMS = (
     *("input_layernorm", "operator_norm", "temporal_pre_norm", "self_attn_layer_norm", "pre_attention_layernorm"),
-    *("pre_self_attn_layernorm", "attn_norm", "norm_1", "ln_1", "input_norm", "norm"),
+    *("pre_self_attn_layernorm", "attn_norm", "norm_1", "ln_1", "input_norm", "norm", "layer_norm", "layernorm_before"),
 )
 """Names of the norm in front of attention, among the children of a block."""
 

@@ -52,6 +52,12 @@ class Record:
     rehosted_from: str | None = None
     """Model type of the source, where the result is of another: its own class knows only multi-head attention."""
 
+    @property
+    def wanted(self) -> int | Mapping[str, int]:
+        """G as it was asked for: one number, or one for each kind of attention."""
+        groups = self.options.get("groups")
+        return groups if isinstance(groups, Mapping) else self.target_heads
+
 
 def write_record(
     directory: Path, record: Record, source: Source, tensors: tuple[OutputTensor, ...], checksums: Mapping[str, str]

@@ -81,7 +81,6 @@ Dtype = Annotated[
 Device = Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")]
 
 # convert
-Groups = Annotated[int, typer.Option("--groups", "-g", help="KV heads of the result (1 makes MQA).")]
 Method = Annotated[
     str, typer.Option(help="How a group becomes one head.", metavar="|".join(_METHODS), callback=_one_of(_METHODS))
 ]

@@ -2,16 +2,17 @@
 
 from typing import cast
 
-from mha2gqa.cli import arguments
+from mha2gqa.cli import arguments, parts
 from mha2gqa.cli.app import app, quick_imports
 from mha2gqa.options import ConvertOptions, Grouping, Refinement
 
 
 @app.command()
 def convert(
-    groups: arguments.Groups,
+    groups: parts.Groups,
     model: arguments.Model = None,
     output: arguments.Output = None,
+    attention: parts.Attention = None,
     method: arguments.Method = "mean",
     grouping: arguments.GroupingName = "contiguous",
     refine: arguments.RefinementName = None,
@@ -41,7 +42,7 @@ def convert(
     logging.disable_progress_bar()
     options = ConvertOptions(
         model=model,
-        groups=groups,
+        groups=parts.by_part(groups, attention),
         output=output,
         method=method,
         grouping=cast(Grouping, grouping),

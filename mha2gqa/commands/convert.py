@@ -12,7 +12,7 @@ from mha2gqa.layerwise import Progress as Stages
 from mha2gqa.layerwise import Tell
 from mha2gqa.options import ConvertOptions
 from mha2gqa.output import Request, carry_out
-from mha2gqa.plan import plan_convert
+from mha2gqa.plan import Wanted, fewest, plan_convert
 from mha2gqa.report import ChangeReport
 
 
@@ -38,9 +38,9 @@ def convert(
         Mha2GqaError: The request is refused; nothing has been written.
     """
     source = find_source(options.model)
-    checkpoint = rehost(read_checkpoint(source.directory), options.groups)
+    checkpoint = rehost(read_checkpoint(source.directory), fewest(options.groups))
     plan = plan_convert(checkpoint, options.groups)
-    output = options.output or Path(f"{source.name}-{'mqa' if options.groups == 1 else f'gqa{options.groups}'}")
+    output = options.output or Path(f"{source.name}-{_suffix(options.groups)}")
     with contextlib.ExitStack() as stack:
         made = Converted()
         if is_layerwise(options):
@@ -62,3 +62,10 @@ def convert(
             divergence=made.divergence,
         )
         return carry_out(plan, source, checkpoint, request, progress)
+
+
+def _suffix(groups: Wanted) -> str:
+    """Return what the name of the output ends in: `gqa4`, `mqa`, `decoder8-cross4`."""
+    if isinstance(groups, int):
+        return "mqa" if groups == 1 else f"gqa{groups}"
+    return "-".join(f"{part}{number}" for part, number in groups.items())

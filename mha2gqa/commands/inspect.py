@@ -11,7 +11,7 @@ from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import FamilyError, Mha2GqaError
 from mha2gqa.families.anatomy import anatomy
 from mha2gqa.families.blueprint import Blueprint, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
 from mha2gqa.families.counts import Count, decoders, find_counts
 from mha2gqa.grouping import divisors
 from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
@@ -29,6 +29,8 @@ class GroupRow:
 
     groups: int
     bytes_per_token: int
+    cross_bytes_per_token: int
+    """Bytes of cache of cross-attention that a token of the encoder takes; 0 without cross-attention."""
     bytes_at: dict[int, int]
     """Context length -> bytes of cache of one sequence."""
     tensor_parallel: list[int]
@@ -44,7 +46,9 @@ class InspectReport:
     architecture: str
     dtype: str
     layers: int
-    """Layers with a KV cache."""
+    """Self-attention layers with a KV cache; 0 in an encoder."""
+    cross_layers: int
+    """Layers whose cache holds the keys and values of an encoder's tokens."""
     query_heads: int
     kv_heads: int
     """KV heads; the largest number, where layers differ; 0 for latent attention."""
@@ -86,22 +90,26 @@ def inspect(options: InspectOptions) -> InspectReport:
     parameters = anatomy(own, [] if hosts else cached)
     decoder = decoders(plan)[0]
     dtype = _dtype(config, source)
-    groups = sorted(hosts or (possible_groups(counts) if counts else []), reverse=True)
+    main = [count for count in counts if count.part != "encoder"]
+    groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
     widths = {layer.width for layer in cached}
     return InspectReport(
         source=source.hub_id or str(source.directory),
         model_type=own.config.model_type,
         architecture=type(own.model).__name__,
         dtype=dtype,
-        layers=len(cached),
+        layers=sum(layer.kept and not layer.cross for layer in cached),
+        cross_layers=sum(layer.cross for layer in cached),
         query_heads=decoder.query_heads,
-        kv_heads=max((count.heads for count in counts), default=0),
+        kv_heads=max((count.heads for count in main), default=0),
         head_width=widths.pop() // 2 if len(widths) == 1 and counts else None,
         latent=decoder.family.latent,
         parameters=parameters.total,
         parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
         layer_kinds=_kinds(parameters.layers),
-        rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]] if cached else [],
+        rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]]
+        if any(layer.kept for layer in cached)
+        else [],
         verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads{_as(hosts)}.",
         convertible=not refusal,
         hosts={one: hosts[one].model_type for one in groups if one in hosts},
@@ -116,7 +124,7 @@ def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[li
         counts = find_counts(config, plan)
     except FamilyError as refusal:
         return [], str(refusal)
-    possible = possible_groups(counts)
+    possible = possible_groups([count for count in counts if count.part != "encoder"])
     if len(possible) < 2:
         return counts, "There is one KV head, which is the least (MQA)."
     try:
@@ -171,6 +179,7 @@ def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) ->
     return GroupRow(
         groups=groups,
         bytes_per_token=cache_bytes(cached, itemsize, groups=groups),
+        cross_bytes_per_token=cross_cache_bytes(cached, itemsize, groups),
         bytes_at={context: cache_bytes(cached, itemsize, context, groups) for context in CONTEXTS},
         tensor_parallel=[size for size in divisors(groups) if query_heads % size == 0] if groups else [],
     )

@@ -26,7 +26,9 @@ def print_change(report: "ChangeReport") -> None:
         "KV heads": f"{report.heads_before} -> {report.heads_after}" + (f", {report.method}" if report.method else ""),
         **_layer_rows(report),
         "KV cache": f"{size(report.cache_before)} -> {size(report.cache_after)} a token"
-        f" ({report.cache_after / max(1, report.cache_before):.0%})",
+        f" ({report.cache_after / report.cache_before:.0%})"
+        if report.cache_before
+        else "none: an encoder",
         "weights": f"{size(report.bytes_read)} -> {size(report.bytes_written)}",
         "tensors": f"{counts['changed']} changed, {counts['copied']} copied" + _recomputed(counts["recomputed"]),
     }

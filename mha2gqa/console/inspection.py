@@ -18,7 +18,8 @@ def print_inspection(report: "InspectReport") -> None:
     width = f", {report.head_width} wide" if report.head_width else ""
     facts.add_row("model", escape(report.source))
     facts.add_row("family", f"{report.model_type} ({report.architecture}), {report.dtype}")
-    facts.add_row("attention", f"{report.layers} layers with a KV cache, {heads}{width}")
+    cross = f", {report.cross_layers} that cache the encoder's tokens" if report.cross_layers else ""
+    facts.add_row("attention", f"{report.layers or 'no'} layers with a KV cache{cross}, {heads}{width}")
     facts.add_row("parameters", f"{report.parameters:,}")
     out.print(facts, soft_wrap=True)
     out.print(_parameter_table(report))
@@ -40,12 +41,15 @@ def _parameter_table(report: "InspectReport") -> Table:
 
 def _cache_table(report: "InspectReport") -> Table:
     contexts = (f"at {_context(one)}" for one in report.rows[0].bytes_at)
-    table = plain_table("KV heads", "cache a token", *contexts, "of now")
+    has_cross = report.cross_layers > 0
+    cross = ["cross-attention, a token read"] if has_cross else []
+    table = plain_table("KV heads", "cache a token", *cross, *contexts, "of now")
     table.add_column("TP sizes", no_wrap=True)
     now = report.rows[0].bytes_per_token
     for row in report.rows:
         sizes = ", ".join(map(str, row.tensor_parallel)) or "-"
-        cells = (f"{row.bytes_per_token:,} B", *(size(one) for one in row.bytes_at.values()))
+        read = [f"{row.cross_bytes_per_token:,} B"] if has_cross else []
+        cells = (f"{row.bytes_per_token:,} B", *read, *(size(one) for one in row.bytes_at.values()))
         table.add_row(str(row.groups or "latent"), *cells, f"{row.bytes_per_token / max(1, now):.1%}", sizes)
     return table
 

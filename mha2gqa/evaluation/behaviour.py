@@ -29,6 +29,8 @@ class Behaviour:
     """Largest logit in absolute value; every one was finite."""
     cache: Measured
     """Bytes of KV cache that a token added to one sequence."""
+    cross_cache: Measured
+    """Bytes that a token of the encoder added to the cache of cross-attention; None without an encoder."""
     generation: Measured
     """How much less likely than the best a token was that generation with the cache chose, by a forward without
     the cache: largest difference of two logits, as a fraction of the largest logit."""
@@ -48,10 +50,11 @@ def observe(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> Behavi
     """
     forward = attempt(lambda: _forward(model, ids_BT))
     if isinstance(forward, str) or kind_of(model) == "masked":
-        return Behaviour(forward, None, None, None)
+        return Behaviour(forward, None, None, None, None)
     return Behaviour(
         forward=forward,
         cache=attempt(lambda: _cache(model, ids_BT, cached)),
+        cross_cache=attempt(lambda: _cross_cache(model, ids_BT)) if kind_of(model) == "encoder-decoder" else None,
         generation=attempt(lambda: _generation(model, ids_BT)) if model.can_generate() else None,
         prefill=attempt(lambda: _prefill(model, ids_BT)),
     )
@@ -88,6 +91,17 @@ def _held(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Te
     """Return the bytes of keys and values after reading `ids_BT`."""
     cache = getattr(_run(model, ids_BT, encoder_ids_BT, use_cache=True), "past_key_values", None)
     return None if cache is None else held_bytes(cache)
+
+
+def _cross_cache(model: PreTrainedModel, ids_BT: torch.Tensor) -> float | None:
+    """Return what one more token of the encoder takes, by two inputs of different length."""
+    half, whole = ids_BT.shape[1] // 2, ids_BT.shape[1]
+    caches = [
+        getattr(_run(model, ids_BT, ids_BT[:, :length], use_cache=True), "past_key_values", None)
+        for length in (half, whole)
+    ]
+    read = [held_bytes(one.cross_attention_cache) for one in caches if isinstance(one, EncoderDecoderCache)]
+    return (read[1] - read[0]) / (whole - half) / len(ids_BT) if len(read) == 2 else None
 
 
 def held_bytes(cache: Cache) -> int:

@@ -96,7 +96,7 @@ def _plan(pair: Pair) -> Plan | None:
     if record.command == "expand":
         return plan_expand(pair.checkpoint, record.options.get("heads"))
     is_data_free = record.options.get("method") in _DATA_FREE and record.options.get("grouping") == "contiguous"
-    return plan_convert(pair.checkpoint, record.target_heads) if is_data_free else None
+    return plan_convert(pair.checkpoint, record.wanted) if is_data_free else None
 
 
 def _pool(pair: Pair) -> Pool:

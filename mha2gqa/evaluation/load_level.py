@@ -16,7 +16,7 @@ from mha2gqa.evaluation.behaviour import NEW_TOKENS, Behaviour, Measured, observ
 from mha2gqa.evaluation.loading import Models
 from mha2gqa.evaluation.results import CacheUse, Check, Finding, LoadLevel
 from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
 from mha2gqa.families.counts import find_counts
 
 _BLOCKS, _TOKENS = 2, 24
@@ -48,6 +48,8 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
         now = observe(converted, ids_BT, cached)
         cache = _cache_use(_cache_layers(after), converted, now, before)
         checks += _checks(seen, now, _cache_use(layers, original, seen, before), cache, original.dtype)
+        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, _cache_layers(after))]
+        checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
     return LoadLevel(
         checks=tuple(checks),
         original_cache=_cache_use(layers, original, seen, before),
@@ -135,6 +137,16 @@ def _cache_check(before: CacheUse, after: CacheUse | None, measured: Measured) -
     sizes = f"{before.measured:,} -> {after.measured:,} measured"
     detail = f"{sizes}, {before.formula:,} -> {after.formula:,} by formula"
     return Check(name=name, passed=passed, detail=detail)
+
+
+def _cross_cache_check(seen: Measured, now: Measured, formula: list[int]) -> Iterator[Check]:
+    """Hold what cross-attention caches of a token of the encoder against the formula, for both models."""
+    if not any(formula) or not isinstance(seen, (int, float)):
+        return
+    measured = [round(seen), round(now) if isinstance(now, (int, float)) else now]
+    sizes = " -> ".join(f"{one:,}" if isinstance(one, int) else str(one) for one in measured)
+    detail = f"{sizes} measured, {formula[0]:,} -> {formula[1]:,} by formula"
+    yield Check(name="cross-attention cache bytes a token read", passed=measured == formula, detail=detail)
 
 
 def _agreement(name: str, seen: Measured, now: Measured, tolerance: float, what: str) -> Iterator[Check]:

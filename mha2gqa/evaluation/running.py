@@ -30,7 +30,8 @@ def kind_of(model: PreTrainedModel) -> Kind:
     """Return how a model is fed."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
-    return "masked" if type(model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() else "causal"
+    names = {kind.__name__ for kind in type(model).__mro__}  # a class that ships is one of transformers' own, too
+    return "masked" if names & {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()} else "causal"
 
 
 def inputs(

@@ -30,7 +30,7 @@ def head_similarity(checkpoint: Checkpoint, record: Record) -> tuple[Similarity,
     """
     if record.command != "convert" or record.source_heads == record.target_heads:
         return ()
-    plan = plan_convert(checkpoint, record.target_heads)
+    plan = plan_convert(checkpoint, record.wanted)
     products: dict[str, torch.Tensor] = {}
     sources = Sources()
     try:

@@ -67,7 +67,8 @@ def _build(config_text: str) -> Blueprint:
     with torch.device("meta"):
         model = _accept(model_type, lambda: build(config))
     state = model.state_dict()
-    saved = remove_tied_weights_from_state_dict(dict(state), model)
+    unsaved = model._keys_to_ignore_on_save or ()  # tables that the class computes
+    saved = remove_tied_weights_from_state_dict({name: state[name] for name in state if name not in unsaved}, model)
     return Blueprint(config, model, _shapes(revert_weight_conversion(model, saved)), _shapes(state))
 
 

@@ -13,7 +13,7 @@ from mha2gqa.families.blueprint import Blueprint, ConfigJson, by_module
 from mha2gqa.families.changes import Change, find_changes
 from mha2gqa.families.counts import Count, decoders
 
-_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention")
+_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention", "encdecattention")
 _WINDOWS = {
     "sliding_attention": "sliding_window",
     "hybrid_sliding": "sliding_window",
@@ -37,6 +37,8 @@ class CacheLayer:
     """The tokens are an encoder's."""
     counted: int
     """KV heads that the config counts for the layer; `kv_heads` is a multiple of it."""
+    kept: bool = True
+    """False where all tokens are read at once, in an encoder: nothing is cached."""
 
     def numbers(self, groups: int | None = None) -> int:
         """Return the numbers that one token adds, with at most `groups` KV heads."""
@@ -68,7 +70,13 @@ def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) 
 
 def cache_bytes(layers: list[CacheLayer], itemsize: int, context: int = 1, groups: int | None = None) -> int:
     """Return the bytes of cache of one sequence of `context` tokens."""
-    return sum(layer.numbers(groups) * layer.tokens(context) for layer in layers if not layer.cross) * itemsize
+    own = (layer for layer in layers if layer.kept and not layer.cross)
+    return sum(layer.numbers(groups) * layer.tokens(context) for layer in own) * itemsize
+
+
+def cross_cache_bytes(layers: list[CacheLayer], itemsize: int, groups: int | None = None) -> int:
+    """Return the bytes of cache of cross-attention that one token of an encoder takes."""
+    return sum(layer.numbers(groups) for layer in layers if layer.cross) * itemsize
 
 
 def is_cross_attention(module: str) -> bool:
@@ -98,7 +106,13 @@ def _add(found: dict[str, CacheLayer], plan: Blueprint, count: Count, change: Ch
         times = 2 if getattr(attention, "v_proj", module) is None else 1
         width = times * rows // heads + (before.width if before else 0)
         cross = is_cross_attention(module)
-        found[module] = CacheLayer(module, heads, width, _window(count.decoder.config, attention), cross, count.heads)
+        window = _window(count.decoder.config, attention)
+        found[module] = CacheLayer(module, heads, width, window, cross, count.heads, _is_kept(count))
+
+
+def _is_kept(count: Count) -> bool:
+    is_encoder = count.decoder.family.encoder and not getattr(count.decoder.config, "is_decoder", False)
+    return count.part != "encoder" and not is_encoder
 
 
 def _window(config: Any, attention: Any) -> int | None:

@@ -134,5 +134,5 @@ def _head_widths(content: Mapping[str, Any]) -> Iterator[int]:
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _head_widths(value)
-        elif isinstance(value, int) and "head_dim" in str(key):
+        elif isinstance(value, int) and ("head_dim" in str(key) or key == "d_kv"):
             yield value

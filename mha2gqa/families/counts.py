@@ -42,6 +42,11 @@ class Count:
     paths: tuple[Path, ...]
     heads: int
 
+    @property
+    def part(self) -> str:
+        """The kind of attention that it counts: `decoder` where a model has but one."""
+        return self.decoder.family.parts.get(self.paths[0][-1], "decoder")
+
     def encode(self, heads: int) -> int | bool:
         """Return the JSON value that means `heads`."""
         return heads == 1 if self.decoder.family.switch else heads

@@ -25,6 +25,10 @@ class FreedomRow:
     """Which rows of a key head rotate together."""
     followers: tuple[str, ...] = ()
     """Other parameters of the module with rows for each query head; they follow when heads are sorted."""
+    bystanders: tuple[str, ...] = ()
+    """Other parameters of the module that no order of heads concerns."""
+    ordered: bool = False
+    """Heads may not change places: position biases, kept or computed outside the module, know them by number."""
     whole_width: bool = False
     """Planes pair up over the whole head, also where only a part of them turns."""
     windows_rotate: bool = False
@@ -72,6 +76,17 @@ FREEDOM: Mapping[str, FreedomRow] = {
     **_rows(FreedomRow(values="normed", whole_width=True), "gemma3n_text gemma4_text gemma4_unified_text"),
     # A norm over all value heads at once.
     "bitnet": FreedomRow(values="signed"),
+    # Classes that ship with the checkpoint. DeBERTa's keys and queries meet positions, too: it has no row.
+    **_rows(
+        FreedomRow(),
+        "bart_gqa distilbert_gqa gpt2_gqa m2m_100_gqa marian_gqa mbart_gqa opt_gqa pegasus_gqa speech_to_text_gqa "
+        "vit_gqa whisper_gqa",
+    ),
+    **_rows(FreedomRow(ordered=True), "bloom_gqa mpt_gqa mt5_gqa t5_gqa umt5_gqa"),
+    **_rows(
+        FreedomRow(bystanders=("output.LayerNorm.weight", "output.LayerNorm.bias")),
+        "bert_gqa camembert_gqa electra_gqa roberta_gqa xlm-roberta_gqa",
+    ),
     # Values that are read in pairs, or by a mask.
     **_rows(FreedomRow(values="fixed"), "diffllama doge"),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mha2gqa.families.attention import AttentionLayer, Block
+from mha2gqa.families.attention import AttentionLayer, Block, Part
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, by_module
 from mha2gqa.families.cache import is_cross_attention
 from mha2gqa.families.changes import Change, find_changes
@@ -20,7 +20,13 @@ from mha2gqa.families.freedom import FREEDOM, freedom_row
 from mha2gqa.families.layouts import HeadRows
 from mha2gqa.families.observed import observe, observe_rotary
 
-_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
+_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "output.dense", "out_lin", "o")
+_QUERIES = ("q_proj", "self.query", "q_lin", "q")
+_PARTS: Mapping[str, Part] = {
+    **dict.fromkeys(("k_proj", "self.key", "k_lin", "k"), "k"),
+    **dict.fromkeys(("v_proj", "self.value", "v_lin", "v"), "v"),
+}
+"""Projections of keys and of values, by their names in an attention module."""
 _ENDS = (".weight", ".linear.weight")
 
 
@@ -90,13 +96,14 @@ def _layer(
         keys=seen.keys,
         values=seen.values,
         is_cross=is_cross_attention(module),
-        sortable=_is_sortable(count.decoder.config, set(shapes) - used - set(followers) - seen.norms),
+        sortable=_is_sortable(count.decoder.config, set(shapes) - used - {*followers, *row.bystanders} - seen.norms),
     )
 
 
 def _is_sortable(config: Any, unexplained: set[str]) -> bool:
     """Return whether heads may change places: the family is known, and so is every parameter of the module."""
-    return config.model_type in FREEDOM and not unexplained and not getattr(config, "alibi", False)
+    ordered = freedom_row(config.model_type).ordered or getattr(config, "alibi", False)
+    return config.model_type in FREEDOM and not unexplained and not ordered
 
 
 def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]) -> list[Block]:
@@ -106,7 +113,7 @@ def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]
         return []
     old, new = change.layouts
     runs, new_runs = old(before[0], change.before), new(after[0], change.after)
-    own = {"k_proj": "k", "v_proj": "v"}.get(name.partition(".")[0], "pooled")
+    own = _PARTS.get(name.rpartition(".")[0].removesuffix(".linear"), "pooled")
     parts = {"kv": own if change.rule.cached else "pooled"}
     rows, new_rows = _head_rows(runs), _head_rows(new_runs)
     return [
@@ -139,7 +146,7 @@ def _head_rows(runs: list[HeadRows]) -> dict[str, torch.Tensor]:
 def _query_blocks(shapes: Mapping[str, Shape], queries: int, width: int) -> list[Block]:
     """Return the blocks of a query projection of its own; rows beyond a head's width are its gate, which follows it."""
     blocks = []
-    for name in ("q_proj.weight", "q_proj.linear.weight", "q_proj.bias"):
+    for name in (f"{query}{end}" for query in _QUERIES for end in (*_ENDS, ".bias")):
         if name in shapes:
             rows = torch.arange(shapes[name][0]).view(queries, -1)
             blocks.append(Block(name, "q", rows[:, :width], rows[:, :width]))

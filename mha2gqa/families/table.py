@@ -48,6 +48,10 @@ class Family:
 
     counts: tuple[str, ...] = ("num_key_value_heads",)
     """Keys of the decoder's config that hold a number of KV heads; dots lead into nested objects."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Count -> the kind of attention that it counts (`decoder`, `cross`, `encoder`), where each has its own."""
+    encoder: bool = False
+    """It reads all tokens at once and caches nothing, unless its config says `is_decoder`."""
     switch: bool = False
     """The count is a switch: true means one KV head, false means one per query head."""
     decoders: tuple[str, ...] = ()
@@ -75,6 +79,7 @@ _MLA = (
     "depend on num_key_value_heads"
 )
 _SWITCH_TENSOR = TensorRule(source=interleaved, multi_query=fused)
+_PARTS = {f"{part}_key_value_heads": part for part in ("decoder", "cross", "encoder")}
 
 TABLE: Mapping[str, Family] = {
     # Full-width key norm: one gain per channel of every KV head, so it is pooled with the keys.
@@ -151,6 +156,26 @@ TABLE: Mapping[str, Family] = {
         decoders=("decoder_config",),
     ),
     "canary": Family(decoders=("decoder_config",)),
+    # Classes that ship with the checkpoint (mha2gqa.shipped), besides those with plain tensors.
+    "gpt2_gqa": Family(tensors={r"c_attn\.(weight|bias)": TensorRule(fused)}),
+    "bloom_gqa": Family(tensors={r"query_key_value\.(weight|bias)": TensorRule(interleaved)}),
+    "mpt_gqa": Family(tensors={r"Wqkv\.weight": TensorRule(fused)}),
+    **_rows(
+        Family(encoder=True, tensors={r"self\.(key|value)\.(weight|bias)": TensorRule()}),
+        "bert_gqa camembert_gqa electra_gqa roberta_gqa xlm-roberta_gqa",
+    ),
+    "vit_gqa": Family(encoder=True),
+    "distilbert_gqa": Family(encoder=True, tensors={r"(k_lin|v_lin)\.(weight|bias)": TensorRule()}),
+    "deberta_gqa": Family(encoder=True, tensors={r"in_proj\.weight": TensorRule(interleaved)}),
+    "deberta-v2_gqa": Family(encoder=True, tensors={r"(key_proj|value_proj)\.(weight|bias)": TensorRule()}),
+    **_rows(
+        Family(counts=tuple(_PARTS), parts=_PARTS, tensors={r"(k|v)\.weight": TensorRule()}),
+        "mt5_gqa t5_gqa umt5_gqa",
+    ),
+    **_rows(
+        Family(counts=tuple(_PARTS), parts=_PARTS),
+        "bart_gqa m2m_100_gqa marian_gqa mbart_gqa pegasus_gqa speech_to_text_gqa whisper_gqa",
+    ),
     # What cannot be converted, and why.
     **_rows(
         Family(latent=True, refusal=_MLA),

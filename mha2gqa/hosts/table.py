@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from mha2gqa.hosts import bigcode, bigcode_decoders, phi, starcoder2
 from mha2gqa.hosts.host import Host
 from mha2gqa.hosts.nemotron import PERSIMMON
+from mha2gqa.hosts.shipped import SHIPPED
 
-HOSTS: Mapping[str, tuple[Host, ...]] = {
+NATIVE: Mapping[str, tuple[Host, ...]] = {
     "biogpt": (bigcode_decoders.BIOGPT,),
     "codegen": (phi.CODEGEN,),
     "gpt2": (bigcode.GPT2,),
@@ -18,4 +19,10 @@ HOSTS: Mapping[str, tuple[Host, ...]] = {
     "persimmon": (PERSIMMON,),
     "xglm": (bigcode_decoders.XGLM,),
 }
-"""Model type of the source -> its hosts."""
+"""Model type of the source -> its hosts among transformers' own classes."""
+
+HOSTS: Mapping[str, tuple[Host, ...]] = {
+    **NATIVE,
+    **{name: (*NATIVE.get(name, ()), host) for name, host in SHIPPED.items()},
+}
+"""Model type of the source -> its hosts, those that ship last."""

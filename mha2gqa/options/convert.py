@@ -1,5 +1,6 @@
 """What can be asked of `convert` and `expand`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,9 @@ class ConvertOptions:
 
     model: str | None = None
     """Local directory or Hub id (`org/name`, `org/name@revision`); None is the reference checkpoint."""
-    groups: int
-    """KV heads of the result, G."""
+    groups: int | Mapping[str, int]
+    """KV heads of the result, G; or of each kind of attention that changes, of `decoder`, `cross` and `encoder`. A
+    number alone stands for all kinds but an encoder's."""
     output: Path | None = None
     """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
     method: str = "mean"
@@ -55,7 +57,7 @@ class ConvertOptions:
     def recorded(self) -> dict[str, object]:
         """Return the options that change the result, by their names on the command line; those of text only with it."""
         recorded: dict[str, object] = {
-            "groups": self.groups,
+            "groups": self.groups if isinstance(self.groups, int) else dict(self.groups),
             "method": self.method,
             "grouping": self.grouping,
             "seed": self.seed,

@@ -1,0 +1,61 @@
+"""Hosts whose class ships with the checkpoint: the source's own tensors under their own names, and a count of KV heads.
+
+Only GPT-2's attention changes its form: `c_attn` and `c_proj` are transposed, so that their rows are outputs as
+everywhere else. Encoder-decoders get a count for each kind of attention, `decoder`, `cross` and `encoder`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from mha2gqa import shipped
+from mha2gqa.families.blueprint import Blueprint
+from mha2gqa.families.table import family
+from mha2gqa.hosts.host import Host, Recipe, same_tensors
+
+_TRANSPOSED = re.compile(r"\.attn\.c_(attn|proj)\.weight$")
+
+
+@dataclass(frozen=True)
+class _Architectures(Mapping[str, str]):
+    """Class of the source -> class of the host. The classes are looked up, and imported, when they are asked for."""
+
+    model_type: str
+
+    def __getitem__(self, name: str) -> str:
+        return shipped.architectures(self.model_type)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(shipped.architectures(self.model_type))
+
+    def __len__(self) -> int:
+        return len(shipped.architectures(self.model_type))
+
+
+def _host(model_type: str) -> Host:
+    counts = family(model_type).counts
+    return Host(
+        model_type=model_type,
+        config=lambda config: dict.fromkeys(counts, config.num_attention_heads),
+        tensors=_gpt2_tensors if model_type == "gpt2_gqa" else same_tensors,
+        objection=_objection,
+        architectures=_Architectures(model_type),
+        shipped=True,
+    )
+
+
+def _gpt2_tensors(source: Blueprint) -> Iterable[Recipe]:
+    for recipe in same_tensors(source):
+        transposed = _TRANSPOSED.search(recipe.name)
+        yield Recipe(name=recipe.name, sources=recipe.sources, make=lambda weight: weight.T) if transposed else recipe
+
+
+def _objection(config: PreTrainedConfig, groups: int) -> str:
+    heads = {getattr(config, f"{half}_attention_heads", None) for half in ("encoder", "decoder")}
+    return f"its encoder and decoder have different numbers of heads ({heads})" if len(heads) > 1 else ""
+
+
+SHIPPED: Mapping[str, Host] = {name.removesuffix("_gqa"): _host(name) for name in shipped.MODULES}
+"""Model type of the source -> the host that ships."""

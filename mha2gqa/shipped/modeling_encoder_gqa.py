@@ -1,0 +1,140 @@
+"""Encoders without a cache and with fewer key/value heads than query heads (GQA, MQA): DistilBERT, DeBERTa, ViT.
+
+This file lies beside a checkpoint and is loaded with `trust_remote_code=True`; it needs transformers 5 alone.
+The models are transformers' own but for the projections of keys and values, which compute `num_key_value_heads` heads
+and hand each to `num_attention_heads / num_key_value_heads` neighbouring query heads. There is no cache that would
+have to stay small, so nothing else of the attention changes.
+
+    E width of a head · G key/value heads · H query heads · R = H/G · D model width
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention as DisentangledSelfAttentionV2
+from transformers.models.distilbert.modeling_distilbert import DistilBertSelfAttention
+from transformers.models.vit.modeling_vit import ViTAttention
+
+
+class DistilBertGQAConfig(transformers.DistilBertConfig):
+    """DistilBERT's config with a number of key/value heads; None is one for each query head."""
+
+    model_type = "distilbert_gqa"
+    num_key_value_heads: int | None = None
+
+
+class DebertaGQAConfig(transformers.DebertaConfig):
+    """DeBERTa's config with a number of key/value heads; None is one for each query head."""
+
+    model_type = "deberta_gqa"
+    num_key_value_heads: int | None = None
+
+
+class DebertaV2GQAConfig(transformers.DebertaV2Config):
+    """DeBERTa-v2's (and v3's) config with a number of key/value heads; None is one for each query head."""
+
+    model_type = "deberta-v2_gqa"
+    num_key_value_heads: int | None = None
+
+
+class ViTGQAConfig(transformers.ViTConfig):
+    """ViT's config with a number of key/value heads; None is one for each query head."""
+
+    model_type = "vit_gqa"
+    num_key_value_heads: int | None = None
+
+
+class RepeatedLinear(nn.Linear):
+    """A projection of G heads, `[G·E, D]`, that gives each R times: `[..., D] -> [..., H·E]`.
+
+    Args:
+        width: D.
+        heads: G.
+        head_width: E.
+        repeats: R.
+        bias: Whether it has one.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, repeats: int, bias: bool) -> None:
+        super().__init__(width, heads * head_width, bias=bias)
+        self.head_width, self.repeats = head_width, repeats
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Project and repeat."""
+        heads = super().forward(hidden_states).unflatten(-1, (-1, self.head_width))
+        return heads.repeat_interleave(self.repeats, dim=-2).flatten(-2)
+
+
+class RepeatedFused(nn.Linear):
+    """DeBERTa's projection of all three, each key/value head behind its queries: `[G, (q * R, k, v), E, D]`.
+
+    Args:
+        width: D.
+        heads: G.
+        head_width: E.
+        repeats: R.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, repeats: int) -> None:
+        super().__init__(width, heads * (repeats + 2) * head_width, bias=False)
+        self.heads, self.head_width, self.repeats = heads, head_width, repeats
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return `[..., H, (q, k, v), E]` as DeBERTa reads it, flat."""
+        grouped = super().forward(hidden_states).unflatten(-1, (self.heads, -1, self.head_width))
+        query, key, value = grouped.split([self.repeats, 1, 1], dim=-2)
+        return torch.stack([query, key.expand_as(query), value.expand_as(query)], dim=-2).flatten(-4)
+
+
+NAMES = {
+    DistilBertSelfAttention: ("k_lin", "v_lin"),
+    DisentangledSelfAttentionV2: ("key_proj", "value_proj"),
+    ViTAttention: ("k_proj", "v_proj"),
+}
+"""Attention of transformers -> its projections of keys and values."""
+
+
+def narrow(attention: nn.Module, config: Any) -> None:
+    """Give an attention the key/value heads that the config counts."""
+    queries = config.num_attention_heads
+    heads = config.num_key_value_heads or queries
+    for name in NAMES.get(type(attention), ()):
+        old = getattr(attention, name)
+        head_width = old.out_features // queries
+        projection = RepeatedLinear(old.in_features, heads, head_width, queries // heads, old.bias is not None)
+        setattr(attention, name, projection)
+    if type(attention) is DisentangledSelfAttention:
+        width, head_width = attention.in_proj.in_features, attention.attention_head_size
+        attention.in_proj = RepeatedFused(width, heads, head_width, queries // heads)
+
+
+class GroupedModel:
+    """Gives every self-attention of a model `config.num_key_value_heads` heads."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        for module in list(self.modules()):
+            narrow(module, config)
+        self.post_init()
+
+
+def with_grouped_heads(native: type, config_class: type) -> type:
+    """Return a model class of transformers with grouped attention: `ViTGQAModel` of `ViTModel`."""
+    family = config_class.__name__.removesuffix("GQAConfig")
+    name = native.__name__.replace(family, f"{family}GQA")
+    return type(name, (GroupedModel, native), {"__module__": __name__, "config_class": config_class})
+
+
+HEADS = (
+    *("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice"),
+    *("ForQuestionAnswering", "ForImageClassification", "ForMaskedImageModeling"),
+)
+for config_class in (DistilBertGQAConfig, DebertaGQAConfig, DebertaV2GQAConfig, ViTGQAConfig):
+    for head in HEADS:
+        native = getattr(transformers, config_class.__name__.removesuffix("GQAConfig") + head, None)
+        if native is not None:
+            model_class = with_grouped_heads(native, config_class)
+            globals()[model_class.__name__] = model_class
