@@ -5,8 +5,8 @@ Map of the package, lowest layer first; imports run one way:
 `families` (how model types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `models`
 and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
-changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `reports` (pages and
-cards), `commands` (one verb each), `console` and `cli`.
+changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it
+back), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
@@ -18,25 +18,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.options import ConvertOptions, ExpandOptions, InspectOptions, VerifyOptions
+from mha2gqa.options import ConvertOptions, ExpandOptions, InspectOptions, UptrainOptions, VerifyOptions
 
 if TYPE_CHECKING:
     from mha2gqa.commands.convert import convert
     from mha2gqa.commands.expand import expand
     from mha2gqa.commands.inspect import inspect
+    from mha2gqa.commands.uptrain import uptrain
     from mha2gqa.commands.verify import verify
 
-_COMMANDS = ("convert", "expand", "inspect", "verify")
+_COMMANDS = ("convert", "expand", "inspect", "uptrain", "verify")
 
 __all__ = [
     "ConvertOptions",
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
+    "UptrainOptions",
     "VerifyOptions",
     "convert",
     "expand",
     "inspect",
+    "uptrain",
     "verify",
 ]
 

@@ -29,6 +29,7 @@ LAYERS = (
     {"automatic"},
     {"conversion"},
     {"output"},
+    {"training"},
     {"reports"},
     {"commands"},
     {"console"},
@@ -46,6 +47,8 @@ HEAVY = (
     "yaml",
     "datasets",
     "matplotlib",
+    "peft",
+    "accelerate",
     "jinja2",
 )
 

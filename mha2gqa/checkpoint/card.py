@@ -27,8 +27,9 @@ _TEXT = """\
 | KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
 
 {quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
-The architecture and all other weights are those of the original.
-"""
+{untrained}"""
+
+_UNTRAINED = "The architecture and all other weights are those of the original.\n"
 
 _QUALITY = {
     "convert": "The heads of each group were merged without training, which costs quality: measure it on your own data "
@@ -73,11 +74,31 @@ def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
         after=facts.heads_after,
         verb="converted" if facts.command == "convert" else "expanded",
         command=facts.command_line,
+        untrained=_UNTRAINED,
         cache_before=facts.cache_before,
         cache_after=facts.cache_after,
         quality=_QUALITY["refined" if facts.improved_on else facts.command].format(text=facts.improved_on),
     )
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
+
+
+def extend_card(converted: Path, directory: Path, name: str, section: str) -> None:
+    """Write the card of a converted checkpoint that was trained: the conversion's, and a section about the training.
+
+    What the conversion's card says of quality without training is left out.
+
+    Args:
+        converted: Where the conversion's card is; without one the section stands alone.
+        directory: Where to write.
+        name: Of the result.
+        section: Markdown, with its heading.
+    """
+    path = converted / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
+    text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED, "")
+    for quality in _QUALITY.values():
+        text = text.replace(quality + " ", "")
+    (directory / "README.md").write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
 
 
 def _inherited(card: Path) -> dict[str, Any]:

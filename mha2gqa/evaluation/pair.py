@@ -16,7 +16,7 @@ from mha2gqa.checkpoint.reader import RECORD, Checkpoint, read_checkpoint, read_
 from mha2gqa.checkpoint.record import WrittenRecord, read_record
 from mha2gqa.checkpoint.source import Source, find_source, reference_directory
 from mha2gqa.checkpoint.streams import Sources
-from mha2gqa.errors import PairError, SourceError
+from mha2gqa.errors import OriginalMissingError, PairError, SourceError
 from mha2gqa.evaluation.results import Conversion
 
 _SAMPLED = 8
@@ -55,7 +55,7 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
         CheckpointError: The record is missing or damaged, or the original is.
         SourceError: The original cannot be found or reached.
     """
-    directory = _find_converted() if converted is None else converted
+    directory = find_converted() if converted is None else converted
     if not directory.is_dir():
         raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
     written = read_record(directory)
@@ -65,7 +65,12 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
     return pair
 
 
-def _find_converted() -> Path:
+def find_converted() -> Path:
+    """Return the one converted checkpoint here.
+
+    Raises:
+        PairError: There is none, or several.
+    """
     found = sorted(path.parent for path in Path().glob(f"*/{RECORD}"))
     if Path(RECORD).is_file():
         found.insert(0, Path())
@@ -77,7 +82,7 @@ def _find_converted() -> Path:
         if found
         else "There is no converted checkpoint here",
         expected=f"one directory with {RECORD}",
-        remedy="Name the one to verify",
+        remedy="Name the one that is meant",
     )
 
 
@@ -92,7 +97,7 @@ def _find_original(directory: Path, written: WrittenRecord, against: str | None)
     try:
         return find_source(None if path == reference_directory().resolve() else str(path))
     except SourceError as error:
-        raise PairError(
+        raise OriginalMissingError(
             f"The original of {directory} is not where the record says: {written.source_path}",
             remedy="Name it with --against",
         ) from error

@@ -5,6 +5,18 @@ No torch here: the command line builds these before anything heavy is imported.
 
 from mha2gqa.options.convert import ConvertOptions, ExpandOptions, Grouping, Refinement
 from mha2gqa.options.inspect import InspectOptions
+from mha2gqa.options.uptrain import Objective, Trained, UptrainOptions
 from mha2gqa.options.verify import Level, VerifyOptions
 
-__all__ = ["ConvertOptions", "ExpandOptions", "Grouping", "InspectOptions", "Level", "Refinement", "VerifyOptions"]
+__all__ = [
+    "ConvertOptions",
+    "ExpandOptions",
+    "Grouping",
+    "InspectOptions",
+    "Level",
+    "Objective",
+    "Refinement",
+    "Trained",
+    "UptrainOptions",
+    "VerifyOptions",
+]
