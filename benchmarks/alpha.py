@@ -96,7 +96,15 @@ def write(path: Path, runs: Sequence[Run], machine: str) -> None:
 def format_table(runs: Sequence[Run]) -> str:
     """Return a Markdown table: the share of the gap that each run closes, and the loss that is left."""
     alphas = sorted({run.alpha for run in runs})
-    head = ["start", "KV heads", "trains", "objective", "rate", "α = 0", *(f"α = {alpha:g}" for alpha in alphas)]
+    head = [
+        "start",
+        "KV heads",
+        "trains",
+        "objective",
+        "rate",
+        "alpha = 0",
+        *(f"alpha = {alpha:g}" for alpha in alphas),
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for key in sorted({_key(run) for run in runs}, key=lambda key: (key[0] != "mean", -key[1], *key[2:])):
         same = {run.alpha: run.measured for run in runs if _key(run) == key}
@@ -144,7 +152,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
                 _panel(axes, [run for run in runs if (run.start, run.groups) == (start, count)])
                 axes.set(title=f"{start}, {count} KV head{'s' * (count > 1)}", ylim=(0, None))
         panels[0][-1].legend(fontsize=8.5)
-        figure.supxlabel("α, share of the original's pre-training", fontsize=10)
+        figure.supxlabel("alpha, share of the original's pre-training", fontsize=10)
         figure.supylabel("held-out loss above the original, nats a token", fontsize=10)
         figure.savefig(path, facecolor="#ffffff")
 

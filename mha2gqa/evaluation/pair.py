@@ -4,6 +4,7 @@ What the two configs must share is checked here, and a few small tensors against
 whether the converted files are what they should be is `file_level.py`'s.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,8 +161,13 @@ def describe(pair: Pair) -> Conversion:
         groups=record.groups,
         versions=pair.written.versions,
         text=record.text,
+        uptrained=tuple(_training(entry) for entry in record.uptrain),
         errors={layer["module"]: layer["errors"] for layer in record.layers if layer["errors"]},
     )
+
+
+def _training(entry: Mapping[str, Any]) -> str:
+    return f"{entry['train']}, {entry['objective']}, {entry['length']['steps']:,} steps"
 
 
 def checksum(info: TensorInfo) -> str:

@@ -48,6 +48,8 @@ def _facts(report: Verification) -> Iterator[Row]:
     yield "converted", made.converted
     yield "original", made.original
     yield "conversion", f"{made.model_type}, {made.heads_before} -> {made.heads_after} KV heads, {method}"
+    for one in made.uptrained:
+        yield "uptrained", one
     if report.file is not None:
         yield "files", _files(report.file)
     if report.load is not None:

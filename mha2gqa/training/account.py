@@ -30,10 +30,10 @@ def record_entry(report: UptrainReport) -> dict[str, Any]:
 def describe_run(report: UptrainReport) -> str:
     """Return one sentence about what was trained, how long, on what."""
     length = report.length
-    alpha = f", {length.alpha:.3g} of the original's pre-training," if length.alpha else ""
+    alpha = f", {length.alpha:.3g} of the original's pre-training" if length.alpha else ""
     return (
-        f"{_TRAINS[report.train].capitalize()} trained {_LEARNS[report.objective]} for {length.steps:,} steps of "
-        f"{length.tokens_per_step:,} tokens ({length.tokens:,} tokens{alpha} of {report.text})."
+        f"{_TRAINS[report.train].capitalize()}, trained {_LEARNS[report.objective]} for {length.steps:,} steps of "
+        f"{length.tokens_per_step:,} tokens of {report.text} ({length.tokens:,} tokens{alpha})."
     )
 
 

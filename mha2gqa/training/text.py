@@ -175,7 +175,7 @@ def _sampled(
         seed=options.seed,
         progress=partial(progress, "sampling"),
     )
-    return ((key_of(" ".join(map(str, ids))), ids) for ids in read_samples(path))
+    return enumerate(read_samples(path))
 
 
 class _Sink:
