@@ -45,11 +45,11 @@ def uptrain(
     if options.dry_run:
         return job.report() if job.is_main else None
     job.load()
-    if job.is_main:
-        tell({"kind": "plan", **job.report().to_json()})
     with training_workspace(job.output, job.recipe, resume=options.resume, is_main=job.is_main) as work:
         with job.arguments.main_process_first(desc="reading the text"):
             text = prepare_text(work, options, job.subject, job.reading, job.original, progress)
+        if job.is_main:
+            tell({"kind": "plan", **job.report().to_json()})
         finished = run(job, text, tell)
         return _finish(job, text, finished, work) if job.is_main else None
 

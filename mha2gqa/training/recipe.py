@@ -4,6 +4,7 @@ The merged recipe is what a run can be repeated with; it is saved with the outpu
 writes, how long it takes or which weights it keeps are options of `uptrain`, and refused here.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -35,7 +36,8 @@ _OURS = {
 }
 """Field -> what to use instead."""
 
-_RATES = {"attention": 1e-3, "kv": 1e-3, "all": 1e-3, "lora": 2e-3}
+_RATES = {"attention": 3e-3, "kv": 3e-3, "all": 1e-3, "lora": 3e-3}
+"""Good for small models, where they were tried; large ones want far less, and their recipes say so."""
 _BATCH_TOKENS = 4096
 _UNSAVED = {"output", "resume", "force", "dry_run", "report"}
 """Options that do not change the weights."""
@@ -71,7 +73,8 @@ def build_arguments(options: UptrainOptions, context: int, work: Path) -> Traini
     Raises:
         TrainingError: A field has a value that transformers rejects.
     """
-    chosen = _defaults(options, context) | dict(options.trainer)
+    # transformers fills in dictionaries in place.
+    chosen = _defaults(options, context) | copy.deepcopy(dict(options.trainer))
     fixed: dict[str, Any] = {
         "output_dir": str(work),
         "seed": options.seed,
