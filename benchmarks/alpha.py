@@ -24,8 +24,10 @@ RATES = {
     ("all", "lm"): 1e-3,
     ("all", "distil"): 1e-3,
 }
-"""Learning rate of each combination: the better of 1e-3 and 3e-3 (`--rates`) at alpha 0.01, from the mean to 4 KV heads;
-`all, lm` was tried at 1e-3 alone."""
+"""Learning rate of each combination: the better of 1e-3 and 3e-3 (`--rates`) at alpha 0.01, mean to 4 KV heads.
+
+`all, lm` was tried at 1e-3 alone.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,19 @@ def _check_loss_on_disk(report: Any, folder: Path) -> None:
     assert len(read_record(folder / "again").record.uptrain) == 2
 
 
+def test_the_page_holds_the_losses_and_the_recipe(subject: tuple[Path, Path], tmp_path: Path) -> None:
+    report = trained(subject, objective="lm", report=tmp_path / "page", seed=7)
+    html = (tmp_path / "page/report.html").read_text()
+    for loss in (report.losses.before, report.losses.after, report.losses.original):
+        assert f">{loss:.4f}</td>" in html
+    assert "seed: 7" in html
+    assert '<svg class="plot"' in html
+    assert (
+        f"{report.losses.gap_closed:.1%} of the gap closed" in html if report.losses.gap_closed else "Uptrained" in html
+    )
+    assert "http" not in html.replace("http://www.w3.org", "").replace("http-equiv", "")
+
+
 def test_verify_accepts_the_output_and_finds_a_flipped_bit(subject: tuple[Path, Path]) -> None:
     report = trained(subject)
     levels = VerifyOptions(converted=report.output, levels=("file", "load"))
