@@ -114,6 +114,7 @@ class Job:
             vocabulary=vocabulary,
             tokens=self.length.tokens,
             held_out_tokens=self.options.held_out_tokens,
+            device=self.arguments.device,
         )
 
     def report(self) -> UptrainReport:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
@@ -48,6 +49,8 @@ class Reading:
     tokens: int
     """To learn from, at most; what there is less is repeated."""
     held_out_tokens: int
+    device: torch.device
+    """Where the original writes."""
 
 
 def check_data(options: UptrainOptions, subject: Subject) -> None:
@@ -166,6 +169,8 @@ def _sampled(
     if original is None:
         raise RuntimeError("check_data has refused --data self without the original")
     path = options.samples or work / "samples.jsonl"
+    placed: Any = original
+    placed.to(reading.device)
     write_samples(
         path,
         original,
@@ -175,6 +180,7 @@ def _sampled(
         seed=options.seed,
         progress=partial(progress, "sampling"),
     )
+    placed.to("cpu")  # where sharding expects it
     return enumerate(read_samples(path))
 
 
