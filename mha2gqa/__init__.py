@@ -6,7 +6,7 @@ Map of the package, lowest layer first; imports run one way:
 and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
 changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it
-back), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
+back), `timing` (how fast it is), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
@@ -18,24 +18,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.options import ConvertOptions, ExpandOptions, InspectOptions, UptrainOptions, VerifyOptions
+from mha2gqa.options import (
+    BenchOptions,
+    ConvertOptions,
+    ExpandOptions,
+    InspectOptions,
+    UptrainOptions,
+    VerifyOptions,
+)
 
 if TYPE_CHECKING:
+    from mha2gqa.commands.bench import bench
     from mha2gqa.commands.convert import convert
     from mha2gqa.commands.expand import expand
     from mha2gqa.commands.inspect import inspect
     from mha2gqa.commands.uptrain import uptrain
     from mha2gqa.commands.verify import verify
 
-_COMMANDS = ("convert", "expand", "inspect", "uptrain", "verify")
+_COMMANDS = ("bench", "convert", "expand", "inspect", "uptrain", "verify")
 
 __all__ = [
+    "BenchOptions",
     "ConvertOptions",
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
     "UptrainOptions",
     "VerifyOptions",
+    "bench",
     "convert",
     "expand",
     "inspect",

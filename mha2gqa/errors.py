@@ -81,6 +81,10 @@ class BenchmarkError(Mha2GqaError):
     """The standard benchmarks cannot be run as they were asked for."""
 
 
+class TimingError(Mha2GqaError):
+    """What was asked to be timed cannot be: it does not fit, is unknown, or its engine is not installed."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, in a run whose finished layers stay.
 

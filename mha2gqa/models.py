@@ -98,7 +98,7 @@ def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, 
         ignore_mismatched_sizes=True,
     )
     model, info = loaded
-    _set_plain_generation(model)
+    set_plain_generation(model)
     problems = [
         f"{kind.removesuffix('_keys')} {key[0] if isinstance(key, tuple) else key}"
         for kind, keys in info.items()
@@ -136,10 +136,20 @@ def float64_device(wanted: str | None) -> torch.device:
     Raises:
         DeviceError: The device is not there.
     """
+    device = find_device(wanted)
+    return torch.device("cpu" if device == "auto" or device.startswith("mps") else device)
+
+
+def find_device(wanted: str | None) -> str:
+    """Return the device that is asked for, else an accelerator when there is one, else the CPU.
+
+    Raises:
+        DeviceError: The device is not there.
+    """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = wanted or (accelerator.type if accelerator else "cpu")
     _check_device(device, accelerator)
-    return torch.device("cpu" if device == "auto" or device.startswith("mps") else device)
+    return device
 
 
 def _check_device(device: str, accelerator: torch.device | None) -> None:
@@ -156,7 +166,8 @@ def _free(device: torch.device) -> int:
     return int(torch.accelerator.get_memory_info(device)[0])
 
 
-def _set_plain_generation(model: PreTrainedModel) -> None:
+def set_plain_generation(model: PreTrainedModel) -> None:
+    """Set aside what a checkpoint asks of generation: it becomes greedy and as long as it is told."""
     settings = getattr(model, "generation_config", None)
     if settings is None:
         return

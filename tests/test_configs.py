@@ -1,4 +1,4 @@
-"""The worked recipes of `configs/convert/`: each loads through the command line, and says what it is for.
+"""The worked recipes of `configs/`: each loads through the command line, and says what it is for.
 
 The models that they name are not downloaded; a tiny one with as many KV heads as any of them needs stands in.
 """
@@ -13,9 +13,13 @@ from typer.testing import CliRunner, Result
 
 from mha2gqa.checkpoint.source import HUB_ID
 from mha2gqa.cli import app
+from mha2gqa.errors import TimingError
+from mha2gqa.timing.subjects import SHAPES
 from tests.families.tiny import save_tiny
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs/convert").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted((CONFIGS / "convert").glob("*.yaml"))
+BENCH_RECIPES = sorted((CONFIGS / "bench").glob("*.yaml"))
 
 
 def convert(*arguments: str | Path) -> Result:
@@ -52,6 +56,26 @@ def test_a_recipe_is_explained_and_names_a_model_that_can_exist(recipe: Path) ->
     assert all(len(line) <= 120 for line in text.splitlines())
     named = yaml.safe_load(text).get("model")
     assert named is None or HUB_ID.fullmatch(named)
+
+
+@pytest.mark.parametrize("recipe", BENCH_RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_of_bench_is_explained_and_gets_as_far_as_its_memory(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"mha2gqa bench --config configs/bench/{recipe.name}\n" in recipe.read_text()
+    monkeypatch.setattr("mha2gqa.commands.bench.free_memory", lambda device: 0)
+    result = CliRunner().invoke(app, ["bench", "--config", str(recipe), "--device", "cpu"])
+    assert isinstance(result.exception, TimingError)
+    assert str(result.exception).startswith(f"Batch {max(_numbers(recipe, 'batch'))} at context 4096 does not fit")
+
+
+def _numbers(recipe: Path, key: str) -> list[int]:
+    return [int(one) for one in yaml.safe_load(recipe.read_text())[key].split(",")]
+
+
+def test_the_shapes_are_those_of_the_package() -> None:
+    assert (CONFIGS / "shapes").resolve() == SHAPES
+    assert len(BENCH_RECIPES) == 2
 
 
 def test_there_are_recipes() -> None:

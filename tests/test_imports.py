@@ -26,6 +26,7 @@ LAYERS = (
     {"calibration"},
     {"layerwise"},
     {"evaluation", "report"},
+    {"timing"},
     {"automatic"},
     {"conversion"},
     {"output"},

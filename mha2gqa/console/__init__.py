@@ -3,6 +3,7 @@
 It words reports for people (tables by rich) or for programs (`--json`). It decides nothing.
 """
 
+from mha2gqa.console.benchmark import print_bench
 from mha2gqa.console.changes import print_change
 from mha2gqa.console.demo import print_demo
 from mha2gqa.console.inspection import print_inspection
@@ -13,6 +14,7 @@ from mha2gqa.console.verification import print_verification
 
 __all__ = [
     "conversion",
+    "print_bench",
     "print_change",
     "print_demo",
     "print_error",

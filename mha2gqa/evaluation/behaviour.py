@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from transformers import EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
 from mha2gqa.evaluation.running import attempt, inputs, kind_of
 
@@ -87,8 +87,11 @@ def _cache(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> float |
 def _held(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor) -> int | None:
     """Return the bytes of keys and values after reading `ids_BT`."""
     cache = getattr(_run(model, ids_BT, encoder_ids_BT, use_cache=True), "past_key_values", None)
-    if cache is None:
-        return None
+    return None if cache is None else held_bytes(cache)
+
+
+def held_bytes(cache: Cache) -> int:
+    """Return the bytes of the keys and values that a cache holds; of an encoder-decoder's the decoder's own."""
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     names = ("keys", "values", "prefill_keys", "prefill_values")
     states = [getattr(layer, name, None) for layer in own.layers for name in names]
