@@ -23,6 +23,7 @@ from mha2gqa.grouping import Groups
 from mha2gqa.heads import AttentionHeads, Statistics
 from mha2gqa.merging.mean import mean
 from mha2gqa.merging.pooled import pooled
+from mha2gqa.metric import Full
 
 _ROUNDS, _ENOUGH = 100, 1e-5
 """Rounds of generalised Procrustes analysis at most, and the gain (as a share) that ends it; the authors' numbers."""
@@ -77,7 +78,7 @@ def align(heads: AttentionHeads, groups: Groups, statistics: Statistics | None =
     """
     if (heads.keys, heads.values) != ("free", "free"):
         raise CalibrationError(f"Keys are {heads.keys}, values {heads.values}", expected="heads that may be turned")
-    moment_XX = None if statistics is None else statistics.moment_XX
+    moment_XX = _moment(statistics)
     shared, parts = heads.queries_per_head, {"q": heads.q_HEX.clone(), "k": heads.k_KEX.clone()}
     planes, rest = heads.rotary.planes(), heads.rotary.rest(heads.k_KEX.shape[1]).flatten()
     if len(planes):
@@ -92,6 +93,14 @@ def align(heads: AttentionHeads, groups: Groups, statistics: Statistics | None =
     turn_KFF = _turns(heads.v_KFX[:, None], groups, moment_XX)[:, 0]
     outputs = heads.o_HDF @ turn_KFF.mT.repeat_interleave(shared, 0)
     return replace(heads, q_HEX=parts["q"], k_KEX=parts["k"], v_KFX=turn_KFF @ heads.v_KFX, o_HDF=outputs)
+
+
+def _moment(statistics: Statistics | None) -> torch.Tensor | None:
+    if statistics is None:
+        return None
+    if not isinstance(statistics.inputs, Full):
+        raise CalibrationError(f"Heads are compared on {type(statistics.inputs).__name__}", expected="measured inputs")
+    return statistics.inputs.moment_XX
 
 
 def _complex(rows_KEX: torch.Tensor, planes_P2: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,10 @@
     python benchmarks/cost.py                       # Llama-2-7B's shape, 32 -> 8 KV heads
     python benchmarks/cost.py --groups 1 --tokens 2048
 
-The arithmetic is in multiply-adds times two, for all layers. The measurement takes random weights of one layer,
-and repeats every step `--repeat` times; the median and the range are printed. Steps on text are measured on
-`--tokens` tokens.
+The arithmetic is in multiply-adds times two, for all layers; the projection for a GPU divides it by rates that
+it names. The measurement takes random weights of one layer; the steps of a block take turns, `--repeat` times, and
+the median and the range of their processor seconds are printed, so that what others do on the machine counts
+less. Steps on text are measured on `--tokens` tokens.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,44 +33,68 @@ from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.families.modules import attention_layers
 
+SPEED_16, SPEED_32, MOVED = 400e12, 40e12, 20e9
+"""What an H200 is taken to do: operations a second in bf16 and in fp32 (40 % and 60 % of its peaks), and bytes a
+second between its memory and the host's."""
+DECOMPOSITION = 0.05
+"""Seconds it is taken to need for the eigenvectors of one Gram matrix of values."""
+
 
 def main() -> None:
-    """Print the arithmetic and the measurement."""
+    """Print the arithmetic, the projection and the measurement."""
     options = _options()
     torch.set_num_threads(options.threads)
-    for line in arithmetic(options):
-        print(line)
-    print(f"\none layer, {torch.get_num_threads()} threads, median (range) of {options.repeat}, in seconds")
-    for name, step in steps(options).items():
-        times = [_timed(step) for _ in range(options.repeat)]
-        print(f"{name:44s} {statistics.median(times):8.2f} ({min(times):.2f}-{max(times):.2f})")
+    print(f"{options.layers} layers, width {options.width}, {options.heads} -> {options.groups} heads", end="")
+    print(f" of {options.width // options.heads}, {options.calibration:,} tokens of text")
+    for name, number in arithmetic(options).items():
+        print(f"{name:52s} {number / 1e12:12.2f} TFLOP")
+    print(f"\nprojection for an H200, aligned and distil: {projection(options):.0f} s")
+    print(f"\none layer, {torch.get_num_threads()} threads, processor seconds, median (range) of {options.repeat}")
+    for block in steps(options):
+        times: dict[str, list[float]] = {name: [] for name in block}
+        for _ in range(options.repeat + 1):
+            for name, step in block.items():
+                times[name].append(_timed(step))
+        for name, (_, *kept) in times.items():  # the first time of each warms up
+            print(f"{name:44s} {statistics.median(kept):8.2f} ({min(kept):.2f}-{max(kept):.2f})", flush=True)
 
 
-def arithmetic(options: argparse.Namespace) -> list[str]:
+def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     """Return the operations of each step, for all layers."""
     layers, width, heads, groups = options.layers, options.width, options.heads, options.groups
     head, shared, tokens = width // heads, heads // groups, options.calibration
     stack = shared * head
     forward = 2 * tokens * layers * (4 * width**2 + 3 * width * options.mlp)
     attention = 2 * tokens * (4 * width**2) + 2 * tokens * 2 * options.context * width
-    rows = {
+    return {
         "plain forward over the calibration text": forward,
         "statistics (x xᵀ of every layer)": 2 * tokens * layers * width**2,
-        "moments: rows of q, k and v, and outputs": layers * 4 * 2 * width**3,
+        "rows of q, k and v in that metric": layers * 3 * 2 * width**3,
+        "rows of q, k and v in the guess of aligned alone": layers * 3 * 2 * width**2 * 256,
+        "the guess itself": layers * 4 * 2 * width**2 * 128 + 4 * 2 * 8192 * width * 256,
         "values: Gram matrices and eigenvectors": layers * groups * (2 * stack**2 * width + 9 * stack**3),
-        "keys: Gram matrices of planes": layers * 8 * groups * (head // 2) * shared**2 * width,
+        "keys: Gram matrices of planes": layers * groups * (head // 2) * 2 * (2 * shared) ** 2 * width,
         "outputs and queries take up the change": layers * 2 * 2 * width**2 * head,
         "grouping: eigenvalues of every pair": layers * heads**2 / 2 * 4 / 3 * (2 * head) ** 3,
         "refit: z zᵀ, y zᵀ and a solution": layers * (4 * tokens * width**2 + 2 / 3 * width**3),
         "distil (300 steps of 4096 tokens)": layers * 3 * attention / tokens * 4096 * 300,
         "refinement's own passes (teacher, student twice)": 3 * forward,
     }
-    lines = [f"{layers} layers, width {width}, {heads} -> {groups} heads of {head}, {tokens:,} tokens of text"]
-    return lines + [f"{name:52s} {number / 1e12:12.2f} TFLOP" for name, number in rows.items()]
 
 
-def steps(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Return the steps to measure, on one layer."""
+def projection(options: argparse.Namespace) -> float:
+    """Return the seconds of `--method aligned --refine distil` on an H200: arithmetic, decompositions and moves."""
+    work = arithmetic(options)
+    half: float = sum(number for name, number in work.items() if name.startswith(("distil", "refinement")))
+    single = sum(work[name] for name in work if name.startswith(("statistics", "rows of q, k and v in that", "refit")))
+    # Of every token: inputs and outputs kept, then read to merge, to refit and to measure; four outputs of blocks.
+    moved: float = options.layers * options.width * 2 * (10 * options.calibration + 2 * 300 * 4096)
+    decomposed: float = options.layers * options.groups * DECOMPOSITION
+    return half / SPEED_16 + single / SPEED_32 + moved / MOVED + decomposed
+
+
+def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
+    """Return the steps to measure, on one layer, in blocks that are compared."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=options.width,
@@ -85,10 +111,16 @@ def steps(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     targets = [(count, options.groups) for count in find_counts(content, source)]
     (layer,) = attention_layers(content, source, targets)
     weights = {name: tensor.bfloat16() for name, tensor in own_tensors(model, layer).items()}
-    found = {
+    prior = Prior(model.model.embed_tokens.weight, options.width, torch.device("cpu"))
+    merges: dict[str, Callable[[], object]] = {
         "mean": lambda: merge("mean", "contiguous", layer, weights),
         "aligned, inputs taken as uncorrelated": lambda: merge("aligned", "contiguous", layer, weights),
-        "aligned, with the prior of the weights": lambda: with_prior(model, layer, weights),
+        "aligned, with the guess of the weights": lambda: with_prior(prior, layer, weights),
+    }
+    once: dict[str, Callable[[], object]] = {
+        "the guess of the embedding, once a model": lambda: Prior(
+            model.model.embed_tokens.weight, options.width, torch.device("cpu")
+        ),
         "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
     ids = torch.randint(32000, (1, options.tokens))
@@ -103,13 +135,16 @@ def steps(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         )
     )
     module, device = student.get_submodule(layer.module), torch.device("cpu")
-    once = DistilOptions(steps=1)
-    return found | {
+    step = DistilOptions(steps=1)
+    passes: dict[str, Callable[[], object]] = {
         f"plain forward ({options.tokens} tokens)": lambda: model.model(ids, use_cache=False),
         "the same with statistics": lambda: gather_statistics(model.model, [_inner(layer)], [ids], lambda *_: None),
-        "refit": lambda: refit(module, "o_proj", pairs, device),
-        "distil, one step": lambda: distil(module, layer.changed, pairs, once, device),
     }
+    once |= {
+        "refit": lambda: refit(module, "o_proj", pairs, device),
+        "distil, one step": lambda: distil(module, layer.changed, pairs, step, device),
+    }
+    return [merges, passes, once]
 
 
 def merge(
@@ -119,23 +154,21 @@ def merge(
     return Merge(method=method, grouping=grouping, seed=0)(layer, tensors, None).tensors
 
 
-def with_prior(model: LlamaForCausalLM, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> None:
+def with_prior(prior: Prior, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> None:
     """Merge a layer as `--method aligned` does without text."""
-    prior = Prior(model.model.embed_tokens.weight, len(tensors[layer.output]), torch.device("cpu"))
-    Merge(method="aligned", grouping="contiguous", seed=0)(layer, tensors, prior.statistics(None, has_bias=False))
+    guess = prior.statistics(None, has_bias=False)
+    Merge(method="aligned", grouping="contiguous", seed=0)(layer, tensors, guess)
     prior.add(tensors[layer.output])
 
 
 def _inner(layer: AttentionLayer) -> AttentionLayer:
-    from dataclasses import replace
-
     return replace(layer, module=layer.module.removeprefix("model."))
 
 
 def _timed(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     step()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def _options() -> argparse.Namespace:

@@ -31,9 +31,9 @@ from mha2gqa.checkpoint.staging import check_output, workspace
 from mha2gqa.errors import CalibrationError
 from mha2gqa.evaluation.running import attempt, kind_of
 from mha2gqa.families.blueprint import blueprint
-from mha2gqa.layerwise import Layerwise, Progress, Tell
+from mha2gqa.layerwise import DIVERGENCE, Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
-from mha2gqa.models import context_length, float64_device, load_model, load_tokenizer
+from mha2gqa.models import context_length, float64_device, load_model, load_rehosted, load_tokenizer
 from mha2gqa.options import ConvertOptions
 from mha2gqa.plan import Plan, convert_targets
 from mha2gqa.texts.find import Blocks, find_blocks
@@ -51,6 +51,8 @@ class Converted:
     reports: list[dict[str, Any]] = field(default_factory=list)
     text: str | None = None
     trials: list[dict[str, Any]] = field(default_factory=list)
+    divergence: tuple[float, float] | None = None
+    """In nats a token on text kept aside, before and after all layers were trained together."""
 
 
 def is_layerwise(options: ConvertOptions) -> bool:
@@ -105,7 +107,7 @@ def converted_layers(
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, source.directory, plan.size + scratch, force=options.force)
-    known = _Text.find(options, source) if wants_text else None
+    known = _Text.find(options, source, checkpoint) if wants_text else None
     keep = options.refine is not None or options.method == AUTO
     with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
         layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
@@ -128,8 +130,14 @@ def converted_layers(
         else:
             layerwise.from_statistics(known.model, known.blocks.tokens_NT)
         reports = [layerwise.files.report(number) for number in range(len(layerwise.layers))]
-        text = None if known is None else known.blocks.description
-        yield Converted(layers=layerwise.results(), reports=reports, text=text, trials=[asdict(one) for one in trials])
+        divergences = [tuple(report.pop(DIVERGENCE)) for report in reports if DIVERGENCE in report]
+        yield Converted(
+            layers=layerwise.results(),
+            reports=reports,
+            text=None if known is None else known.blocks.description,
+            trials=[asdict(one) for one in trials],
+            divergence=divergences[0] if divergences else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -140,9 +148,10 @@ class _Text:
     blocks: Blocks
 
     @classmethod
-    def find(cls, options: ConvertOptions, source: Source) -> "_Text":
+    def find(cls, options: ConvertOptions, source: Source, checkpoint: Checkpoint) -> "_Text":
         tokenizer = load_tokenizer(source.directory)
-        model = load_model(source.directory, dtype=options.dtype, device=options.device)
+        place = {"dtype": options.dtype, "device": options.device}
+        model = load_rehosted(checkpoint, **place) if checkpoint.rehosted else load_model(source.directory, **place)
         _check_runs(model, options)
         blocks = find_blocks(
             options.data,

@@ -9,10 +9,13 @@ head, X inputs (the model's width, and one more that is always 1 where there are
 P rotary planes.
 """
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
+
+from mha2gqa.metric import Even, Metric
 
 Freedom: TypeAlias = Literal["free", "scaled", "normed", "signed", "fixed"]
 """What each head's keys (values) may be multiplied with when its queries (outputs) make up for it.
@@ -66,12 +69,46 @@ class AttentionHeads:
         """R: query heads that share one KV head."""
         return len(self.q_HEX) // len(self.k_KEX)
 
+    def members(self, group: Sequence[int]) -> "AttentionHeads":
+        """Return some KV heads, in this order, with the query heads that read them."""
+        heads = list(group)
+
+        def of_queries(tensor_H: torch.Tensor) -> torch.Tensor:
+            members_H: torch.Tensor = tensor_H.unflatten(0, (-1, self.queries_per_head))[heads].flatten(0, 1)
+            return members_H
+
+        return replace(
+            self,
+            q_HEX=of_queries(self.q_HEX),
+            k_KEX=self.k_KEX[heads],
+            v_KFX=self.v_KFX[heads],
+            o_HDF=of_queries(self.o_HDF),
+            q_gain_HE=None if self.q_gain_HE is None else of_queries(self.q_gain_HE),
+            k_gain_KE=None if self.k_gain_KE is None else self.k_gain_KE[heads],
+        )
+
+
+def join(parts: Sequence[AttentionHeads]) -> AttentionHeads:
+    """Return the heads of all parts as one layer; what is no tensor is as in the first."""
+    names = [name for name, value in vars(parts[0]).items() if isinstance(value, torch.Tensor)]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **joined)
+
 
 @dataclass(frozen=True)
 class Statistics:
     """What a method may know of the inputs of a layer: sums over tokens, never the tokens."""
 
-    moment_XX: torch.Tensor
-    """Mean of x xᵀ over the tokens, with x as the rows of keys and values take it."""
-    query_moment_XX: torch.Tensor
+    inputs: Metric
+    """Of x, as the rows of keys and values take it."""
+    query_inputs: Metric
     """The same for the queries; another one in cross-attention only."""
+
+    def like(self, tensor: torch.Tensor) -> "Statistics":
+        """Return the statistics in a tensor's dtype and on its device."""
+        inputs = self.inputs.like(tensor)
+        return Statistics(inputs, inputs if self.query_inputs is self.inputs else self.query_inputs.like(tensor))
+
+
+NOTHING_KNOWN = Statistics(Even(), Even())
+"""Inputs that count as uncorrelated and of equal size."""

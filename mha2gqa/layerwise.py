@@ -35,6 +35,8 @@ Tell: TypeAlias = Callable[[LayerReport, int, int], object]
 Progress: TypeAlias = Callable[[str, int, int], object]
 """Told what is being done, how much of it was done since the last call, and how much there is in all."""
 
+DIVERGENCE = "divergence"
+"""Key under which each layer's file keeps what `train_jointly` returns, for a run that goes on behind it."""
 BATCH_TOKENS = 4096
 """Tokens of one batch of calibration text."""
 _LEAST_BATCHES = 8
@@ -111,11 +113,11 @@ class Layerwise:
         aside, training = keep_aside(whole)
         dtypes = {f"{one.module}.{name}": dtype for one in self.layers for name, dtype in self._file_dtypes(one)}
         advance = partial(self.progress, "joint")
-        train_jointly(original, student, self.layers, training, aside, dtypes, options, advance)
+        divergence = train_jointly(original, student, self.layers, training, aside, dtypes, options, advance)
         for number, layer in enumerate(self.layers):
             module = student.get_submodule(layer.module)
             tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
-            together.files.write(number, layer, tensors, self.files.report(number))
+            together.files.write(number, layer, tensors, self.files.report(number) | {DIVERGENCE: divergence})
         return together
 
     def beside(self, name: str) -> "Layerwise":

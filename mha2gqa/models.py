@@ -1,6 +1,7 @@
 """Models loaded to be run: by transformers' own class, strictly, where they fit.
 
     load_model(directory)           the class that wrote the checkpoint, in evaluation mode
+    load_rehosted(checkpoint)       the same of a checkpoint that has been written in another class, from its bytes
     load_tokenizer(directory)       its tokenizer
     context_length(config, wanted)  tokens of a block to run it on
     attention_modules(config_json)  names of the modules whose keys and values a conversion changes
@@ -9,6 +10,7 @@ On an accelerator weights keep their dtype; on a CPU they are used in fp32. Noth
 model is run for.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mha2gqa.checkpoint.reader import read_checkpoint, read_json
+from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint, read_json
+from mha2gqa.checkpoint.streams import Sources
+from mha2gqa.checkpoint.tensors import read_tensor
 from mha2gqa.errors import CheckpointError, DeviceError, TextError
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.cache import cache_layers
@@ -77,6 +81,30 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
     model, problems = load_unchecked(directory, placement(directory, dtype=dtype, device=device))
+    _require_strict(directory, model, problems)
+    return model
+
+
+def load_rehosted(checkpoint: Checkpoint, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
+    """Load a checkpoint that `hosts.rehost` has written in another class; as `load_model`, which its files do not fit.
+
+    Its weights are in memory twice while they are taken over.
+
+    Raises:
+        CheckpointError: A key is missing, unexpected or has another shape than the class expects.
+    """
+    plan, place = blueprint(checkpoint.config), placement(checkpoint.directory, dtype=dtype, device=device)
+    sources = Sources()
+    try:
+        state = {info.name: read_tensor(sources, info) for info in checkpoint.tensors}
+    finally:
+        sources.close()
+    model, problems = _load(type(plan.model), None, place, config=copy.deepcopy(plan.config), state_dict=state)
+    _require_strict(checkpoint.directory, model, problems)
+    return model
+
+
+def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
@@ -84,14 +112,19 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
             expected=f"exactly the tensors of {type(model).__name__}",
             remedy="Check that config.json and the weights belong together",
         )
-    return model
 
 
 def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
     """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
-    model_class: Any = type(blueprint(read_json(directory / "config.json")).model)
+    return _load(type(blueprint(read_json(directory / "config.json")).model), directory, place)
+
+
+def _load(
+    model_class: Any, directory: Path | None, place: Placement, **given: Any
+) -> tuple[PreTrainedModel, list[str]]:
     loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
         directory,
+        **given,
         dtype=place.dtype or "auto",
         device_map=place.device if place.device != "cpu" else None,
         output_loading_info=True,

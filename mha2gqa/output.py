@@ -22,7 +22,7 @@ from mha2gqa.checkpoint.writer import OutputFile, Progress, divide, write_weight
 from mha2gqa.errors import OutputError
 from mha2gqa.merging import POOLINGS
 from mha2gqa.plan import Plan
-from mha2gqa.report import ChangeReport, cache_per_token, tensor_rows
+from mha2gqa.report import ChangeReport, cache_per_token, recomputed_kinds, tensor_rows
 
 SLACK = 64 << 20
 """Bytes beside the weights that must be free: headers, tokenizer, record, the file system's own."""
@@ -48,6 +48,8 @@ class Request:
     """What `--method auto` tried; the one with the least loss is the result."""
     text: str | None = None
     """Where the calibration text came from."""
+    divergence: tuple[float, float] | None = None
+    """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
 
 
 def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Request, progress: Progress) -> ChangeReport:
@@ -71,8 +73,10 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
         for companion in checkpoint.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.directory / companion, directory / companion)
-        write_record(directory, _record(plan, request), source, plan.tensors, checksums)
-        write_card(directory, _card_facts(report, source, request), source)
+        for name, text in (checkpoint.rehosted.files if checkpoint.rehosted else {}).items():
+            (directory / name).write_text(text, encoding="utf-8")
+        write_record(directory, _record(plan, checkpoint, request), source, plan.tensors, checksums)
+        write_card(directory, _card_facts(report, checkpoint, source, request), source)
         _write_config(directory / "config.json", checkpoint, plan)
         _check_written(directory, plan.tensors)
     return replace(report, written=True, seconds=time.monotonic() - started)
@@ -102,10 +106,13 @@ def _report(
         layers=list(request.layers),
         text=request.text,
         trials=list(request.trials),
+        divergence=request.divergence,
+        rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
+        added=[*checkpoint.rehosted.files] if checkpoint.rehosted else [],
     )
 
 
-def _record(plan: Plan, request: Request) -> Record:
+def _record(plan: Plan, checkpoint: Checkpoint, request: Request) -> Record:
     return Record(
         command=request.command,
         options=request.options,
@@ -118,10 +125,12 @@ def _record(plan: Plan, request: Request) -> Record:
         text=request.text,
         layers=list(request.layers),
         trials=list(request.trials),
+        divergence=request.divergence,
+        rehosted_from=checkpoint.rehosted.model_type if checkpoint.rehosted else None,
     )
 
 
-def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardFacts:
+def _card_facts(report: ChangeReport, checkpoint: Checkpoint, source: Source, request: Request) -> CardFacts:
     named = ((name, value if isinstance(value, list) else [value]) for name, value in request.options.items())
     options = (f"--{name} {value}" for name, values in named for value in values if value not in (None, ""))
     words = ["mha2gqa", request.command, source.argument, *options]
@@ -133,12 +142,15 @@ def _card_facts(report: ChangeReport, source: Source, request: Request) -> CardF
         heads_after=report.heads_after,
         cache_before=report.cache_before,
         cache_after=report.cache_after,
+        rehosted_from=report.rehosted_from,
+        model_type=report.model_type,
+        recomputed=recomputed_kinds(checkpoint),
         improved_on=request.text if "refine" in request.options or request.method == "auto" else None,
     )
 
 
 def _write_config(path: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    if plan.config_changes:
+    if plan.config_changes or checkpoint.rehosted:
         path.write_text(json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
         shutil.copyfile(checkpoint.directory / path.name, path)

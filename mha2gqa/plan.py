@@ -15,7 +15,8 @@ from typing import Any
 
 from mha2gqa.checkpoint.pieces import LayerResult, OutputTensor
 from mha2gqa.checkpoint.reader import Checkpoint
-from mha2gqa.errors import CheckpointError, FamilyError, GroupsError
+from mha2gqa.checkpoint.tensors import refuse_quantised
+from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, blueprint, find_spelling
 from mha2gqa.families.changes import find_changes
 from mha2gqa.families.counts import Count, Path, find_counts, refuse_family, rewrite
@@ -155,22 +156,6 @@ def _check_groups(groups: int, counts: list[Count]) -> None:
 
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def refuse_quantised(config: ConfigJson) -> None:
-    """Refuse a config that says that the weights are quantised.
-
-    Raises:
-        CheckpointError: It does.
-    """
-    for holder in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if quantisation := holder.get("quantization_config"):
-            kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-            raise CheckpointError(
-                f"The checkpoint is quantised ({kind})",
-                expected="K/V in fp64, fp32, bf16 or fp16",
-                remedy="Convert the unquantised checkpoint, then quantise the result",
-            )
 
 
 def no_effect(model_type: str) -> FamilyError:

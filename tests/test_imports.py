@@ -16,10 +16,13 @@ PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
     {"errors"},
     {"options"},
+    {"metric"},
     {"heads"},
     {"grouping"},
+    {"shipped"},
     {"families", "merging", "reference"},
     {"checkpoint"},
+    {"hosts"},
     {"models", "texts"},
     {"rearrange"},
     {"plan"},

@@ -94,6 +94,9 @@ def test_the_record_and_the_card_say_how(source: Path, cli: Any, tmp_path: Path,
         wanted = STEPS[str(options.get("refine"))]
         assert [list(layer["errors"]) for layer in written["layers"]] == [wanted, wanted]
     assert report["layers"] == written["layers"]
+    assert report["divergence"] == written["divergence"]
+    if "auto" not in way:
+        assert (written["divergence"] is not None) == ("joint" in way)
     data = options.get("data")
     assert written["text"] == (None if data is None else written["text"])
     assert (data == "text.txt") == (written["text"] == "text from text.txt")

@@ -5,25 +5,39 @@ that of the embedding rows plus, for each attention layer before, that of its ou
 to the same size; the norm in front of a layer then scales the channels. It is only the metric in which
 `aligned` gives something up: a bad guess makes the result less close, never wrong.
 
-Legend: D model width, X inputs of a layer (D, and one more that is 1 where it has biases), V vocabulary.
+Kept as a diagonal and as many directions as matter (`metric.LowRank`), so that neither the guess nor what is
+done with it multiplies matrices of the model's full width: up to `_RANK` wide it is the whole moment.
+
+Legend: D model width, X inputs of a layer (D, and one more that is 1 where it has biases), V vocabulary,
+Z width of the concatenated heads, N columns, S directions that are kept.
 """
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from mha2gqa.heads import Statistics
+from mha2gqa.metric import LowRank
 
 _SHARE = 0.5
 """Size of what an attention layer adds, beside that of the embeddings."""
 _ROWS = 8192
 """Embedding rows that are looked at, evenly spaced."""
+_RANK = 256
+"""Directions that are kept beside the diagonal."""
+_LAYER_RANK = 128
+"""Directions that one layer's output projection adds at most."""
 _NORMS = (
     *("input_layernorm", "operator_norm", "temporal_pre_norm", "self_attn_layer_norm", "pre_attention_layernorm"),
     *("pre_self_attn_layernorm", "attn_norm", "norm_1", "ln_1", "input_norm", "norm"),
 )
 """Names of the norm in front of attention, among the children of a block."""
+
+_Moment: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""d and F of diag(d) + F Fᵀ, `[D]` and `[D, S]`."""
 
 
 class Prior:
@@ -36,26 +50,57 @@ class Prior:
     """
 
     def __init__(self, embedding_VD: torch.Tensor | None, width: int, device: torch.device) -> None:
-        self._moment_DD = torch.eye(width, device=device)
+        self._moment: _Moment = torch.ones(width, device=device), torch.zeros(width, 0, device=device)
         if embedding_VD is not None and embedding_VD.shape[1] == width:
             rows = embedding_VD[:: max(1, len(embedding_VD) // _ROWS)].float()
-            self._moment_DD = _sized(rows.mT @ rows)
+            self._moment = _sized(_main_directions(rows.mT, _RANK))
 
     def statistics(self, gain_D: torch.Tensor | None, *, has_bias: bool) -> Statistics:
         """Return the guess for a layer whose norm has these gains."""
-        moment = _sized(self._moment_DD).double()
+        diagonal, factor = _sized(self._moment)
         if gain_D is not None:
-            gain = gain_D.to(moment)
-            moment = gain[:, None] * moment * gain
+            gain = gain_D.to(diagonal)
+            diagonal, factor = diagonal * gain.square(), factor * gain[:, None]
         if has_bias:
-            moment = torch.block_diag(moment, moment.new_ones(1, 1))
-        return Statistics(moment, moment)
+            diagonal, factor = functional.pad(diagonal, (0, 1), value=1.0), functional.pad(factor, (0, 0, 0, 1))
+        guess = LowRank(diagonal, factor)
+        return Statistics(guess, guess)
 
     def add(self, output_DZ: torch.Tensor) -> None:
         """Take in an output projection that writes into the stream."""
-        if len(output_DZ) == len(self._moment_DD):
-            rows = output_DZ.float()
-            self._moment_DD = self._moment_DD + _SHARE * _sized(rows @ rows.mT)
+        if len(output_DZ) == len(self._moment[0]):
+            added = _sized(_main_directions(output_DZ.float(), _LAYER_RANK))
+            self._moment = _sum(self._moment, (added[0] * _SHARE, added[1] * _SHARE**0.5))
+
+
+def _main_directions(columns_DN: torch.Tensor, rank: int) -> _Moment:
+    """Return A Aᵀ, its leading directions as a factor and of the rest the diagonal.
+
+    Nyström's approximation on a random subspace after one power iteration (Halko, Martinsson and Tropp 2011,
+    sections 4.5 and 5.4): never more than A Aᵀ, so that the rest is positive, and A Aᵀ itself where there are as
+    many directions as channels.
+    """
+    width = len(columns_DN)
+    random = torch.randn(width, min(width, rank), generator=torch.Generator().manual_seed(0)).to(columns_DN.device)
+    directions_DS = torch.linalg.qr(columns_DN @ (columns_DN.mT @ random)).Q
+    seen_NS = columns_DN.mT @ directions_DS
+    values, vectors = torch.linalg.eigh((seen_NS.mT @ seen_NS).double())
+    used = values > values[-1] * 1e-7  # what fp32 resolves
+    scaled = vectors[:, used] / values[used].sqrt()
+    factor_DS = columns_DN @ (seen_NS @ scaled.to(seen_NS.dtype))
+    return (columns_DN.square().sum(dim=1) - factor_DS.square().sum(dim=1)).clamp(min=0), factor_DS
+
+
+def _sum(one: _Moment, other: _Moment) -> _Moment:
+    """Return the sum of two moments, with the leading directions of both and of the rest the diagonal."""
+    both_DS = torch.cat([one[1], other[1]], dim=1)
+    diagonal = one[0] + other[0]
+    if both_DS.shape[1] <= _RANK:
+        return diagonal, both_DS
+    _, vectors = torch.linalg.eigh((both_DS.mT @ both_DS).double())
+    turned_DS = both_DS @ vectors.to(both_DS.dtype)
+    rest, factor = turned_DS[:, :-_RANK], turned_DS[:, -_RANK:]
+    return diagonal + rest.square().sum(dim=1), factor
 
 
 def norm_name(model: nn.Module, module: str) -> str | None:
@@ -85,5 +130,8 @@ def norm_gains(norm: nn.Module, tensors: Mapping[str, torch.Tensor], width: int)
     return gains
 
 
-def _sized(moment_DD: torch.Tensor) -> torch.Tensor:
-    return moment_DD * (len(moment_DD) / moment_DD.trace())
+def _sized(moment: _Moment) -> _Moment:
+    """Return a moment of mean energy 1 a channel."""
+    diagonal, factor = moment
+    size = (diagonal.sum() + factor.square().sum()) / len(diagonal)
+    return diagonal / size, factor / size.sqrt()

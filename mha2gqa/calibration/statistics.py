@@ -5,6 +5,7 @@ The memory does not depend on the number of tokens: one square matrix of the mod
 Legend: N tokens, X inputs of a projection (and one more that is 1 where the layer has biases).
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from mha2gqa.calibration.replay import first_tensor, model_inputs
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads import Statistics
+from mha2gqa.metric import Full
 
 
 class Moments:
@@ -29,6 +31,10 @@ class Moments:
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens = 0
         self._finite: list[torch.Tensor] = []
+        self._last: Callable[[], torch.Tensor | None] = lambda: None
+        self._last_name = ""
+        self._alike: dict[str, str] = {}
+        """Projections that so far were given the very tensors that another was given -> that one."""
 
     def watch(self, model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
         """Add up whatever the model's own module of the layer is given from now on."""
@@ -48,9 +54,20 @@ class Moments:
         if not all(self._finite):
             raise self._refusal("outputs", "not finite")
         queries, keys = self._layer.projections
-        return Statistics(self._moment(keys), self._moment(queries))
+        if self._alike:
+            both = Full(self._moment(next(iter(self._alike.values()))))
+            return Statistics(both, both)
+        return Statistics(Full(self._moment(keys)), Full(self._moment(queries)))
 
     def _add(self, name: str, inputs: torch.Tensor) -> None:
+        if name == self._layer.projections[1]:
+            self._tokens += inputs.shape[:-1].numel()
+        if name not in self._sums and self._last() is inputs:
+            self._alike[name] = self._last_name
+            return
+        if name in self._alike:
+            self._sums[name] = self._sums[self._alike.pop(name)].clone()
+        self._last, self._last_name = weakref.ref(inputs), name
         x_NX = inputs.detach().flatten(0, -2).float()
         if self._layer.has_bias:
             x_NX = torch.cat([x_NX, x_NX.new_ones(len(x_NX), 1)], dim=1)
@@ -59,8 +76,6 @@ class Moments:
             self._sums[name] += moment
         else:
             self._sums[name] = moment.double()
-        if name == self._layer.projections[1]:
-            self._tokens += len(x_NX)
 
     def _look_at(self, output: Any) -> None:
         self._finite.append(torch.isfinite(first_tensor(output)).all())  # not asked before the end: that would wait

@@ -27,9 +27,10 @@ _TEXT = """\
 | KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
 
 {quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
-{untrained}"""
+{architecture}
+"""
 
-_UNTRAINED = "The architecture and all other weights are those of the original.\n"
+_UNTRAINED = "The architecture and all other weights are those of the original."
 
 _QUALITY = {
     "convert": "The heads of each group were merged without training, which costs quality: measure it on your own data "
@@ -56,6 +57,11 @@ class CardFacts:
     """The same of the result."""
     improved_on: str | None = None
     """The text that a refinement learned from."""
+    rehosted_from: str | None = None
+    """Model type of the original, where the result's is another, `model_type`."""
+    model_type: str = ""
+    recomputed: tuple[str, ...] = ()
+    """Tensors that were computed for the other class, one name for all layers."""
 
 
 def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
@@ -74,9 +80,9 @@ def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
         after=facts.heads_after,
         verb="converted" if facts.command == "convert" else "expanded",
         command=facts.command_line,
-        untrained=_UNTRAINED,
         cache_before=facts.cache_before,
         cache_after=facts.cache_after,
+        architecture=_architecture(facts),
         quality=_QUALITY["refined" if facts.improved_on else facts.command].format(text=facts.improved_on),
     )
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
@@ -95,10 +101,21 @@ def extend_card(converted: Path, directory: Path, name: str, section: str) -> No
     """
     path = converted / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
-    text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED, "")
+    text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED + "\n", "")
     for quality in _QUALITY.values():
         text = text.replace(quality + " ", "")
     (directory / "README.md").write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
+
+
+def _architecture(facts: CardFacts) -> str:
+    if facts.rehosted_from is None:
+        return _UNTRAINED
+    computed = ", ".join(f"`{name}`" for name in facts.recomputed) or "none"
+    return (
+        f"The original's class, `{facts.rehosted_from}`, knows only multi-head attention: this checkpoint is the same "
+        f"model written as `{facts.model_type}`. Tensors that were re-ordered or computed for that, before anything "
+        f"else was done to them: {computed}. All others are those of the original, under other names."
+    )
 
 
 def _inherited(card: Path) -> dict[str, Any]:

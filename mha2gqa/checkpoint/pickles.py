@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mha2gqa.checkpoint.pieces import DTYPES, MemoryFile, TensorInfo
+from mha2gqa.checkpoint.pieces import DTYPES, File, MemoryFile, TensorInfo
 from mha2gqa.errors import CheckpointError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
@@ -111,7 +111,7 @@ def _check_inside(file: Path, tensors: Mapping[str, torch.Tensor], infos: list[T
             )
 
 
-def _info(name: str, tensor: torch.Tensor, file: Path | MemoryFile, offset: int) -> TensorInfo:
+def _info(name: str, tensor: torch.Tensor, file: File, offset: int) -> TensorInfo:
     size = tensor.numel() * tensor.element_size()
     return TensorInfo(name, _NAMES[tensor.dtype], tuple(tensor.shape), file, offset, size)
 

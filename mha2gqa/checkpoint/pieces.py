@@ -7,6 +7,7 @@ one group of heads at a time, whatever the size of the model.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -19,17 +20,35 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """Dtypes that can be merged, by their names in a safetensors header."""
 
 
+class VirtualFile(ABC):
+    """Bytes that stand in for those of a file on disk."""
+
+    path: Path
+    """The file whose place they take."""
+
+    @abstractmethod
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `offset` on."""
+
+
 @dataclass(frozen=True)
-class MemoryFile:
-    """Bytes that stand in for a file that cannot be read by ranges (an old pickle)."""
+class MemoryFile(VirtualFile):
+    """Bytes in memory: of a file that cannot be read by ranges (an old pickle)."""
 
     path: Path
     content: memoryview
 
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `offset` on."""
+        view[:] = self.content[offset : offset + len(view)]
 
-def path_of(file: Path | MemoryFile) -> Path:
-    """Return the path of a file, also of one that was read into memory."""
-    return file.path if isinstance(file, MemoryFile) else file
+
+File: TypeAlias = Path | VirtualFile
+
+
+def path_of(file: File) -> Path:
+    """Return the path of a file, also of one that stands in for it."""
+    return file.path if isinstance(file, VirtualFile) else file
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class TensorInfo:
     dtype: str
     """As in a safetensors header: `BF16`, `F32`, `I64`, ..."""
     shape: tuple[int, ...]
-    file: Path | MemoryFile
+    file: File
     offset: int
     """Of the first byte, from the start of the file."""
     size: int
@@ -56,7 +75,7 @@ class TensorInfo:
 class Span:
     """A contiguous byte range of a source file."""
 
-    file: Path | MemoryFile
+    file: File
     offset: int
     size: int
 

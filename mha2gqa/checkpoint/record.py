@@ -50,6 +50,10 @@ class Record:
     """What `--method auto` tried; the one with the least loss is the result."""
     uptrain: list[Mapping[str, Any]] = field(default_factory=list)
     """Each training that followed: what it was and what it won."""
+    divergence: tuple[float, float] | None = None
+    """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
+    rehosted_from: str | None = None
+    """Model type of the source, where the result is of another: its own class knows only multi-head attention."""
 
 
 def write_record(
@@ -178,6 +182,7 @@ def _parse(content: dict[str, Any]) -> WrittenRecord:
         text=None if content.get("text") is None else str(content["text"]),
         layers=[_parse_layer(layer) for layer in content.get("layers", [])],
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
+        rehosted_from=None if content.get("rehosted_from") is None else str(content["rehosted_from"]),
     )
     tensors = {
         name: WrittenTensor(bool(entry["changed"]), str(entry["xxh3_128"]))

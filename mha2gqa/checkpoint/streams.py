@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from mha2gqa.checkpoint.pieces import MemoryFile, Span
+from mha2gqa.checkpoint.pieces import Span, VirtualFile
 from mha2gqa.errors import CheckpointError
 
 BLOCK = 4096
@@ -55,8 +55,8 @@ class Sources:
             CheckpointError: The file ends early: it was changed or truncated since it was planned.
         """
         size = len(view)
-        if isinstance(span.file, MemoryFile):
-            view[:] = span.file.content[span.offset : span.offset + size]
+        if isinstance(span.file, VirtualFile):
+            span.file.read_into(span.offset, view)
             return
         descriptor, done = self.descriptor(span.file), 0
         while done < size:
@@ -127,7 +127,7 @@ class Writer:
         start = -self.offset % BLOCK
         length = (span.size - start) // BLOCK * BLOCK
         is_aligned = (span.offset - self.offset) % BLOCK == 0
-        if sys.platform != "linux" or isinstance(span.file, MemoryFile) or length <= 0 or not is_aligned:
+        if sys.platform != "linux" or isinstance(span.file, VirtualFile) or length <= 0 or not is_aligned:
             return nothing
         source = sources.descriptor(span.file)
         request = struct.pack("qQQQ", source, span.offset + start, length, self.offset + start)
@@ -149,7 +149,7 @@ class Writer:
     def _drop_source(self, sources: Sources, span: Span, done: int) -> None:
         """Drop the pages of the source's last window once it is read, or once the span is."""
         at_boundary = done % _WINDOW == 0 or done == span.size
-        if self._drop_behind and at_boundary and not isinstance(span.file, MemoryFile):
+        if self._drop_behind and at_boundary and not isinstance(span.file, VirtualFile):
             start = (done - 1) // _WINDOW * _WINDOW
             descriptor = sources.descriptor(span.file)
             os.posix_fadvise(descriptor, span.offset + start, done - start, os.POSIX_FADV_DONTNEED)

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import torch
 import xxhash
 
-from mha2gqa.checkpoint.pieces import Copy, MemoryFile, OutputTensor
+from mha2gqa.checkpoint.pieces import Copy, OutputTensor, VirtualFile
 from mha2gqa.checkpoint.pool import Pool
 from mha2gqa.checkpoint.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.checkpoint.streams import BLOCK, Sources, Writer, should_drop_behind
@@ -190,7 +190,7 @@ def _data_start(file: OutputFile, least: int) -> int:
     written = 0
     for tensor in file.tensors:
         for piece in tensor.pieces:
-            if isinstance(piece, Copy) and not isinstance(piece.span.file, MemoryFile):
+            if isinstance(piece, Copy) and not isinstance(piece.span.file, VirtualFile):
                 wanted = piece.span.offset - written
                 if wanted % 8 == 0:
                     return least + (wanted - least) % BLOCK

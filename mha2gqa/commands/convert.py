@@ -7,6 +7,7 @@ from mha2gqa.checkpoint.reader import read_checkpoint
 from mha2gqa.checkpoint.source import find_source
 from mha2gqa.checkpoint.writer import Progress, ignore_progress
 from mha2gqa.conversion import AUTO, Converted, converted_layers, is_layerwise
+from mha2gqa.hosts import rehost
 from mha2gqa.layerwise import Progress as Stages
 from mha2gqa.layerwise import Tell
 from mha2gqa.options import ConvertOptions
@@ -37,7 +38,7 @@ def convert(
         Mha2GqaError: The request is refused; nothing has been written.
     """
     source = find_source(options.model)
-    checkpoint = read_checkpoint(source.directory)
+    checkpoint = rehost(read_checkpoint(source.directory), options.groups)
     plan = plan_convert(checkpoint, options.groups)
     output = options.output or Path(f"{source.name}-{'mqa' if options.groups == 1 else f'gqa{options.groups}'}")
     with contextlib.ExitStack() as stack:
@@ -58,6 +59,7 @@ def convert(
             layers=made.reports,
             text=made.text,
             trials=made.trials,
+            divergence=made.divergence,
         )
         return carry_out(plan, source, checkpoint, request, progress)
 

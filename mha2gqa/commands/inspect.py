@@ -7,14 +7,17 @@ from typing import Any
 from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.reader import has_weights, read_checkpoint, read_json
 from mha2gqa.checkpoint.source import Source, find_source, remote_weight_shapes
+from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import FamilyError, Mha2GqaError
 from mha2gqa.families.anatomy import anatomy
 from mha2gqa.families.blueprint import Blueprint, blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import Count, decoders, find_counts
 from mha2gqa.grouping import divisors
+from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
+from mha2gqa.hosts.host import Host
 from mha2gqa.options import InspectOptions
-from mha2gqa.plan import no_effect, plan_convert, possible_groups, refuse_quantised
+from mha2gqa.plan import no_effect, plan_convert, possible_groups
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
@@ -57,6 +60,8 @@ class InspectReport:
     verdict: str
     """What `convert` would do, or why it would refuse."""
     convertible: bool
+    hosts: dict[int, str]
+    """G -> model type of the result, where the model's own class knows only MHA; empty elsewhere."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -71,20 +76,22 @@ def inspect(options: InspectOptions) -> InspectReport:
     """
     source = find_source(options.model, small=True)
     config = read_json(source.directory / "config.json")
-    plan = blueprint(config)
-    counts, refusal = _counts(config, plan, source)
-    cached = cache_layers(config, plan, counts)
+    own, hosts = blueprint(config), hosts_by_groups(config)
+    target = config_with_heads(config)
+    plan = blueprint(target)
+    counts, refusal = _counts(target, plan, source)
+    cached = cache_layers(target, plan, counts)
     if not refusal and not cached:
         refusal = str(no_effect(plan.config.model_type))
-    parameters = anatomy(plan, cached)
+    parameters = anatomy(own, [] if hosts else cached)
     decoder = decoders(plan)[0]
     dtype = _dtype(config, source)
-    groups = possible_groups(counts)[::-1] if counts else []
+    groups = sorted(hosts or (possible_groups(counts) if counts else []), reverse=True)
     widths = {layer.width for layer in cached}
     return InspectReport(
         source=source.hub_id or str(source.directory),
-        model_type=plan.config.model_type,
-        architecture=type(plan.model).__name__,
+        model_type=own.config.model_type,
+        architecture=type(own.model).__name__,
         dtype=dtype,
         layers=len(cached),
         query_heads=decoder.query_heads,
@@ -95,14 +102,17 @@ def inspect(options: InspectOptions) -> InspectReport:
         parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
         layer_kinds=_kinds(parameters.layers),
         rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]] if cached else [],
-        verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads.",
+        verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads{_as(hosts)}.",
         convertible=not refusal,
+        hosts={one: hosts[one].model_type for one in groups if one in hosts},
     )
 
 
 def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[list[Count], str]:
     """Return the numbers of KV heads, and why convert would refuse (empty when it would not)."""
     try:
+        if has_hosts(config):
+            host_config(config, 1)  # none can express this model: the refusal says why
         counts = find_counts(config, plan)
     except FamilyError as refusal:
         return [], str(refusal)
@@ -112,7 +122,7 @@ def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[li
     try:
         refuse_quantised(config)
         if has_weights(source.directory):
-            plan_convert(read_checkpoint(source.directory), possible[0])
+            plan_convert(rehost(read_checkpoint(source.directory), possible[0]), possible[0])
     except Mha2GqaError as refusal:
         return counts, str(refusal)
     return counts, ""
@@ -120,6 +130,19 @@ def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[li
 
 def _choices(groups: list[int]) -> str:
     return ", ".join(str(one) for one in groups[1:])
+
+
+def _as(hosts: dict[int, Host]) -> str:
+    """Return in which class the result is written, where it is another than the source's."""
+    by_type: dict[str, list[int]] = {}
+    for groups in sorted(hosts, reverse=True)[1:]:
+        by_type.setdefault(hosts[groups].model_type, []).append(groups)
+    ships = {host.model_type: " (its code ships with it)" for host in hosts.values() if host.shipped}
+    results = [
+        f"a {kind!r} model{ships.get(kind, '')}" + (f" for {', '.join(map(str, each))}" if len(by_type) > 1 else "")
+        for kind, each in by_type.items()
+    ]
+    return f". Its own class knows only multi-head attention, so the result is {' and '.join(results)}" * bool(results)
 
 
 def _dtype(config: dict[str, Any], source: Source) -> str:

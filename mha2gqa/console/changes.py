@@ -1,6 +1,7 @@
 """The reports of `convert` and `expand`, for people."""
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -17,17 +18,17 @@ def print_change(report: "ChangeReport") -> None:
     if not report.written:
         _print_plan(report)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    changed = sum(tensor["action"] == "changed" for tensor in report.tensors)
-    copied = sum(tensor["action"] == "copied" for tensor in report.tensors)
+    counts = Counter(tensor["action"] for tensor in report.tensors)
     rows = {
-        "source": f"{report.source} ({report.model_type})",
+        "source": f"{report.source} ({report.rehosted_from or report.model_type})",
         "output": str(report.output),
+        **_class_row(report),
         "KV heads": f"{report.heads_before} -> {report.heads_after}" + (f", {report.method}" if report.method else ""),
         **_layer_rows(report),
         "KV cache": f"{size(report.cache_before)} -> {size(report.cache_after)} a token"
         f" ({report.cache_after / max(1, report.cache_before):.0%})",
         "weights": f"{size(report.bytes_read)} -> {size(report.bytes_written)}",
-        "tensors": f"{changed} changed, {copied} copied",
+        "tensors": f"{counts['changed']} changed, {counts['copied']} copied" + _recomputed(counts["recomputed"]),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
@@ -36,6 +37,16 @@ def print_change(report: "ChangeReport") -> None:
         name = "writing" if report.layers else "time"
         table.add_row(name, f"{report.seconds:.1f} s ({size(int(speed))}/s)")
     out.print(table, soft_wrap=True)
+
+
+def _class_row(report: "ChangeReport") -> dict[str, str]:
+    if report.rehosted_from is None:
+        return {}
+    return {"class": f"{report.model_type}: that of {report.rehosted_from} knows only multi-head attention"}
+
+
+def _recomputed(count: int) -> str:
+    return f", {count} recomputed for the class" if count else ""
 
 
 def _layer_rows(report: "ChangeReport") -> dict[str, str]:
@@ -51,6 +62,9 @@ def _layer_rows(report: "ChangeReport") -> dict[str, str]:
     for step in steps:
         mean = sum(layer["errors"].get(step, min(layer["errors"].values())) for layer in report.layers)
         rows[f"error {step}"] = f"{mean / len(report.layers):.4f} of the attention outputs' energy, mean of the layers"
+    if report.divergence:
+        before, after = report.divergence
+        rows["error joint"] = f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
         way = trial["refine"] or "aligned"
         rows[f"tried {way}"] = f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
@@ -67,6 +81,8 @@ def _print_plan(report: "ChangeReport") -> None:
     out.print(table)
     for file, length in report.files.items():
         out.print(f"write {file}: {size(length)}")
+    for name in report.added:
+        out.print(f"write {escape(name)}", soft_wrap=True)
     for companion in report.companions:
         out.print(f"copy {escape(companion)}", soft_wrap=True)
     for change in report.config_changes:

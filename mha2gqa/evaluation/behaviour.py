@@ -100,7 +100,9 @@ def held_bytes(cache: Cache) -> int:
 
 def _generation(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
     generate: Any = model.generate
-    written_BT: torch.Tensor = generate(input_ids=ids_BT.to(model.device), max_new_tokens=NEW_TOKENS)
+    read_BT = ids_BT.to(model.device)
+    seen_BT = torch.ones_like(read_BT)  # else a token that happens to be the padding would be left out
+    written_BT: torch.Tensor = generate(input_ids=read_BT, attention_mask=seen_BT, max_new_tokens=NEW_TOKENS)
     logits_BTV = _run(model, written_BT, ids_BT, use_cache=False).logits
     chosen_BT = written_BT[:, -NEW_TOKENS:]
     choices_BTV = logits_BTV[:, -NEW_TOKENS - 1 : -1]

@@ -19,8 +19,14 @@ def companion_findings(original: Checkpoint, converted: Checkpoint) -> Iterator[
             yield _finding(companion, "is missing; the original has it")
         elif not filecmp.cmp(before, after, shallow=False):
             yield _finding(companion, "differs from the original's")
+    added = original.rehosted.files if original.rehosted else {}
+    for name, text in added.items():
+        file = converted.directory / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            yield _finding(Path(name), "is not what this version writes for the class")
     for companion in converted.companions:
-        if companion not in original.companions and companion.name.startswith(_READ_BY_TOKENIZERS):
+        is_known = companion in original.companions or str(companion) in added
+        if not is_known and companion.name.startswith(_READ_BY_TOKENIZERS):
             yield _finding(companion, "is not beside the original, and would change its tokenizer")
 
 

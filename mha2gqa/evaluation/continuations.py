@@ -21,10 +21,11 @@ def continuations(
     prompts_NT = blocks_NT[chosen, : max(1, length)]
     if not original.can_generate():
         return ()
-    first_NT = attempt(lambda: _write(original, prompts_NT))
+    count = _room(converted, prompts_NT.shape[1])
+    first_NT = attempt(lambda: _write(original, prompts_NT, count))
     if isinstance(first_NT, str):
         return ()
-    second_NT = _write(converted, prompts_NT)
+    second_NT = _write(converted, prompts_NT, count)
     return tuple(
         Continuation(
             prompt=_text(tokenizer, prompt_T),
@@ -41,7 +42,13 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids_T: torch.Tensor) -> str:
     return str(tokenizer.decode(ids_T, skip_special_tokens=True))
 
 
-def _write(model: PreTrainedModel, prompts_NT: torch.Tensor) -> torch.Tensor:
+def _room(converted: PreTrainedModel, prompt: int) -> int:
+    """Return how many tokens to write: a table of positions may end where the original's formula does not."""
+    most = getattr(converted.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(_NEW_TOKENS, max(1, most - prompt)) if isinstance(most, int) else _NEW_TOKENS
+
+
+def _write(model: PreTrainedModel, prompts_NT: torch.Tensor, count: int) -> torch.Tensor:
     generate: Any = model.generate
-    written_NT: torch.Tensor = generate(input_ids=prompts_NT.to(model.device), max_new_tokens=_NEW_TOKENS)
-    return written_NT[:, -_NEW_TOKENS:].cpu()
+    written_NT: torch.Tensor = generate(input_ids=prompts_NT.to(model.device), max_new_tokens=count)
+    return written_NT[:, -count:].cpu()

@@ -41,7 +41,7 @@ def check_files(pair: Pair, progress: Progress) -> FileLevel:
         converted = read_checkpoint(pair.converted)
     except CheckpointError as error:
         finding = Finding(level="file", guilty=_damaged_file(pair), problem=error.problem)
-        return _result(started, [finding])
+        return _result(pair, started, [finding])
     plan = _plan(pair)
     findings = [
         *config_findings(pair, converted, plan),
@@ -53,23 +53,29 @@ def check_files(pair: Pair, progress: Progress) -> FileLevel:
     results = compare(expected, _pool(pair), lambda size: progress(size, total))
     for tensor, result in zip(expected, results, strict=True):
         findings += _tensor_findings(pair, tensor, result)
-    return _result(started, findings, expected, files=len(pair.checkpoint.companions))
+    return _result(pair, started, findings, expected, files=len(pair.checkpoint.companions))
 
 
 def _result(
-    started: float, findings: list[Finding], expected: list[Expected] | None = None, files: int = 0
+    pair: Pair, started: float, findings: list[Finding], expected: list[Expected] | None = None, files: int = 0
 ) -> FileLevel:
     tensors = [tensor.made_of for tensor in expected or []]
     return FileLevel(
         readable=expected is not None,
-        compared=sum(tensor is not None and tensor.is_copy for tensor in tensors),
-        recomputed=sum(tensor is not None and not tensor.is_copy for tensor in tensors),
+        compared=sum(tensor is not None and _is_copy(pair, tensor) for tensor in tensors),
+        recomputed=sum(tensor is not None and not _is_copy(pair, tensor) for tensor in tensors),
         checksummed=sum(tensor is None for tensor in tensors),
         files=files,
         size=sum(tensor.found.size for tensor in expected or []),
         seconds=time.monotonic() - started,
         findings=tuple(findings),
     )
+
+
+def _is_copy(pair: Pair, tensor: OutputTensor) -> bool:
+    """Return whether a tensor is one of the original's, byte for byte, and was not computed for another class."""
+    rehosted = pair.checkpoint.rehosted
+    return tensor.is_copy and (rehosted is None or tensor.name not in rehosted.recomputed)
 
 
 def _damaged_file(pair: Pair) -> str:
@@ -150,7 +156,7 @@ def _tensor_findings(pair: Pair, tensor: Expected, result: Compared) -> Iterator
     recorded = pair.written.tensors[result.name].checksum
     if result.first is None and result.checksum == recorded:
         return
-    is_copy = tensor.made_of is not None and tensor.made_of.is_copy
+    is_copy = tensor.made_of is not None and _is_copy(pair, tensor.made_of)
     if is_copy and result.first is not None and result.checksum == recorded:
         raise not_the_original(pair, result.name)
     yield Finding(level="file", guilty=result.name, problem=_problem(pair, tensor, result, recorded))
@@ -161,16 +167,19 @@ def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> s
         whose = "the recorded one" if tensor.made_of is None else "the recorded one, though its bytes are right"
         return f"has checksum {result.checksum}, not {whose} ({recorded})"
     place = _place(tensor.found, result.first)
-    if tensor.made_of is not None and tensor.made_of.is_copy:
+    if tensor.made_of is not None and _is_copy(pair, tensor.made_of):
         return f"differs from the original's, first {place}"
-    made = _made_by(pair)
+    made = _made_by(pair, tensor.made_of)
     as_recorded = " (it is what the record says was written)" if result.checksum == recorded else ""
-    return f"differs from {made} of the original's heads, first {place}{as_recorded}"
+    return f"differs from {made}, first {place}{as_recorded}"
 
 
-def _made_by(pair: Pair) -> str:
+def _made_by(pair: Pair, made_of: OutputTensor | None) -> str:
     record = pair.written.record
-    return "the repetition" if record.command == "expand" else f"the result of {record.options.get('method')!r}"
+    if made_of is not None and made_of.is_copy:
+        return f"what is computed of the original's for {record.model_type}"
+    made = "the repetition" if record.command == "expand" else f"the result of {record.options.get('method')!r}"
+    return f"{made} of the original's heads"
 
 
 def _place(info: TensorInfo, offset: int) -> str:

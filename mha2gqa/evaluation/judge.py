@@ -1,8 +1,9 @@
 """Limits and verdict: what a conversion may differ by, and what the three levels add up to.
 
 Without a wish of the user's the limits follow from the conversion. One that leaves the number of KV heads
-as it is must change nothing at all. `expand` must change nothing but the order of additions, which shows in the
-last digits, and in 16 bits now and then in the most likely token. Any other is to be hardly told apart from
+as it is must change nothing at all. `expand`, and another class for the same model, must change nothing but the
+order of additions and the rounding of what was computed, which shows in the last digits, and in 16 bits now and then
+in the most likely token. Any other is to be hardly told apart from
 its original; who knows what the model is for may ask for more or for less.
 """
 
@@ -21,7 +22,8 @@ LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9)
 def limits_for(record: Record, options: VerifyOptions) -> Limits:
     """Return the limits: the user's, else those that suit the conversion."""
     usual = ROUNDING if record.command == "expand" and not record.uptrain else LOSSY
-    base = EXACT if record.source_heads == record.target_heads and not record.uptrain else usual
+    same = EXACT if record.rehosted_from is None else ROUNDING
+    base = same if record.source_heads == record.target_heads and not record.uptrain else usual
 
     def choose(wanted: float | None, default: float) -> float:
         return default if wanted is None else wanted

@@ -10,7 +10,8 @@ Legend: B blocks, T tokens, D width.
 import contextlib
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,9 +26,15 @@ _KEPT = 1 << 25
 class LayerErrors:
     """Sums over tokens of the squared differences, by module."""
 
-    def __init__(self, modules: Sequence[str]) -> None:
-        """Take the names of the attention modules in the module tree."""
+    def __init__(self, modules: Sequence[str], originals: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Take the names of the attention modules.
+
+        Args:
+            modules: In the module tree of the converted model.
+            originals: Name of the same module in the original's tree, where it is another.
+        """
         self._modules = modules
+        self._originals = originals
         self._kept: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
         self._squares: dict[str, float] = dict.fromkeys(modules, 0.0)
         self._errors: dict[str, float] = dict.fromkeys(modules, 0.0)
@@ -36,13 +43,13 @@ class LayerErrors:
     def original(self, model: nn.Module) -> Iterator[None]:
         """While the block runs, keep what the attention modules of the original give."""
         self._kept.clear()
-        with self._hooked(model, self._keep):
+        with self._hooked(model, {name: self._originals.get(name, name) for name in self._modules}, self._keep):
             yield
 
     @contextlib.contextmanager
     def converted(self, model: nn.Module) -> Iterator[None]:
         """While the block runs, compare what the attention modules of the converted model give with what was kept."""
-        with self._hooked(model, self._compare):
+        with self._hooked(model, {name: name for name in self._modules}, self._compare):
             yield
 
     def results(self) -> tuple[LayerError, ...]:
@@ -54,11 +61,13 @@ class LayerErrors:
         )
 
     @contextlib.contextmanager
-    def _hooked(self, model: nn.Module, see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    def _hooked(
+        self, model: nn.Module, paths: Mapping[str, str], see: Callable[[str, torch.Tensor], None]
+    ) -> Iterator[None]:
         def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
             return lambda module, arguments, output: see(name, output[0] if isinstance(output, tuple) else output)
 
-        handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in self._modules]
+        handles = [model.get_submodule(path).register_forward_hook(hook(name)) for name, path in paths.items()]
         try:
             yield
         finally:

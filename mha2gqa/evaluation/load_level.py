@@ -36,7 +36,7 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
         CheckpointError: The original cannot be loaded.
     """
     started = time.monotonic()
-    before, after = (read_json(path / "config.json") for path in (models.pair.original, models.pair.converted))
+    before, after = models.pair.checkpoint.config, read_json(models.pair.converted / "config.json")
     layers = _cache_layers(before)
     original = models.original
     ids_BT = _random_tokens(original, before, seed)

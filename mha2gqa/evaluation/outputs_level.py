@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.errors import PairError, TextError
 from mha2gqa.evaluation.continuations import continuations
 from mha2gqa.evaluation.differences import Text
@@ -93,7 +92,10 @@ def compare_outputs(
     first = attempt(lambda: Body(original, ids_NT[:1]))
     if isinstance(first, str):
         return None
-    layers = LayerErrors(attention_modules(read_json(models.pair.original / "config.json")))
+    rehosted = models.pair.checkpoint.rehosted
+    originals = rehosted.modules if rehosted else {}
+    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
+    layers = LayerErrors(modules, originals)
     batch_size = options.batch_size or max(1, BATCH_TOKENS // ids_NT.shape[1])
     sums = _read(first, Body(converted, ids_NT[:1]), layers, ids_NT.split(batch_size), progress)
     level = OutputsLevel(

@@ -19,6 +19,7 @@ from mha2gqa.checkpoint.source import Source, find_source, reference_directory
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.errors import OriginalMissingError, PairError, SourceError
 from mha2gqa.evaluation.results import Conversion
+from mha2gqa.hosts import rehost
 
 _SAMPLED = 8
 """Tensors that are held against the record before anything else is done; the smallest ones."""
@@ -40,8 +41,10 @@ class Pair:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The original, as `reader.py` reads it."""
-        return read_checkpoint(self.original)
+        """The original, as `reader.py` reads it; in the class of the converted one, where that is another."""
+        checkpoint = read_checkpoint(self.original)
+        record = self.written.record
+        return checkpoint if record.rehosted_from is None else rehost(checkpoint, record.target_heads)
 
 
 def find_pair(converted: Path | None, against: str | None) -> Pair:
@@ -61,7 +64,7 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
         raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
     written = read_record(directory)
     pair = Pair(directory, _find_original(directory, written, against), written)
-    _check_configs(read_json(pair.original / "config.json"), read_json(directory / "config.json"), pair)
+    _check_configs(pair.checkpoint.config, read_json(directory / "config.json"), pair)
     _check_samples(pair)
     return pair
 
@@ -153,6 +156,7 @@ def describe(pair: Pair) -> Conversion:
         original=pair.source.hub_id or str(pair.original),
         converted=str(pair.converted),
         model_type=record.model_type,
+        rehosted_from=record.rehosted_from,
         command=record.command,
         method=record.options.get("method"),
         options=record.options,

@@ -56,6 +56,8 @@ class Conversion:
     """Attention module, as the file spells it -> source heads of each KV head of the result."""
     versions: Mapping[str, str]
     """Package -> version that made the conversion."""
+    rehosted_from: str | None = None
+    """Model type of the original, where the converted checkpoint's is another, because its own knows only MHA."""
     text: str | None = None
     """Where calibration text came from."""
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

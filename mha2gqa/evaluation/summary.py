@@ -47,7 +47,8 @@ def _facts(report: Verification) -> Iterator[Row]:
     method = made.method or made.command
     yield "converted", made.converted
     yield "original", made.original
-    yield "conversion", f"{made.model_type}, {made.heads_before} -> {made.heads_after} KV heads, {method}"
+    kind = f"{made.rehosted_from} written as {made.model_type}" if made.rehosted_from else made.model_type
+    yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {method}"
     for one in made.uptrained:
         yield "uptrained", one
     if report.file is not None:

@@ -26,6 +26,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
+from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError, FamilyError
 
 Shape: TypeAlias = tuple[int, ...]
@@ -100,7 +101,7 @@ def _require_known(model_type: object, config_json: ConfigJson) -> None:
             expected="the name of a transformers model type, such as 'llama'",
             remedy="Add the key, or save the model again with a current transformers",
         )
-    if model_type in CONFIG_MAPPING:
+    if shipped.register(model_type) or model_type in CONFIG_MAPPING:
         return
     close = get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=3)
     remote = " Its code ships with the checkpoint (auto_map), which mha2gqa does not run." * ("auto_map" in config_json)
@@ -117,7 +118,7 @@ def _model_class(config: PreTrainedConfig, config_json: ConfigJson) -> Callable[
         raise CheckpointError(f"config.json has architectures {architectures!r}", expected="a list of class names")
     names = [*architectures, *_auto_classes(config.model_type)]
     for name in names:
-        candidate = getattr(transformers, name, None)
+        candidate = shipped.find_class(config.model_type, name) or getattr(transformers, name, None)
         if candidate is not None and issubclass(candidate, PreTrainedModel):
             return _fit_config(candidate)
     raise FamilyError(

@@ -61,8 +61,8 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
     counts = [count for part in parts for count in _counts(config_json, part)]
     if not counts:
         raise FamilyError(
-            f"Models of type {plan.config.model_type!r} cannot be converted yet: the transformers class has no "
-            "number of KV heads, only multi-head attention or none",
+            f"The transformers class of {plan.config.model_type!r} has no number of KV heads, "
+            "only multi-head attention or none",
             expected="a family with num_key_value_heads or its like",
         )
     return counts

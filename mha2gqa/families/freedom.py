@@ -27,6 +27,10 @@ class FreedomRow:
     """Other parameters of the module with rows for each query head; they follow when heads are sorted."""
     whole_width: bool = False
     """Planes pair up over the whole head, also where only a part of them turns."""
+    windows_rotate: bool = False
+    """Only layers with a sliding window rotate."""
+    unrotated_keys: Freedom | None = None
+    """Freedom of the keys of layers that do not rotate, where it is another."""
 
 
 def _rows(row: FreedomRow, model_types: str) -> dict[str, FreedomRow]:
@@ -51,8 +55,9 @@ FREEDOM: Mapping[str, FreedomRow] = {
     ),
     **_rows(
         FreedomRow(pairing="interleaved"),
-        "cohere cohere2 cohere2_moe ernie4_5 ernie4_5_moe glm glm4 glm4v_text glm_ocr_text helium",
+        "cohere ernie4_5 ernie4_5_moe glm glm4 glm4v_text glm_ocr_text helium",
     ),
+    **_rows(FreedomRow(pairing="interleaved", windows_rotate=True), "cohere2 cohere2_moe"),
     # Attention sinks: one number per query head.
     **_rows(FreedomRow(followers=("sinks",)), "flint gpt_oss granite_swa granitemoe_swa mimo_v2_flash"),
     # A gate per query head.
@@ -63,7 +68,7 @@ FREEDOM: Mapping[str, FreedomRow] = {
     **_rows(FreedomRow(values="scaled"), "qwen3_5_moe_text qwen3_5_text qwen3_next"),
     # Norms without gains.
     "nanochat": FreedomRow(keys="normed"),
-    "llama4_text": FreedomRow(keys="signed", pairing="interleaved"),  # only the layers that rotate have the norm
+    "llama4_text": FreedomRow(keys="signed", pairing="interleaved", unrotated_keys="free"),  # they have no norm
     **_rows(FreedomRow(values="normed", whole_width=True), "gemma3n_text gemma4_text gemma4_unified_text"),
     # A norm over all value heads at once.
     "bitnet": FreedomRow(values="signed"),

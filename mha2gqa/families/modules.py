@@ -70,7 +70,7 @@ def _layer(
     used = {block.name for block in blocks} | {output, f"{output.removesuffix('weight')}bias"}
     followers = [name for name in row.followers if name in shapes]
     blocks += [_follower(name, shapes[name], queries) for name in followers]
-    seen = observe(shapes, count.decoder, kv[0].before.shape[1])
+    seen = observe(attention, count.decoder, kv[0].before.shape[1])
     blocks = [block for block in blocks if seen.gains is None or block.name not in seen.gains]
     if not any(block.part == "v" for block in blocks):
         seen = replace(seen, keys="fixed", values="fixed")

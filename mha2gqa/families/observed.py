@@ -3,15 +3,13 @@
 The rest of a layer's freedom is the family's row in `freedom.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from mha2gqa.families.blueprint import Shape
 from mha2gqa.families.counts import Decoder
-from mha2gqa.families.freedom import freedom_row
+from mha2gqa.families.freedom import FreedomRow, freedom_row
 from mha2gqa.heads import Freedom, Rotary
 
 _NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
@@ -29,15 +27,16 @@ class Observed:
     """Parameters of norms that no order of heads concerns."""
 
 
-def observe(shapes: Mapping[str, Shape], decoder: Decoder, width: int) -> Observed:
+def observe(attention: nn.Module, decoder: Decoder, width: int) -> Observed:
     """Return the freedom of a layer's heads.
 
     Args:
-        shapes: The module's parameters, without the module's own name.
+        attention: The module.
         decoder: The part of the model that it belongs to.
         width: Rows of a key head.
     """
     row = freedom_row(decoder.config.model_type)
+    shapes = {name: tuple(parameter.shape) for name, parameter in attention.named_parameters()}
     shares_kv = getattr(decoder.config, "num_kv_shared_layers", 0)
     if (row.keys, row.values) == ("fixed", "fixed") or shares_kv:
         return Observed("fixed", "fixed")
@@ -53,7 +52,8 @@ def observe(shapes: Mapping[str, Shape], decoder: Decoder, width: int) -> Observ
         if shapes[weights[1]] == (width,):
             return Observed("normed", row.values, None, frozenset(present))
         return Observed("scaled", row.values, weights, frozenset(present))
-    return Observed(row.keys, row.values)
+    keys = row.keys if row.unrotated_keys is None or rotates(attention, row) else row.unrotated_keys
+    return Observed(keys, row.values)
 
 
 def _clip(config: Any) -> float | None:
@@ -62,10 +62,18 @@ def _clip(config: Any) -> float | None:
     return value
 
 
+def rotates(attention: nn.Module, row: FreedomRow) -> bool:
+    """Return whether a layer of a model with rotary embedding rotates its heads: some families leave some out."""
+    if not getattr(attention, "use_rope", True):
+        return False
+    has_window = getattr(attention, "sliding_window", None) is not None
+    return not row.windows_rotate or has_window or getattr(attention, "force_rope", False)
+
+
 def observe_rotary(model: nn.Module, module: str, decoder: Decoder, width: int) -> Rotary:
     """Return the rotation of a layer's heads, by the frequencies that the nearest rotary embedding holds."""
     row = freedom_row(decoder.config.model_type)
-    if getattr(decoder.config, "alibi", False):
+    if getattr(decoder.config, "alibi", False) or not rotates(model.get_submodule(module), row):
         return Rotary(0)
     kind = _layer_type(model.get_submodule(module), decoder.config)
     path = module

@@ -5,12 +5,14 @@ So the best shared block is no mean. With Wo_h = Q_h T_h (Q_h orthonormal) it is
 decomposition of the stacked `T_h Wv_h` in the metric of the inputs (Eckart and Young 1936), taken from its
 Gram matrix. Keys that are not rotated are the same problem with the queries in the place of Wo.
 
-Legend: G groups, R heads of a group, F rows of a head, X inputs.
+Legend: R heads of a group, F rows of a head, X inputs.
 """
 
 from dataclasses import dataclass
 
 import torch
+
+from mha2gqa.metric import Metric
 
 _NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-7}
 """Share of a counterpart's largest energy below which a direction counts as not used."""
@@ -20,63 +22,73 @@ _NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-7}
 class SharedBasis:
     """A shared block, and what each head multiplies it with: head's rows ≈ lift @ shared."""
 
-    shared_GFX: torch.Tensor
-    lift_GRFF: torch.Tensor
+    shared_FX: torch.Tensor
+    lift_RFF: torch.Tensor
 
 
-def weighted_rows(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows as their counterpart sees them, `T_h rows_h`, and the inverse of each T_h.
+def weights(energy_RFF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return T_h, with which a head's rows are what their counterpart sees of them, and its inverse.
 
     Args:
-        rows_GRFX: Rows of the heads.
-        energy_GRFF: T_hᵀ T_h: the Gram matrix of the output columns (or of the queries) that read them.
+        energy_RFF: T_hᵀ T_h: the Gram matrix of the output columns (or of the queries) that read the rows.
     """
-    values, vectors = torch.linalg.eigh(energy_GRFF.double())
-    floor = values.amax(dim=-1, keepdim=True) * _NEGLIGIBLE[rows_GRFX.dtype]
+    values, vectors = torch.linalg.eigh(energy_RFF.double())
+    floor = values.amax(dim=-1, keepdim=True) * _NEGLIGIBLE[energy_RFF.dtype]
     root = values.clamp(min=0).maximum(floor).clamp(min=torch.finfo(values.dtype).tiny ** 0.5).sqrt()
-    weigh, inverse = root[..., None] * vectors.mT, vectors / root[..., None, :]
-    return weigh.to(rows_GRFX.dtype) @ rows_GRFX, inverse
+    return root[..., None] * vectors.mT, vectors / root[..., None, :]
 
 
-def share_basis(rows_GRFX: torch.Tensor, energy_GRFF: torch.Tensor, moment_XX: torch.Tensor | None) -> SharedBasis:
-    """Find the shared block of each group.
+def weighted_gram(rows_RFX: torch.Tensor, weight_RFF: torch.Tensor, inputs: Metric) -> torch.Tensor:
+    """Return the Gram matrix of all heads' weighted rows `T_h rows_h`, fp64 `[R·F, R·F]`.
+
+    Args:
+        rows_RFX: Rows of the heads.
+        weight_RFF: T_h, see `weights`.
+        inputs: Metric of the inputs.
+    """
+    gram = inputs.gram(rows_RFX.flatten(0, 1)).double()
+    for _ in range(2):  # from the left, and by symmetry from the right
+        gram = (weight_RFF @ gram.unflatten(0, weight_RFF.shape[:2])).flatten(0, 1).mT
+    return gram
+
+
+def share_basis(rows_RFX: torch.Tensor, energy_RFF: torch.Tensor, inputs: Metric) -> SharedBasis:
+    """Find the shared block of a group.
 
     The block is turned and scaled to lie as near as it can to the mean of the heads, which changes nothing
     of what is computed and keeps the channels of the cache as even as they were.
 
     Args:
-        rows_GRFX: Rows of the heads.
-        energy_GRFF: What reads them, see `weighted_rows`.
-        moment_XX: Second moment of the inputs; None is the identity.
+        rows_RFX: Rows of the heads.
+        energy_RFF: What reads them, see `weights`.
+        inputs: Metric of the inputs.
     """
-    heads, width = rows_GRFX.shape[1:3]
-    seen, inverse_GRFF = weighted_rows(rows_GRFX, energy_GRFF)
-    stack = seen.flatten(1, 2)
-    measured = stack if moment_XX is None else stack @ moment_XX.to(stack.dtype)
-    gram = (measured @ stack.mT).double()
-    leading = torch.linalg.eigh(gram).eigenvectors[..., -width:]
-    shared_GFX = leading.mT.to(stack.dtype) @ stack
-    lift_GRFF = inverse_GRFF @ leading.unflatten(1, (heads, width))
-    turn_GFF = _towards(shared_GFX, rows_GRFX)
-    lift_GRFF = lift_GRFF @ torch.linalg.inv(turn_GFF)[:, None]
-    return SharedBasis(turn_GFF.to(stack.dtype) @ shared_GFX, lift_GRFF.to(stack.dtype))
+    heads, width = rows_RFX.shape[:2]
+    weight_RFF, inverse_RFF = weights(energy_RFF)
+    gram = weighted_gram(rows_RFX, weight_RFF, inputs)
+    leading_RFF = torch.linalg.eigh(gram).eigenvectors[:, -width:].unflatten(0, (heads, width))
+    mixing = (leading_RFF.mT @ weight_RFF).transpose(0, 1).flatten(1)
+    shared_FX = mixing.to(rows_RFX.dtype) @ rows_RFX.flatten(0, 1)
+    turn_FF = _towards(shared_FX, rows_RFX)
+    lift_RFF = inverse_RFF @ leading_RFF @ torch.linalg.inv(turn_FF)
+    return SharedBasis(turn_FF.to(rows_RFX.dtype) @ shared_FX, lift_RFF.to(rows_RFX.dtype))
 
 
 def basis_loss(gram: torch.Tensor, width: int) -> torch.Tensor:
     """Return what sharing loses of the weighted rows' energy, a number.
 
     Args:
-        gram: Gram matrix of one group's stacked `weighted_rows`, `[R·F, R·F]`.
+        gram: `weighted_gram` of one group.
         width: F.
     """
     lost: torch.Tensor = torch.linalg.eigvalsh(gram)[..., :-width].clamp(min=0).sum()
     return lost
 
 
-def _towards(shared_GFX: torch.Tensor, rows_GRFX: torch.Tensor) -> torch.Tensor:
+def _towards(shared_FX: torch.Tensor, rows_RFX: torch.Tensor) -> torch.Tensor:
     """Return the scaled rotation that brings the shared block nearest to the mean head (orthogonal Procrustes)."""
-    u, _, vh = torch.linalg.svd((rows_GRFX.mean(dim=1) @ shared_GFX.mT).double())
-    wanted = rows_GRFX.square().sum(dim=(2, 3)).mean(dim=1)
-    scale = (wanted / shared_GFX.square().sum(dim=(1, 2)).clamp(min=torch.finfo(wanted.dtype).tiny)).sqrt()
-    turn: torch.Tensor = (u @ vh) * torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
+    u, _, vh = torch.linalg.svd((rows_RFX.mean(dim=0) @ shared_FX.mT).double())
+    wanted = rows_RFX.square().sum(dim=(1, 2)).mean()
+    scale = (wanted / shared_FX.square().sum().clamp(min=torch.finfo(wanted.dtype).tiny)).sqrt()
+    turn: torch.Tensor = (u @ vh) * torch.where(scale > 0, scale, torch.ones_like(scale))
     return turn

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from mha2gqa.heads import AttentionHeads, Freedom, Statistics
-from mha2gqa.merging.basis import basis_loss, weighted_rows
+from mha2gqa.heads import NOTHING_KNOWN, AttentionHeads, Freedom, Statistics
+from mha2gqa.merging.basis import basis_loss, weighted_gram, weights
 from mha2gqa.merging.keys import effective_keys, plane_weights, query_energies
 from mha2gqa.merging.planes import plane_grams, plane_loss
+from mha2gqa.metric import Metric
 
 GroupLoss = Callable[[Sequence[int]], float]
 """KV heads -> what their merge loses, as a share of the layer's energy of keys and of values."""
@@ -26,9 +27,8 @@ def group_loss(heads: AttentionHeads, statistics: Statistics | None) -> GroupLos
         heads: The layer.
         statistics: Of its inputs; None treats them as uncorrelated and of equal size.
     """
-    moment_XX = None if statistics is None else statistics.moment_XX
-    query_XX = None if statistics is None else statistics.query_moment_XX
-    sides = (list(_keys(heads, moment_XX, query_XX)), [_values(heads, moment_XX)])
+    known = (statistics or NOTHING_KNOWN).like(heads.k_KEX)
+    sides = (list(_keys(heads, known)), [_values(heads, known.inputs)])
     totals = [sum(part.total for part in side) for side in sides]
 
     def loss(group: Sequence[int]) -> float:
@@ -42,11 +42,8 @@ def group_loss(heads: AttentionHeads, statistics: Statistics | None) -> GroupLos
 class _Planes:
     """Planes or channels of all heads."""
 
-    def __init__(
-        self, rows_KPNX: torch.Tensor, weight_KP: torch.Tensor, moment_XX: torch.Tensor | None, freedom: Freedom
-    ) -> None:
-        weighted = rows_KPNX * weight_KP[..., None, None]
-        self._gram_PKK = plane_grams(weighted[None], moment_XX)[0]
+    def __init__(self, rows_KPNX: torch.Tensor, weight_KP: torch.Tensor, inputs: Metric, freedom: Freedom) -> None:
+        self._gram_PKK = plane_grams(rows_KPNX, weight_KP, inputs, freedom)
         self._freedom = freedom
         self.total = float(self._gram_PKK.diagonal(dim1=-2, dim2=-1).real.sum())
 
@@ -57,9 +54,8 @@ class _Planes:
 class _Block:
     """Blocks of rows of all heads."""
 
-    def __init__(self, rows_KFX: torch.Tensor, energy_KFF: torch.Tensor, moment_XX: torch.Tensor | None) -> None:
-        seen = weighted_rows(rows_KFX, energy_KFF)[0].flatten(0, 1)
-        self._gram = (seen if moment_XX is None else seen @ moment_XX.to(seen.dtype)) @ seen.mT
+    def __init__(self, rows_KFX: torch.Tensor, energy_KFF: torch.Tensor, inputs: Metric) -> None:
+        self._gram = weighted_gram(rows_KFX, weights(energy_KFF)[0], inputs).to(rows_KFX.dtype)
         self._width = rows_KFX.shape[1]
         self.total = float(self._gram.trace())
 
@@ -68,25 +64,22 @@ class _Block:
         return basis_loss(self._gram[rows[:, None], rows], self._width)
 
 
-def _keys(
-    heads: AttentionHeads, moment_XX: torch.Tensor | None, query_XX: torch.Tensor | None
-) -> Iterator[_Planes | _Block]:
+def _keys(heads: AttentionHeads, known: Statistics) -> Iterator[_Planes | _Block]:
     planes, rest = heads.rotary.planes(), heads.rotary.rest(heads.k_KEX.shape[1])
     keys = effective_keys(heads)
     if len(planes):
-        rows = keys[:, planes]
-        if heads.keys == "free":
-            rows = torch.complex(rows[:, :, 0], rows[:, :, 1])[:, :, None]
-        yield _Planes(rows, plane_weights(heads, planes, query_XX), moment_XX, heads.keys)
+        weight_KP = plane_weights(heads, planes, known.query_inputs)
+        yield _Planes(keys[:, planes], weight_KP, known.inputs, heads.keys)
     if len(rest) and heads.keys == "free":
-        yield _Block(keys[:, rest.flatten()], query_energies(heads, rest.flatten(), query_XX), moment_XX)
+        energy_KUU = query_energies(heads, rest.flatten(), known.query_inputs)
+        yield _Block(keys[:, rest.flatten()], energy_KUU, known.inputs)
     elif len(rest):
-        yield _Planes(keys[:, rest], plane_weights(heads, rest, query_XX), moment_XX, heads.keys)
+        yield _Planes(keys[:, rest], plane_weights(heads, rest, known.query_inputs), known.inputs, heads.keys)
 
 
-def _values(heads: AttentionHeads, moment_XX: torch.Tensor | None) -> _Planes | _Block:
+def _values(heads: AttentionHeads, inputs: Metric) -> _Planes | _Block:
     columns_KDF = heads.o_HDF.unflatten(0, (-1, heads.queries_per_head)).flatten(1, 2)
     if heads.values == "free":
-        return _Block(heads.v_KFX, columns_KDF.mT @ columns_KDF, moment_XX)
+        return _Block(heads.v_KFX, columns_KDF.mT @ columns_KDF, inputs)
     weight_KF = columns_KDF.square().sum(dim=1).sqrt()
-    return _Planes(heads.v_KFX[:, :, None], weight_KF, moment_XX, heads.values)
+    return _Planes(heads.v_KFX[:, :, None], weight_KF, inputs, heads.values)

@@ -3,9 +3,9 @@
 Serves rotary planes (two rows that turn together, one complex row) and channels (one real row) alike. A
 group's rows a_h are to be c_h s with one s for all: the best s and c are the leading eigenvector of the
 group's Gram matrix (Eckart and Young 1936), in the metric of the layer's inputs. Which c are allowed is
-the layer's freedom.
+the layer's freedom: complex numbers for `free`, whose planes have two rows.
 
-Legend: G groups, R heads of a group, P planes, N rows of a plane, X inputs.
+Legend: R heads of a group, P planes, N rows of a plane, X inputs.
 """
 
 import math
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from mha2gqa.heads import Freedom
+from mha2gqa.metric import Metric
 
 _NOTABLE = 0.2
 """Share of the energy that signs must keep beyond what plain averaging keeps; less is the chance of unrelated heads."""
@@ -23,66 +24,64 @@ _NOTABLE = 0.2
 class SharedPlanes:
     """Shared rows, and what each head multiplies them with: head's rows ≈ factor · shared."""
 
-    shared_GPNX: torch.Tensor
-    factor_GRP: torch.Tensor
-    """Complex where the rows are."""
+    shared_PNX: torch.Tensor
+    factor_RP: torch.Tensor
+    """Complex for `free`."""
 
 
-def plane_grams(rows_GRPNX: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
-    """Return the Gram matrix of the heads, plane by plane, `[G, P, R, R]` (Hermitian).
+def plane_grams(rows_RPNX: torch.Tensor, weight_RP: torch.Tensor, inputs: Metric, freedom: Freedom) -> torch.Tensor:
+    """Return the Gram matrix of the heads' weighted rows, plane by plane, `[P, R, R]`; complex for `free`.
 
     Args:
-        rows_GRPNX: Rows of the heads, real or complex.
-        moment_XX: Second moment of the inputs, the metric; None is the identity.
+        rows_RPNX: Rows of the heads.
+        weight_RP: What each head's plane is multiplied with.
+        inputs: Metric of the inputs.
+        freedom: Which factors are allowed.
     """
-    measured = rows_GRPNX if moment_XX is None else rows_GRPNX @ moment_XX.to(rows_GRPNX.dtype)
-    flat, other = (rows.transpose(1, 2).flatten(3) for rows in (measured, rows_GRPNX))
-    return flat @ other.mH
+    heads, _, rows, _ = rows_RPNX.shape
+    gram = inputs.gram(rows_RPNX.transpose(0, 1).flatten(1, 2))
+    gram_PRNRN = gram.unflatten(2, (heads, rows)).unflatten(1, (heads, rows))
+    gram_PRR = gram_PRNRN.diagonal(dim1=2, dim2=4).sum(dim=-1)
+    if freedom == "free":
+        gram_PRR = torch.complex(gram_PRR, gram_PRNRN[:, :, 1, :, 0] - gram_PRNRN[:, :, 0, :, 1])
+    weighted: torch.Tensor = gram_PRR * weight_RP.T[:, :, None] * weight_RP.T[:, None]
+    return weighted
 
 
-def share_planes(
-    rows_GRPNX: torch.Tensor, weight_GRP: torch.Tensor, moment_XX: torch.Tensor | None, freedom: Freedom
-) -> SharedPlanes:
+def share_planes(rows_RPNX: torch.Tensor, weight_RP: torch.Tensor, inputs: Metric, freedom: Freedom) -> SharedPlanes:
     """Find the shared rows of each plane.
 
     Args:
-        rows_GRPNX: Rows of the heads; complex with N = 1 for `free`.
-        weight_GRP: How much an error of a head's plane matters, as a factor of its length.
-        moment_XX: Second moment of the inputs; None is the identity.
+        rows_RPNX: Rows of the heads; two of a plane for `free`.
+        weight_RP: How much an error of a head's plane matters, as a factor of its length.
+        inputs: Metric of the inputs.
         freedom: Which factors are allowed.
     """
     if freedom == "fixed":
-        shared_GPNX = rows_GRPNX.mean(dim=1)
-        return SharedPlanes(shared_GPNX, torch.ones_like(weight_GRP))
-    length_GR11 = _lengths(rows_GRPNX, moment_XX) if freedom == "normed" else None
-    if length_GR11 is not None:
-        rows_GRPNX = rows_GRPNX / length_GR11[..., None, None]
-    weighted = rows_GRPNX * weight_GRP[..., None, None]
-    gram_GPRR = plane_grams(weighted, moment_XX)
+        return SharedPlanes(rows_RPNX.mean(dim=0), torch.ones_like(weight_RP))
     if freedom in ("free", "scaled"):
-        vector_GRP = _leading(gram_GPRR)
-        shared = (vector_GRP.conj()[..., None, None] * weighted).sum(dim=1)
-        return _balanced(shared, vector_GRP / weight_GRP.clamp(min=_tiny(weight_GRP)), rows_GRPNX)
-    sign_GRP = _signs(gram_GPRR).transpose(1, 2)
-    square = weight_GRP.square()[..., None, None]
-    shared = (square * sign_GRP[..., None, None] * rows_GRPNX).sum(dim=1)
-    shared = shared / square.sum(dim=1).clamp(min=_tiny(weight_GRP))
-    if length_GR11 is not None:
-        shared = shared * length_GR11.mean(dim=1)[..., None, None]
-    return SharedPlanes(shared, sign_GRP)
+        vector_RP = _leading(plane_grams(rows_RPNX, weight_RP, inputs, freedom))
+        shared = _combined(vector_RP.conj() * weight_RP, rows_RPNX)
+        return _balanced(shared, vector_RP / weight_RP.clamp(min=_tiny(weight_RP)), rows_RPNX)
+    length_R = _lengths(rows_RPNX, inputs) if freedom == "normed" else weight_RP.new_ones(len(weight_RP))
+    sign_RP = _signs(plane_grams(rows_RPNX, weight_RP / length_R[:, None], inputs, freedom)).T
+    square = weight_RP.square()
+    shared = _combined(square * sign_RP / length_R[:, None], rows_RPNX)
+    shared = shared * (length_R.mean() / square.sum(dim=0).clamp(min=_tiny(square)))[:, None, None]
+    return SharedPlanes(shared, sign_RP)
 
 
 def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
     """Return what sharing loses of the weighted rows' energy, a number.
 
     Args:
-        gram_PRR: `plane_grams` of one group's weighted rows.
+        gram_PRR: `plane_grams` of one group.
         freedom: Which factors are allowed.
     """
     heads = gram_PRR.shape[-1]
     total: torch.Tensor = gram_PRR.diagonal(dim1=-2, dim2=-1).real.sum()
     if freedom == "fixed":
-        kept: torch.Tensor = gram_PRR.real.sum() / heads
+        kept: torch.Tensor = gram_PRR.sum() / heads
         return total - kept
     if freedom in ("free", "scaled"):
         kept = torch.linalg.eigvalsh(gram_PRR)[..., -1].sum()
@@ -90,44 +89,54 @@ def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
     return total - _kept(gram_PRR, _signs(gram_PRR)).sum() / heads
 
 
-def _signs(gram_XRR: torch.Tensor) -> torch.Tensor:
-    """Return a sign for each head, `[..., R]`: those of the leading eigenvector, where they keep notably more."""
-    vector_XR = _leading(gram_XRR[None] if gram_XRR.dim() == 3 else gram_XRR).transpose(1, 2)
-    sign_XR = torch.where(vector_XR.reshape(gram_XRR.shape[:-1]) < 0, -1.0, 1.0).to(gram_XRR.dtype)
-    energy = gram_XRR.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * gram_XRR.shape[-1]
-    gain = _kept(gram_XRR, sign_XR) - _kept(gram_XRR, torch.ones_like(sign_XR))
-    return torch.where((gain > _NOTABLE * energy)[..., None], sign_XR, torch.ones_like(sign_XR))
+def _combined(factor_RP: torch.Tensor, rows_RPNX: torch.Tensor) -> torch.Tensor:
+    """Return Σ_h factor_h · rows_h, `[P, N, X]`; a complex factor takes two rows for one complex row."""
+    rows = rows_RPNX.transpose(0, 1)
+    if not factor_RP.is_complex():
+        return (factor_RP.T[:, None] @ rows.flatten(2)).view(rows[:, 0].shape)
+    real, imaginary = factor_RP.T.real, factor_RP.T.imag
+    first = torch.stack([real, -imaginary], dim=2).flatten(1)
+    second = torch.stack([imaginary, real], dim=2).flatten(1)
+    return torch.stack([first, second], dim=1) @ rows.flatten(1, 2)
 
 
-def _kept(gram_XRR: torch.Tensor, sign_XR: torch.Tensor) -> torch.Tensor:
-    kept: torch.Tensor = torch.einsum("...r,...rs,...s->...", sign_XR, gram_XRR, sign_XR)
+def _signs(gram_PRR: torch.Tensor) -> torch.Tensor:
+    """Return a sign for each head, `[P, R]`: those of the leading eigenvector, where they keep notably more."""
+    vector_PR = _leading(gram_PRR).T
+    sign_PR = torch.where(vector_PR < 0, -1.0, 1.0).to(gram_PRR.dtype)
+    energy = gram_PRR.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * gram_PRR.shape[-1]
+    gain = _kept(gram_PRR, sign_PR) - _kept(gram_PRR, torch.ones_like(sign_PR))
+    return torch.where((gain > _NOTABLE * energy)[:, None], sign_PR, torch.ones_like(sign_PR))
+
+
+def _kept(gram_PRR: torch.Tensor, sign_PR: torch.Tensor) -> torch.Tensor:
+    kept: torch.Tensor = torch.einsum("pr,prs,ps->p", sign_PR, gram_PRR, sign_PR)
     return kept
 
 
-def _leading(gram_GPRR: torch.Tensor) -> torch.Tensor:
-    """Return the leading eigenvectors `[G, R, P]`, turned so that the heads' sum is real and positive."""
-    wide = torch.complex128 if gram_GPRR.is_complex() else torch.float64
-    vector_GPR = torch.linalg.eigh(gram_GPRR.to(wide)).eigenvectors[..., -1].to(gram_GPRR.dtype)
-    total_GP = vector_GPR.sum(dim=-1, keepdim=True)
-    size = total_GP.abs()
-    phase = torch.where(size > 0, total_GP / size.clamp(min=_tiny(size)), torch.ones_like(total_GP))
-    turned: torch.Tensor = (vector_GPR * phase.conj()).transpose(1, 2)
+def _leading(gram_PRR: torch.Tensor) -> torch.Tensor:
+    """Return the leading eigenvectors `[R, P]`, turned so that the heads' sum is real and positive."""
+    wide = torch.complex128 if gram_PRR.is_complex() else torch.float64
+    vector_PR = torch.linalg.eigh(gram_PRR.to(wide)).eigenvectors[..., -1].to(gram_PRR.dtype)
+    total_P1 = vector_PR.sum(dim=-1, keepdim=True)
+    size = total_P1.abs()
+    phase = torch.where(size > 0, total_P1 / size.clamp(min=_tiny(size)), torch.ones_like(total_P1))
+    turned: torch.Tensor = (vector_PR * phase.conj()).T
     return turned
 
 
-def _balanced(shared: torch.Tensor, factor_GRP: torch.Tensor, rows_GRPNX: torch.Tensor) -> SharedPlanes:
+def _balanced(shared_PNX: torch.Tensor, factor_RP: torch.Tensor, rows_RPNX: torch.Tensor) -> SharedPlanes:
     """Give the shared rows the length that the heads' rows have, so that 16-bit weights and caches keep their range."""
-    wanted_GP = rows_GRPNX.abs().square().sum(dim=(3, 4)).mean(dim=1).sqrt()
-    scale_GP = wanted_GP / shared.abs().square().sum(dim=(2, 3)).sqrt().clamp(min=_tiny(wanted_GP))
-    scale_GP = torch.where(scale_GP > 0, scale_GP, torch.ones_like(scale_GP))
-    return SharedPlanes(shared * scale_GP[..., None, None], factor_GRP / scale_GP[:, None])
+    wanted_P = rows_RPNX.square().sum(dim=(2, 3)).mean(dim=0).sqrt()
+    scale_P = wanted_P / shared_PNX.square().sum(dim=(1, 2)).sqrt().clamp(min=_tiny(wanted_P))
+    scale_P = torch.where(scale_P > 0, scale_P, torch.ones_like(scale_P))
+    return SharedPlanes(shared_PNX * scale_P[:, None, None], factor_RP / scale_P)
 
 
-def _lengths(rows_GRPNX: torch.Tensor, moment_XX: torch.Tensor | None) -> torch.Tensor:
-    """Return the root of the mean square of each head's outputs, `[G, R, 1]`."""
-    measured = rows_GRPNX if moment_XX is None else rows_GRPNX @ moment_XX.to(rows_GRPNX.dtype)
-    energy_GR = (measured * rows_GRPNX).sum(dim=(2, 3, 4))
-    return energy_GR.clamp(min=_tiny(energy_GR)).sqrt()[..., None]
+def _lengths(rows_RPNX: torch.Tensor, inputs: Metric) -> torch.Tensor:
+    """Return the root of the mean square of each head's outputs, `[R]`."""
+    energy_R = inputs.energies(rows_RPNX).sum(dim=(1, 2))
+    return energy_R.clamp(min=_tiny(energy_R)).sqrt()
 
 
 def _tiny(like: torch.Tensor) -> float:

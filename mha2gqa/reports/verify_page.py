@@ -112,7 +112,8 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
 def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
     yield "original", conversion.original
     yield "converted", conversion.converted
-    yield "family", conversion.model_type
+    written = f" (the original is {conversion.rehosted_from})" if conversion.rehosted_from else ""
+    yield "family", f"{conversion.model_type}{written}"
     yield "KV heads", f"{conversion.heads_before} → {conversion.heads_after}"
     if conversion.method:
         yield "method", conversion.method

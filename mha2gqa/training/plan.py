@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.staging import check_output
+from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import TrainingError
 from mha2gqa.evaluation.running import kind_of
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.models import context_length, load_model, load_tokenizer
 from mha2gqa.options import Objective, UptrainOptions
-from mha2gqa.plan import refuse_quantised
 from mha2gqa.training.blocks import Collator, keeps_documents_apart, packer_for
 from mha2gqa.training.lengths import Length, check_length, find_length
 from mha2gqa.training.parameters import count_parameters, select_parameters

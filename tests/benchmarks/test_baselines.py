@@ -8,6 +8,7 @@ import torch
 
 from mha2gqa.errors import CalibrationError
 from mha2gqa.heads import AttentionHeads, Rotary, Statistics
+from mha2gqa.metric import Full
 
 GROUPS = ((2, 0), (1, 3))
 TOKENS, WIDTH = 6, 24
@@ -32,7 +33,7 @@ def random_heads(rotary: Rotary, shared: int = 2) -> AttentionHeads:
 
 def moments() -> Statistics:
     rows = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Statistics(rows.mT @ rows, rows.mT @ rows)
+    return Statistics(Full(rows.mT @ rows), Full(rows.mT @ rows))
 
 
 def attend(heads: AttentionHeads) -> torch.Tensor:
@@ -66,7 +67,10 @@ def test_alignment_changes_no_output_and_brings_heads_nearer(rotary: Rotary, sta
     heads = random_heads(rotary)
     aligned = baselines.align(heads, GROUPS, statistics)
     torch.testing.assert_close(attend(aligned), attend(heads), rtol=0, atol=1e-9)
-    metric = torch.eye(WIDTH, dtype=torch.float64) if statistics is None else statistics.moment_XX
+    metric = torch.eye(WIDTH, dtype=torch.float64)
+    if statistics is not None:
+        assert isinstance(statistics.inputs, Full)
+        metric = statistics.inputs.moment_XX
     for before, after in ((heads.k_KEX, aligned.k_KEX), (heads.v_KFX, aligned.v_KFX)):
         for one, other in GROUPS:
             apart = [(rows[one] - rows[other]) for rows in (before, after)]

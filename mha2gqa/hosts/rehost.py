@@ -1,0 +1,176 @@
+"""Writes a checkpoint in the class of a host: G = K, every logit equal, ready to be converted as any other.
+
+`rehost` changes no file. It gives a `Checkpoint` with the host's config, whose tensors lie where the source's lie
+when they are only renamed, and are made when they are read otherwise (`made.py`). A checkpoint whose class has a
+number of KV heads comes back as it is. Which host is taken is `choice.py`'s, what becomes what is `table.py`'s.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+
+from mha2gqa import shipped
+from mha2gqa.checkpoint.pieces import DTYPES, TensorInfo, path_of
+from mha2gqa.checkpoint.reader import Checkpoint, Rehosted
+from mha2gqa.checkpoint.streams import Sources
+from mha2gqa.checkpoint.tensors import read_tensor, refuse_quantised
+from mha2gqa.errors import CheckpointError
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint, find_spelling
+from mha2gqa.hosts.choice import has_hosts, host_config
+from mha2gqa.hosts.host import Host, Recipe
+from mha2gqa.hosts.made import MadeFile, Recent
+from mha2gqa.hosts.tokenizer import tokenizer_class, tokenizer_files
+
+
+def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
+    """Return a checkpoint in a class that can have `groups` KV heads: its own, or a host's.
+
+    Raises:
+        FamilyError: There are hosts of the model type, and none can express this model.
+        GroupsError: None can with this number of KV heads.
+        CheckpointError: The weights are quantised, or do not fit the config.
+    """
+    if not has_hosts(checkpoint.config):
+        return checkpoint
+    refuse_quantised(checkpoint.config)
+    host, config = host_config(checkpoint.config, groups)
+    if not host.shipped and (tokenizer := tokenizer_class(checkpoint)) is not None:
+        config["tokenizer_class"] = tokenizer
+    source, target = blueprint(checkpoint.config), blueprint(config)
+    recipes = list(_fitting(host, source, target, _Finder(checkpoint, source)))
+    return _checkpoint(checkpoint, host, config, recipes, target)
+
+
+class _Finder:
+    """Finds the source's tensors in its file by their names in the module tree."""
+
+    def __init__(self, checkpoint: Checkpoint, source: Blueprint) -> None:
+        self._model = source.model
+        self.infos = {info.name: info for info in checkpoint.tensors}
+        self.shapes = source.module_shapes
+        self._names = _file_names(source, find_spelling(source, self.infos.keys() | set()))
+        self._prefix = f"{source.model.base_model_prefix}."
+
+    def tied(self, name: str) -> TensorInfo | None:
+        """Return a tensor, or one that is tied to it and stands for both in the file."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        same = (other for other, parameter in parameters.items() if parameter is parameters.get(name))
+        found = (self(other) for other in (name, *same))
+        return next((info for info in found if info is not None), None)
+
+    def __call__(self, name: str) -> TensorInfo | None:
+        """Return a tensor, also of a bare model, which has no prefix; None where the file does not have it."""
+        known = name if name in self.shapes else name.removeprefix(self._prefix)
+        info = self.infos.get(self._names.get(known, known))
+        if info is not None and info.shape != self.shapes.get(known):
+            raise _unfit(info.name, f"has shape {list(info.shape)}", self.shapes.get(known))
+        return info
+
+
+def _file_names(source: Blueprint, spelling: Spelling) -> dict[str, str]:
+    """Return the name in the file of each tensor of the module tree that a file has under one name."""
+    state = {name: torch.empty(shape, device="meta") for name, shape in source.module_shapes.items()}
+    names = {id(tensor): name for name, tensor in state.items()}
+    return {names[id(tensor)]: name for name, tensor in spelling.write(source, state).items() if id(tensor) in names}
+
+
+def _fitting(
+    host: Host, source: Blueprint, target: Blueprint, find: _Finder
+) -> Iterator[tuple[Recipe, str, list[TensorInfo]]]:
+    """Yield the recipes of the tensors that the host's file has, their names there, and what they are made of."""
+    prefix = f"{target.model.base_model_prefix}."
+    for recipe in host.tensors(source):
+        name = recipe.name if recipe.name in target.module_shapes else recipe.name.removeprefix(prefix)
+        if name not in target.module_shapes:
+            continue
+        is_needed = name in target.shapes
+        found = [(one, find.tied(one) if is_needed else find(one)) for one in recipe.sources]
+        missing = [one for one, info in found if info is None]
+        if missing and is_needed:
+            raise _unfit(missing[0], "is missing", find.shapes.get(missing[0]))
+        if not missing:
+            yield recipe, name, [info for _, info in found if info is not None]
+
+
+def _unfit(name: str, problem: str, shape: Shape | None) -> CheckpointError:
+    return CheckpointError(
+        f"Tensor {name!r} {problem}",
+        expected=f"shape {list(shape or ())}, by transformers' class for this config.json",
+        remedy="Check that config.json and the weights belong together",
+    )
+
+
+def _checkpoint(
+    checkpoint: Checkpoint,
+    host: Host,
+    config: ConfigJson,
+    recipes: list[tuple[Recipe, str, list[TensorInfo]]],
+    target: Blueprint,
+) -> Checkpoint:
+    places = {info.name: place for place, info in enumerate(checkpoint.tensors)}
+    recipes = sorted(recipes, key=lambda one: places[one[2][0].name])
+    recent = Recent()
+    shapes = target.module_shapes
+    used = {info.name for _, _, sources in recipes for info in sources}
+    rehosted = Rehosted(
+        model_type=str(checkpoint.config["model_type"]),
+        sources={name: tuple(info.name for info in sources) for _, name, sources in recipes},
+        recomputed=frozenset(name for recipe, name, _ in recipes if not _is_same(recipe)),
+        dropped=tuple(info for info in checkpoint.tensors if info.name not in used),
+        modules=_modules(host, blueprint(checkpoint.config), target),
+        files=shipped.files(host.model_type) if host.shipped else tokenizer_files(checkpoint),
+    )
+    tensors = tuple(_info(recipe, name, sources, shapes[name], recent) for recipe, name, sources in recipes)
+    return replace(checkpoint, config=config, tensors=tensors, rehosted=rehosted)
+
+
+def _is_same(recipe: Recipe) -> bool:
+    return recipe.make is None and recipe.fill is None
+
+
+def _info(recipe: Recipe, name: str, sources: list[TensorInfo], shape: Shape, recent: Recent) -> TensorInfo:
+    first = sources[0]
+    if _is_same(recipe):
+        if first.shape != shape:
+            raise _unfit(first.name, f"has shape {list(first.shape)}", shape)
+        return replace(first, name=name)
+    dtype = DTYPES[first.dtype]
+    file = MadeFile(path_of(first.file), functools.partial(_make, recipe, sources, shape, dtype), recent)
+    return TensorInfo(name, first.dtype, shape, file, 0, torch.Size(shape).numel() * dtype.itemsize)
+
+
+def _make(recipe: Recipe, sources: list[TensorInfo], shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+    if recipe.fill is not None:
+        return torch.full(shape, recipe.fill, dtype=dtype)
+    make: Callable[..., torch.Tensor] = recipe.make or torch.Tensor.clone
+    files = Sources()
+    try:
+        made = make(*(read_tensor(files, info) for info in sources))
+    finally:
+        files.close()
+    if not torch.isfinite(made.to(dtype)).all():
+        raise CheckpointError(
+            f"Tensor {recipe.name!r} does not fit into {dtype}",
+            expected="weights that stay finite when layer norms are multiplied into them",
+            remedy="Convert an fp32 or bf16 copy of the checkpoint",
+        )
+    if made.shape != shape:
+        raise _unfit(sources[0].name, f"becomes {recipe.name!r} of shape {list(made.shape)}", shape)
+    return made.to(dtype)
+
+
+def _modules(host: Host, source: Blueprint, target: Blueprint) -> Mapping[str, str]:
+    """Return the attention modules of the host's tree that have another name in the source's, with that name."""
+    if host.modules is None:
+        return {}
+    before, after = host.modules
+    layers = target.config.num_hidden_layers - host.last_differs
+    pairs = {after.format(layer): before.format(layer) for layer in range(layers)}
+    return {_in_tree(new, target): _in_tree(old, source) for new, old in pairs.items()}
+
+
+def _in_tree(name: str, plan: Blueprint) -> str:
+    is_bare = plan.model.base_model is plan.model
+    return name.removeprefix(f"{plan.model.base_model_prefix}.") if is_bare else name
