@@ -7,8 +7,9 @@ keep attention), `merging` (how heads become one), `checkpoint` (bytes), `hosts`
 knows only MHA), `models` and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that
 will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
-changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it
-back), `timing` (how fast it is), `reports` (pages and cards), `commands` (one verb each), `console` and `cli`.
+changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it back),
+`timing` (how fast it is), `sweeping` (many conversions compared), `reports` (pages and cards), `commands` (one verb
+each), `console` and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
@@ -25,6 +26,7 @@ from mha2gqa.options import (
     ConvertOptions,
     ExpandOptions,
     InspectOptions,
+    SweepOptions,
     UptrainOptions,
     VerifyOptions,
 )
@@ -34,10 +36,11 @@ if TYPE_CHECKING:
     from mha2gqa.commands.convert import convert
     from mha2gqa.commands.expand import expand
     from mha2gqa.commands.inspect import inspect
+    from mha2gqa.commands.sweep import sweep
     from mha2gqa.commands.uptrain import uptrain
     from mha2gqa.commands.verify import verify
 
-_COMMANDS = ("bench", "convert", "expand", "inspect", "uptrain", "verify")
+_COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "uptrain", "verify")
 
 __all__ = [
     "BenchOptions",
@@ -45,12 +48,14 @@ __all__ = [
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
+    "SweepOptions",
     "UptrainOptions",
     "VerifyOptions",
     "bench",
     "convert",
     "expand",
     "inspect",
+    "sweep",
     "uptrain",
     "verify",
 ]

@@ -5,7 +5,7 @@ and what to do. `console.py` prints it and exits with 1. Anything that is not a 
 bug of ours or of a library, and keeps its traceback.
 """
 
-KEPT = "The layers that were finished stay in {}, and the same command goes on from there"
+KEPT = "What was finished stays in {}, and the same command goes on from there"
 """What is said when a run ends early and leaves something to the next one."""
 
 
@@ -83,6 +83,10 @@ class BenchmarkError(Mha2GqaError):
 
 class TimingError(Mha2GqaError):
     """What was asked to be timed cannot be: it does not fit, is unknown, or its engine is not installed."""
+
+
+class SweepError(Mha2GqaError):
+    """What a sweep is to try does not exist, or cannot be measured, or its results belong to another one."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -121,6 +121,22 @@ def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
     return _plan(checkpoint, source, targets)
 
 
+def plan_restore(checkpoint: Checkpoint, original: ConfigJson) -> Plan:
+    """Plan the lossless expansion of a converted checkpoint to the numbers of KV heads that its original has.
+
+    Args:
+        checkpoint: The converted one.
+        original: Config of its original.
+
+    Raises:
+        CheckpointError: The tensors do not fit the config.
+    """
+    plan = blueprint(checkpoint.config)
+    before = find_counts(original, blueprint(original))
+    pairs = zip(find_counts(checkpoint.config, plan), before, strict=True)
+    return _plan(checkpoint, plan, [(count, other.heads) for count, other in pairs])
+
+
 def possible_groups(counts: list[Count]) -> list[int]:
     """Return every G that `counts` allow, the source's own number included."""
     largest = max(count.heads for count in counts)

@@ -34,6 +34,7 @@ LAYERS = (
     {"conversion"},
     {"output"},
     {"training"},
+    {"sweeping"},
     {"reports"},
     {"commands"},
     {"console"},

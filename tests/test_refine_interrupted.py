@@ -112,7 +112,7 @@ def same_result(work: Path) -> bool:
 
 def test_an_interruption_says_where_the_layers_stay(work: Path, cli: Any, trained: list[str]) -> None:
     log = ended(work, MOMENTS["training the second layer"][1], signal.SIGINT, DISTIL)
-    stay = f"The layers that were finished stay in {work / '.out.layers'}, and the same command goes on from there."
+    stay = f"What was finished stays in {work / '.out.layers'}, and the same command goes on from there."
     assert f"error: Interrupted. {stay}" in log
     assert "nothing was left" not in log
     assert "Traceback" not in log

@@ -189,7 +189,7 @@ def test_a_full_disk_keeps_what_was_finished(
     assert (answer.code, answer.out) == (1, "")
     last = answer.err.splitlines()[-1]
     assert "Writing out failed: No space left on device" in last
-    assert f"The layers that were finished stay in {tmp_path / '.out.layers'}, and the same command goes on" in last
+    assert f"What was finished stays in {tmp_path / '.out.layers'}, and the same command goes on" in last
     trained = []
     monkeypatch.setattr(refine, "distil", lambda *args, train=refine.distil: (trained.append(1), train(*args)))
     assert cli(*request).code == 0

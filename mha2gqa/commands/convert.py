@@ -6,7 +6,7 @@ from pathlib import Path
 from mha2gqa.checkpoint.reader import read_checkpoint
 from mha2gqa.checkpoint.source import find_source
 from mha2gqa.checkpoint.writer import Progress, ignore_progress
-from mha2gqa.conversion import AUTO, Converted, converted_layers, is_layerwise
+from mha2gqa.conversion import Converted, converted_layers, is_layerwise
 from mha2gqa.hosts import rehost
 from mha2gqa.layerwise import Progress as Stages
 from mha2gqa.layerwise import Tell
@@ -49,7 +49,7 @@ def convert(
             plan = plan_convert(checkpoint, options.groups, made.layers)
         request = Request(
             command="convert",
-            options=_recorded(options),
+            options=options.recorded(),
             output=output,
             method=options.method,
             seed=options.seed,
@@ -62,21 +62,3 @@ def convert(
             divergence=made.divergence,
         )
         return carry_out(plan, source, checkpoint, request, progress)
-
-
-def _recorded(options: ConvertOptions) -> dict[str, object]:
-    """Return the options that change the result, by their names on the command line; those of text only with text."""
-    recorded: dict[str, object] = {
-        "groups": options.groups,
-        "method": options.method,
-        "grouping": options.grouping,
-        "seed": options.seed,
-    }
-    trains = options.refine in ("distil", "joint") or options.method == AUTO
-    if options.data or options.refine is not None or options.method == AUTO:
-        used: dict[str, object] = {"data": list(options.data), "refine": options.refine, "column": options.column}
-        used |= {"tokens": options.tokens, "context": options.context, "steps": options.steps if trains else None}
-        used |= {"max-ppl-increase": options.max_ppl_increase if options.method == AUTO else None}
-        used |= {"dtype": options.dtype, "device": options.device}
-        recorded |= {name: value for name, value in used.items() if value not in (None, [])}
-    return recorded

@@ -47,7 +47,9 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
     suite = find_tasks(options.tasks, options.task_path, pair.checkpoint.config) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)
     limits = limits_for(pair.written.record, options)
-    text = find_text(models, options) if "outputs" in options.levels else None
+    text = None
+    if "outputs" in options.levels:
+        text = find_text(pair.source, models.config, lambda: models.original, options)
     file = check_files(pair, partial(progress, "files")) if "file" in options.levels else None
     readable = file is None or file.readable
     load = check_loading(models, options.seed) if "load" in options.levels and readable else None

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from mha2gqa.checkpoint.source import Source
 from mha2gqa.errors import PairError, TextError
 from mha2gqa.evaluation.continuations import continuations
 from mha2gqa.evaluation.differences import Text
@@ -43,25 +44,33 @@ class EvaluationText:
     """The original's."""
 
 
-def find_text(models: Models, options: VerifyOptions) -> EvaluationText:
+def find_text(
+    source: Source, config: PreTrainedConfig, original: Callable[[], PreTrainedModel], options: VerifyOptions
+) -> EvaluationText:
     """Find the text, or have the original write it.
+
+    Args:
+        source: The original.
+        config: Its config.
+        original: Gives its model; called only when it has to write the text.
+        options: Which text, and how much of it.
 
     Raises:
         TextError: There is no tokenizer, or the text is missing, unreadable or too short.
     """
-    tokenizer = load_tokenizer(models.pair.original)
+    tokenizer = load_tokenizer(source.directory)
     blocks = find_blocks(
         options.data,
-        source=models.pair.source,
+        source=source,
         tokenizer=tokenizer,
-        model=lambda: models.original,
-        context=context_length(models.config, options.context),
+        model=original,
+        context=context_length(config, options.context),
         tokens=options.tokens,
         purpose="evaluation",
         column=options.column,
         seed=options.seed,
     )
-    _check_vocabulary(models.config, blocks.tokens_NT)
+    _check_vocabulary(config, blocks.tokens_NT)
     return EvaluationText(blocks, tokenizer)
 
 
@@ -96,10 +105,9 @@ def compare_outputs(
     originals = rehosted.modules if rehosted else {}
     modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
     layers = LayerErrors(modules, originals)
-    batch_size = options.batch_size or max(1, BATCH_TOKENS // ids_NT.shape[1])
-    sums = _read(first, Body(converted, ids_NT[:1]), layers, ids_NT.split(batch_size), progress)
+    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), progress)
     level = OutputsLevel(
-        text=_describe(text.blocks, sums.tokens),
+        text=describe_text(text.blocks, sums.tokens),
         loss=sums.loss(options.seed),
         kl=sums.divergence(),
         top1=sums.top1 / sums.tokens,
@@ -116,10 +124,24 @@ def compare_outputs(
     return replace(level, findings=tuple(limit_findings(level, limits)))
 
 
-def _read(
+def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
+    """Cut blocks into batches of `size`, or of as many as `BATCH_TOKENS` hold."""
+    cut: Sequence[torch.Tensor] = ids_NT.split(size or max(1, BATCH_TOKENS // ids_NT.shape[1]))
+    return cut
+
+
+def read_both(
     original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], progress: Progress
 ) -> Sums:
-    """Have both models read every batch, once."""
+    """Have both models read every batch, once, and compare what they make of it.
+
+    Args:
+        original: The original.
+        converted: The converted model.
+        layers: Takes the errors of the attention modules that it names.
+        batches: Token ids.
+        progress: Told of every batch.
+    """
     sums, total = Sums(), sum(ids_BT.numel() for ids_BT in batches)
     predicts = kind_of(original.model) != "masked"
     for ids_BT in batches:
@@ -132,7 +154,8 @@ def _read(
     return sums
 
 
-def _describe(blocks: Blocks, tokens: int) -> Text:
+def describe_text(blocks: Blocks, tokens: int) -> Text:
+    """Return what is to be known of a text of which so many tokens were compared."""
     count, context = blocks.tokens_NT.shape
     return Text(description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens)
 

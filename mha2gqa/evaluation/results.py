@@ -258,16 +258,16 @@ class Verification:
                 "perplexities": {"original": before, "converted": after},
                 "increase": loss.increase,
             }
-        plain: dict[str, Any] = _plain(content)
-        return plain
+        found: dict[str, Any] = plain(content)
+        return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value with what JSON lacks replaced: tuples, paths, numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

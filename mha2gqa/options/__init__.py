@@ -6,6 +6,7 @@ No torch here: the command line builds these before anything heavy is imported.
 from mha2gqa.options.bench import Attention, BenchOptions, CacheKind, Engine
 from mha2gqa.options.convert import ConvertOptions, ExpandOptions, Grouping, Refinement
 from mha2gqa.options.inspect import InspectOptions
+from mha2gqa.options.sweep import SweepOptions
 from mha2gqa.options.uptrain import Objective, Trained, UptrainOptions
 from mha2gqa.options.verify import Level, VerifyOptions
 
@@ -21,6 +22,7 @@ __all__ = [
     "Level",
     "Objective",
     "Refinement",
+    "SweepOptions",
     "Trained",
     "UptrainOptions",
     "VerifyOptions",

@@ -52,6 +52,24 @@ class ConvertOptions:
     dry_run: bool = False
     """Plan and check, write nothing."""
 
+    def recorded(self) -> dict[str, object]:
+        """Return the options that change the result, by their names on the command line; those of text only with it."""
+        recorded: dict[str, object] = {
+            "groups": self.groups,
+            "method": self.method,
+            "grouping": self.grouping,
+            "seed": self.seed,
+        }
+        chooses = self.method == "auto"
+        trains = self.refine in ("distil", "joint") or chooses
+        if self.data or self.refine is not None or chooses:
+            used: dict[str, object] = {"data": list(self.data), "refine": self.refine, "column": self.column}
+            used |= {"tokens": self.tokens, "context": self.context, "steps": self.steps if trains else None}
+            used |= {"max-ppl-increase": self.max_ppl_increase if chooses else None}
+            used |= {"dtype": self.dtype, "device": self.device}
+            recorded |= {name: value for name, value in used.items() if value not in (None, [])}
+        return recorded
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandOptions:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import decoders, find_counts
+from mha2gqa.hosts import config_with_heads
 from mha2gqa.timing.results import Decode
 
 WORTH_HAVING = 1.25
@@ -100,4 +101,6 @@ def _lookup(model: PreTrainedModel) -> int:
 
 def _layers(config_json: ConfigJson, plan: Blueprint) -> list[CacheLayer]:
     latent = any(part.family.latent for part in decoders(plan))
-    return cache_layers(config_json, plan, [] if latent else find_counts(config_json, plan))
+    counted = config_with_heads(config_json)
+    own = blueprint(counted)
+    return cache_layers(counted, own, [] if latent else find_counts(counted, own))

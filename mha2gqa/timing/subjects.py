@@ -20,6 +20,7 @@ from mha2gqa.evaluation.pair import find_pair
 from mha2gqa.evaluation.running import kind_of
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.counts import decoders, find_counts, rewrite
+from mha2gqa.hosts import config_with_heads
 from mha2gqa.models import DTYPES, find_device, load_model, set_plain_generation
 from mha2gqa.options import BenchOptions
 from mha2gqa.plan import convert_targets
@@ -42,7 +43,8 @@ class Subject:
     @property
     def kv_heads(self) -> int:
         """KV heads; the largest number, where layers differ."""
-        return max(count.heads for count in find_counts(self.config_json, blueprint(self.config_json)))
+        counted = config_with_heads(self.config_json)
+        return max(count.heads for count in find_counts(counted, blueprint(counted)))
 
     @property
     def query_heads(self) -> int:

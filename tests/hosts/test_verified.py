@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
+from mha2gqa import BenchOptions, ConvertOptions, VerifyOptions, bench, convert, verify
 from mha2gqa.errors import PairError
 from mha2gqa.evaluation.results import Verification
 from tests.evaluation.subjects import flip_bit, save_text, save_tokenizer
@@ -143,3 +143,11 @@ def _plant(attention: torch.nn.Module, generator: torch.Generator) -> None:
             shape = (-1, *[1] * (tensor.ndim - 3))
             tensor[head, 1] *= scales.view(shape)
             tensor[head, 0] /= scales.view(shape)
+
+
+def test_bench_holds_the_two_classes_side_by_side(tmp_path: Path) -> None:
+    build(SOURCES["gptj"]).save_pretrained(tmp_path / "source")
+    output = converted(tmp_path / "source", 2)
+    report = bench(BenchOptions(converted=output, batch=(1,), context=(8,), cache=("dynamic",), tokens=2, turns=1))
+    assert (report.original.kv_heads, report.converted.kv_heads) == (H, 2)
+    assert report.original.cache_per_token == 4 * report.converted.cache_per_token
