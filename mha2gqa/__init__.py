@@ -7,9 +7,9 @@ keep attention), `merging` (how heads become one), `checkpoint` (bytes), `hosts`
 knows only MHA), `models` and `texts` (models to run, and what they read), `rearrange` and `plan` (everything that
 will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
-changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `timing` (how fast it
-is), `sweeping` (many conversions compared), `reports` (pages and cards), `commands` (one verb each), `console`
-and `cli`.
+changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it back),
+`timing` (how fast it is), `sweeping` (many conversions compared), `reports` (pages and cards), `commands` (one verb
+each), `console` and `cli`.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
@@ -21,7 +21,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.options import BenchOptions, ConvertOptions, ExpandOptions, InspectOptions, SweepOptions, VerifyOptions
+from mha2gqa.options import (
+    BenchOptions,
+    ConvertOptions,
+    ExpandOptions,
+    InspectOptions,
+    SweepOptions,
+    UptrainOptions,
+    VerifyOptions,
+)
 
 if TYPE_CHECKING:
     from mha2gqa.commands.bench import bench
@@ -29,9 +37,10 @@ if TYPE_CHECKING:
     from mha2gqa.commands.expand import expand
     from mha2gqa.commands.inspect import inspect
     from mha2gqa.commands.sweep import sweep
+    from mha2gqa.commands.uptrain import uptrain
     from mha2gqa.commands.verify import verify
 
-_COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "verify")
+_COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "uptrain", "verify")
 
 __all__ = [
     "BenchOptions",
@@ -40,12 +49,14 @@ __all__ = [
     "InspectOptions",
     "Mha2GqaError",
     "SweepOptions",
+    "UptrainOptions",
     "VerifyOptions",
     "bench",
     "convert",
     "expand",
     "inspect",
     "sweep",
+    "uptrain",
     "verify",
 ]
 

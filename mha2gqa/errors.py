@@ -69,6 +69,14 @@ class PairError(Mha2GqaError):
     """The two checkpoints do not belong together, or one of them cannot be found."""
 
 
+class OriginalMissingError(PairError):
+    """The original of a converted checkpoint is not where its record says."""
+
+
+class TrainingError(Mha2GqaError):
+    """An uptraining cannot be run as it was asked for, or it went wrong."""
+
+
 class BenchmarkError(Mha2GqaError):
     """The standard benchmarks cannot be run as they were asked for."""
 

@@ -33,6 +33,7 @@ LAYERS = (
     {"automatic"},
     {"conversion"},
     {"output"},
+    {"training"},
     {"sweeping"},
     {"reports"},
     {"commands"},
@@ -51,6 +52,8 @@ HEAVY = (
     "yaml",
     "datasets",
     "matplotlib",
+    "peft",
+    "accelerate",
     "jinja2",
 )
 

@@ -64,6 +64,8 @@ def test_the_demo_shows_what_each_way_costs(tmp_path: Path, cli: Callable[..., R
     for groups in (4, 2, 1):
         mean, aligned, refitted = (losses[_name(groups, way)] for way in ("mean", "aligned", "aligned-refit"))
         assert 0 < refitted < aligned < 0.45 * mean, groups
+    assert losses[_name(4, "mean-uptrained")] < 0.8 * losses[_name(4, "mean")]
+    assert "of the gap closed" in run.out
     assert losses[_name(1, "mean")] < losses[_name(1, "random")]
 
 

@@ -30,6 +30,8 @@ _TEXT = """\
 {architecture}
 """
 
+_UNTRAINED = "The architecture and all other weights are those of the original."
+
 _QUALITY = {
     "convert": "The heads of each group were merged without training, which costs quality: measure it on your own data "
     "before you rely on it.",
@@ -86,9 +88,28 @@ def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
 
 
+def extend_card(converted: Path, directory: Path, name: str, section: str) -> None:
+    """Write the card of a converted checkpoint that was trained: the conversion's, and a section about the training.
+
+    What the conversion's card says of quality without training is left out.
+
+    Args:
+        converted: Where the conversion's card is; without one the section stands alone.
+        directory: Where to write.
+        name: Of the result.
+        section: Markdown, with its heading.
+    """
+    path = converted / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
+    text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED + "\n", "")
+    for quality in _QUALITY.values():
+        text = text.replace(quality + " ", "")
+    (directory / "README.md").write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
+
+
 def _architecture(facts: CardFacts) -> str:
     if facts.rehosted_from is None:
-        return "The architecture and all other weights are those of the original."
+        return _UNTRAINED
     computed = ", ".join(f"`{name}`" for name in facts.recomputed) or "none"
     return (
         f"The original's class, `{facts.rehosted_from}`, knows only multi-head attention: this checkpoint is the same "

@@ -22,6 +22,7 @@ FORMAT = 1
 """Version of the record's own form."""
 
 _PACKAGES = ("mha2gqa", "torch", "transformers", "safetensors", "huggingface_hub")
+_TRAINERS = ("mha2gqa", "torch", "transformers", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Record:
     """What a layer method did to each attention module, by its name in the module tree."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     """What `--method auto` tried; the one with the least loss is the result."""
+    uptrain: list[Mapping[str, Any]] = field(default_factory=list)
+    """Each training that followed: what it was and what it won."""
     divergence: tuple[float, float] | None = None
     """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
     rehosted_from: str | None = None
@@ -79,12 +82,40 @@ def write_record(
             "revision": source.revision,
         },
         **asdict(record),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
+        "versions": _versions(*_PACKAGES),
         "tensors": {
             tensor.name: {"changed": not tensor.is_copy, "xxh3_128": checksums[tensor.name]} for tensor in tensors
         },
     }
     (directory / RECORD).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def extend_record(
+    converted: Path,
+    directory: Path,
+    entry: Mapping[str, Any],
+    tensors: tuple[OutputTensor, ...],
+    checksums: Mapping[str, str],
+) -> None:
+    """Write the record of a converted checkpoint that was trained: the same, and what the training did.
+
+    Args:
+        converted: Where the record of the conversion is.
+        directory: Where to write.
+        entry: Of the training.
+        tensors: The tensors of the result, made of the converted ones.
+        checksums: Tensor name -> XXH3-128 of its bytes, in hexadecimal.
+    """
+    content = read_json(converted / RECORD)
+    content["uptrain"] = [*content.get("uptrain", []), dict(entry) | {"versions": _versions(*_TRAINERS)}]
+    for tensor in tensors:
+        changed = content["tensors"][tensor.name]["changed"] or not tensor.is_copy
+        content["tensors"][tensor.name] = {"changed": changed, "xxh3_128": checksums[tensor.name]}
+    (directory / RECORD).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
 @dataclass(frozen=True)
@@ -156,6 +187,7 @@ def _parse(content: dict[str, Any]) -> WrittenRecord:
         dropped=tuple(map(str, content["dropped"])),
         text=None if content.get("text") is None else str(content["text"]),
         layers=[_parse_layer(layer) for layer in content.get("layers", [])],
+        uptrain=[dict(entry) for entry in content.get("uptrain", [])],
         rehosted_from=None if content.get("rehosted_from") is None else str(content["rehosted_from"]),
     )
     tensors = {

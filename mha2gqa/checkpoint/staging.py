@@ -82,10 +82,10 @@ def staged(output: Path, *, force: bool) -> Iterator[Path]:
     """
     target = output.resolve()  # `.` has no name of its own
     partial, replaced = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "replaced"))
-    with _refusals(output), _parents(target):
+    with refusals(output), _parents(target):
         partial.mkdir(exist_ok=True)
-        with _locked(partial, output):
-            _clear(partial)
+        with locked(partial, output):
+            clear(partial)
             try:
                 yield partial
                 _sync(partial)
@@ -112,15 +112,15 @@ def workspace(output: Path, fingerprint: str, *, keep: bool) -> Iterator[Path]:
     """
     target = output.resolve()
     work = target.with_name(f".{target.name}.layers")
-    with _refusals(output), _parents(target):
+    with refusals(output), _parents(target):
         work.mkdir(exist_ok=True)
-        with _locked(work, output):
+        with locked(work, output):
             stamp = work / "fingerprint"
             if not (keep and stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
-                _clear(work)
+                clear(work)
                 stamp.write_text(fingerprint, encoding="utf-8")
             try:
-                with _refusals(output):
+                with refusals(output):
                     yield work
             except BaseException as error:
                 _leave(work, error, keep=keep)
@@ -146,7 +146,8 @@ _DISK_ERRORS = {
 
 
 @contextlib.contextmanager
-def _refusals(output: Path) -> Iterator[None]:
+def refusals(output: Path) -> Iterator[None]:
+    """Turn what the disk refuses while `output` is written into an OutputError."""
     try:
         yield
     except OSError as error:
@@ -173,7 +174,12 @@ def _parents(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(partial: Path, output: Path) -> Iterator[None]:
+def locked(partial: Path, output: Path) -> Iterator[None]:
+    """Hold a lock on a directory, so that no other run works in it.
+
+    Raises:
+        OutputError: Another run has it.
+    """
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +192,8 @@ def _locked(partial: Path, output: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear(directory: Path) -> None:
+def clear(directory: Path) -> None:
+    """Remove everything in a directory."""
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -9,11 +9,11 @@ Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 3 verify f
 import os
 import sys
 
-from mha2gqa.cli import bench, convert, demo, expand, inspect, sweep, verify
+from mha2gqa.cli import bench, convert, demo, expand, inspect, sweep, uptrain, verify
 from mha2gqa.cli.app import app
 from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError
 
-__all__ = ["app", "bench", "convert", "demo", "expand", "inspect", "main", "sweep", "verify"]
+__all__ = ["app", "bench", "convert", "demo", "expand", "inspect", "main", "sweep", "uptrain", "verify"]
 
 
 def main() -> None:

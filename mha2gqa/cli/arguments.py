@@ -6,7 +6,7 @@ with them, is in the module of the command. No torch here.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -14,7 +14,7 @@ from mha2gqa.merging import METHODS
 from mha2gqa.options import Grouping, Level, Refinement
 
 
-def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
     """Return an option's check that its value is one of `names`."""
 
     def check(value: str) -> str:
@@ -25,8 +25,9 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
-def _one_of_or_none(names: Iterable[str]) -> Callable[[str | None], str | None]:
-    check = _one_of(names)
+def one_of_or_none(names: Iterable[str]) -> Callable[[str | None], str | None]:
+    """Return an option's check that its value is one of `names`, or none."""
+    check = one_of(names)
     return lambda value: None if value is None else check(value)
 
 
@@ -39,23 +40,37 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the defaults of the other options from a YAML file."""
-    if path is not None:
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, yaml.YAMLError) as error:
-            raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-        known = {parameter.name for parameter in context.command.params}
-        if not isinstance(content, dict) or not set(content) <= known:
-            raise typer.BadParameter(f"{path} must map these names to values: {', '.join(sorted(map(str, known)))}")
-        context.default_map = {**(context.default_map or {}), **content}
+    read_defaults(context, path)
     return path
+
+
+def read_defaults(context: typer.Context, path: Path | None, but: str | None = None) -> dict[str, Any]:
+    """Take the defaults of the other options from a YAML file, and return all that is in it.
+
+    Args:
+        context: Of the command.
+        path: The file; without one there is nothing.
+        but: A key that may be there and is no option.
+    """
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+    known = {parameter.name for parameter in context.command.params} | ({but} if but else set())
+    if not isinstance(content, dict) or not set(content) <= known:
+        raise typer.BadParameter(f"{path} must map these names to values: {', '.join(sorted(map(str, known)))}")
+    defaults = {name: value for name, value in content.items() if name != but}
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return content
 
 
 def _check_levels(values: list[str] | None) -> list[str]:
     for value in values or []:
-        _one_of(LEVELS)(value)
+        one_of(LEVELS)(value)
     return values or []
 
 
@@ -76,23 +91,23 @@ Config = Annotated[
 Column = Annotated[str | None, typer.Option(help="Column of tables that holds the text.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of a block. Default: the model's, up to 2048.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="To run in.", metavar="|".join(_DTYPES), callback=_one_of_or_none(_DTYPES))
+    str | None, typer.Option(help="To run in.", metavar="|".join(_DTYPES), callback=one_of_or_none(_DTYPES))
 ]
 Device = Annotated[str | None, typer.Option(help="To run on. Default: an accelerator, else the CPU.")]
 
 # convert
 Method = Annotated[
-    str, typer.Option(help="How a group becomes one head.", metavar="|".join(_METHODS), callback=_one_of(_METHODS))
+    str, typer.Option(help="How a group becomes one head.", metavar="|".join(_METHODS), callback=one_of(_METHODS))
 ]
 GroupingName = Annotated[
-    str, typer.Option(help="Which heads share one.", metavar="|".join(_GROUPINGS), callback=_one_of(_GROUPINGS))
+    str, typer.Option(help="Which heads share one.", metavar="|".join(_GROUPINGS), callback=one_of(_GROUPINGS))
 ]
 RefinementName = Annotated[
     str | None,
     typer.Option(
         help="Improve the result on text: refit outputs, train each layer, train all of them together.",
         metavar="|".join(_REFINEMENTS),
-        callback=_one_of_or_none(_REFINEMENTS),
+        callback=one_of_or_none(_REFINEMENTS),
     ),
 ]
 CalibrationText = Annotated[

@@ -13,16 +13,20 @@ def demo(
     directory: Annotated[Path, typer.Argument(help="Where the converted checkpoints go.")] = Path("demo"),
     tokens: Annotated[int, typer.Option(help="Tokens of held-out text to evaluate on.")] = 50_000,
 ) -> None:
-    """Inspect, convert and verify the reference checkpoint, and show what that saved and what it cost."""
+    """Inspect, convert, uptrain and verify the reference checkpoint, and show what that saved and what it cost."""
     with quick_imports():
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.demo import describe, measure, prove
+        from mha2gqa.commands.demo import describe, measure, prove, recover
 
     logging.disable_progress_bar()
     console.print_inspection(describe())
     console.print_demo(measure(directory, tokens))
+    with console.training(as_json=False) as watch:
+        recovered = recover(directory, tokens, watch.event)
+    if recovered is not None:
+        console.print_uptraining(recovered)
     with console.stages() as progress:
         report = prove(directory, tokens, progress)
     console.print_verification(report)

@@ -8,19 +8,24 @@ from pathlib import Path
 from mha2gqa.checkpoint.writer import Progress, ignore_progress
 from mha2gqa.commands.convert import convert
 from mha2gqa.commands.inspect import InspectReport, inspect
+from mha2gqa.commands.uptrain import uptrain
 from mha2gqa.commands.verify import Progress as VerifyProgress
 from mha2gqa.commands.verify import ignore_progress as ignore_stages
 from mha2gqa.commands.verify import verify
 from mha2gqa.evaluation.perplexity import held_out_loss
 from mha2gqa.evaluation.results import Verification
-from mha2gqa.options import ConvertOptions, InspectOptions, Refinement, VerifyOptions
+from mha2gqa.options import ConvertOptions, InspectOptions, Refinement, UptrainOptions, VerifyOptions
 from mha2gqa.report import ChangeReport
+from mha2gqa.training.report import UptrainReport
+from mha2gqa.training.run import Tell
 
 GROUPS = (4, 2, 1)
 WAYS: tuple[tuple[str, Refinement | None], ...] = (("mean", None), ("aligned", None), ("aligned", "refit"))
 BASELINES: tuple[tuple[str, Refinement | None], ...] = (("first", None), ("random", None))
 CALIBRATION = 32_768
 """Tokens of calibration text: enough to show a refinement, and quick."""
+UPTRAINED, _MEASURED = 10, 16_384
+"""Steps of the uptraining, and tokens that it is measured on at most: enough to show it, and quick."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,26 @@ def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages
     """
     options = VerifyOptions(converted=_output(directory, 4, "aligned-refit"), tokens=tokens, report=directory)
     return verify(options, progress)
+
+
+def recover(directory: Path, tokens: int, tell: Tell = lambda event: None) -> UptrainReport | None:
+    """Uptrain the GQA-4 that `measure` has made by the mean, for a short while.
+
+    Args:
+        directory: Where `measure` put it, and where the result goes.
+        tokens: Tokens of held-out text to measure on, at most.
+        tell: Told of the run as it goes.
+    """
+    converted = _output(directory, 4, "mean")
+    options = UptrainOptions(
+        converted=converted,
+        output=directory / f"{converted.name}-uptrained",
+        steps=UPTRAINED,
+        held_out_tokens=min(tokens, _MEASURED),
+        trainer={"eval_strategy": "no", "save_strategy": "no", "use_cpu": True},
+        force=True,
+    )
+    return uptrain(options, tell)
 
 
 def _output(directory: Path, groups: int, method: str) -> Path:

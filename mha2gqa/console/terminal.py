@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["err", "escape", "out", "plain_table", "print_error", "print_json", "print_note"]
+__all__ = ["err", "escape", "out", "plain_table", "print_error", "print_json", "print_json_line", "print_note"]
 
 _PIPE_WIDTH = 160
 """Columns when stdout is no terminal: wide enough that no number is folded."""
@@ -20,6 +21,12 @@ err = Console(stderr=True, highlight=False)
 def print_json(content: dict[str, Any]) -> None:
     """Print a report as one JSON object."""
     out.out(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+
+
+def print_json_line(content: Mapping[str, Any]) -> None:
+    """Print one JSON object on a line of its own, at once."""
+    out.out(json.dumps(content, ensure_ascii=False, default=str))
+    out.file.flush()
 
 
 def print_error(message: str) -> None:

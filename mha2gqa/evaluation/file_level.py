@@ -91,6 +91,8 @@ def _damaged_file(pair: Pair) -> str:
 def _plan(pair: Pair) -> Plan | None:
     """Plan the recorded conversion again; None where its method needs more than the original."""
     record = pair.written.record
+    if record.uptrain:
+        return None
     if not {name for name, value in record.options.items() if value} <= _RECOMPUTABLE:
         return None
     if record.command == "expand":

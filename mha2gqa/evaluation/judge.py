@@ -21,9 +21,9 @@ LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9)
 
 def limits_for(record: Record, options: VerifyOptions) -> Limits:
     """Return the limits: the user's, else those that suit the conversion."""
-    usual = ROUNDING if record.command == "expand" else LOSSY
+    usual = ROUNDING if record.command == "expand" and not record.uptrain else LOSSY
     same = EXACT if record.rehosted_from is None else ROUNDING
-    base = same if record.source_heads == record.target_heads else usual
+    base = same if record.source_heads == record.target_heads and not record.uptrain else usual
 
     def choose(wanted: float | None, default: float) -> float:
         return default if wanted is None else wanted

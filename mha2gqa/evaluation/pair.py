@@ -4,6 +4,7 @@ What the two configs must share is checked here, and a few small tensors against
 whether the converted files are what they should be is `file_level.py`'s.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from mha2gqa.checkpoint.reader import RECORD, Checkpoint, read_checkpoint, read_
 from mha2gqa.checkpoint.record import WrittenRecord, read_record
 from mha2gqa.checkpoint.source import Source, find_source, reference_directory
 from mha2gqa.checkpoint.streams import Sources
-from mha2gqa.errors import PairError, SourceError
+from mha2gqa.errors import OriginalMissingError, PairError, SourceError
 from mha2gqa.evaluation.results import Conversion
 from mha2gqa.hosts import rehost
 
@@ -58,7 +59,7 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
         CheckpointError: The record is missing or damaged, or the original is.
         SourceError: The original cannot be found or reached.
     """
-    directory = _find_converted() if converted is None else converted
+    directory = find_converted() if converted is None else converted
     if not directory.is_dir():
         raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
     written = read_record(directory)
@@ -68,7 +69,12 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
     return pair
 
 
-def _find_converted() -> Path:
+def find_converted() -> Path:
+    """Return the one converted checkpoint here.
+
+    Raises:
+        PairError: There is none, or several.
+    """
     found = sorted(path.parent for path in Path().glob(f"*/{RECORD}"))
     if Path(RECORD).is_file():
         found.insert(0, Path())
@@ -80,7 +86,7 @@ def _find_converted() -> Path:
         if found
         else "There is no converted checkpoint here",
         expected=f"one directory with {RECORD}",
-        remedy="Name the one to verify",
+        remedy="Name the one that is meant",
     )
 
 
@@ -95,7 +101,7 @@ def _find_original(directory: Path, written: WrittenRecord, against: str | None)
     try:
         return find_source(None if path == reference_directory().resolve() else str(path))
     except SourceError as error:
-        raise PairError(
+        raise OriginalMissingError(
             f"The original of {directory} is not where the record says: {written.source_path}",
             remedy="Name it with --against",
         ) from error
@@ -159,8 +165,13 @@ def describe(pair: Pair) -> Conversion:
         groups=record.groups,
         versions=pair.written.versions,
         text=record.text,
+        uptrained=tuple(_training(entry) for entry in record.uptrain),
         errors={layer["module"]: layer["errors"] for layer in record.layers if layer["errors"]},
     )
+
+
+def _training(entry: Mapping[str, Any]) -> str:
+    return f"{entry['train']}, {entry['objective']}, {entry['length']['steps']:,} steps"
 
 
 def checksum(info: TensorInfo) -> str:

@@ -63,6 +63,8 @@ class Conversion:
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Attention module -> step (`merged`, `refit`, `distil`) -> squared error of its output on batches of that text
     that were kept aside, as a share of the output's energy; empty where nothing was refined."""
+    uptrained: tuple[str, ...] = ()
+    """Each training that followed: what trained, by which objective, for how many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,9 +74,12 @@ class Body:
         """Whether logits are made a few positions at a time."""
         return self._inner is not None
 
-    def read(self, ids_BT: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-        """Run the model on a batch, and return what gives the logits `[B, C, V]` of a range of positions."""
-        fed = inputs(self.model, ids_BT) | self._no_cache()
+    def read(self, ids_BT: torch.Tensor, **more: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """Run the model on a batch, and return what gives the logits `[B, C, V]` of a range of positions.
+
+        What a forward is given besides the tokens (`position_ids`) is `more`.
+        """
+        fed = inputs(self.model, ids_BT) | self._no_cache() | more
         if self._inner is None:
             logits_BTV = self._logits(fed)
             return lambda positions: logits_BTV[:, positions]

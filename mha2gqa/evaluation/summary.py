@@ -49,6 +49,8 @@ def _facts(report: Verification) -> Iterator[Row]:
     yield "original", made.original
     kind = f"{made.rehosted_from} written as {made.model_type}" if made.rehosted_from else made.model_type
     yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {method}"
+    for one in made.uptrained:
+        yield "uptrained", one
     if report.file is not None:
         yield "files", _files(report.file)
     if report.load is not None:

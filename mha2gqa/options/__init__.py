@@ -7,6 +7,7 @@ from mha2gqa.options.bench import Attention, BenchOptions, CacheKind, Engine
 from mha2gqa.options.convert import ConvertOptions, ExpandOptions, Grouping, Refinement
 from mha2gqa.options.inspect import InspectOptions
 from mha2gqa.options.sweep import SweepOptions
+from mha2gqa.options.uptrain import Objective, Trained, UptrainOptions
 from mha2gqa.options.verify import Level, VerifyOptions
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "Grouping",
     "InspectOptions",
     "Level",
+    "Objective",
     "Refinement",
     "SweepOptions",
+    "Trained",
+    "UptrainOptions",
     "VerifyOptions",
 ]

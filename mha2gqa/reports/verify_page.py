@@ -122,6 +122,8 @@ def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
         yield "options", _listed(options)
     if conversion.text:
         yield "calibration text", conversion.text
+    for one in conversion.uptrained:
+        yield "uptrained", one
 
 
 def _refined(conversion: Conversion) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""What is learned: the original's distributions, a few positions at a time.
+
+`divergence` is the sum of KL(original || student) over the positions that count. Its gradient is computed in the same
+pass, chunk by chunk, so that beside the student's logits and their gradient, which every training has, only a chunk
+of fp32 numbers is in memory; the original's logits are never there as a whole. `hidden_error` compares the outputs of
+layers. Cross-entropy is the model's own.
+
+Legend: B blocks of a batch, T tokens of a block, C positions of a chunk, V vocabulary, D width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+_CHUNK = 1 << 22
+"""Numbers in one chunk of logits: 16 MB in fp32, of which a handful are alive at a time."""
+
+Logits = Callable[[slice], torch.Tensor]
+"""Gives `[B, C, V]` for a range of positions."""
+
+
+def divergence(
+    wanted: Logits, answer_BTV: torch.Tensor, counts_BT: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """Return the sum over positions of KL(wanted || answer) in nats, times the squared temperature; a scalar, fp32.
+
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2, for the temperature.
+
+    Args:
+        wanted: Logits of the original.
+        answer_BTV: Logits of the student.
+        counts_BT: 1 where a position counts, 0 elsewhere.
+        temperature: Divides both logits.
+    """
+    total: torch.Tensor = _Divergence.apply(answer_BTV, wanted, counts_BT, temperature)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Divergence(torch.autograd.Function):
+    """The divergence, with its gradient made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, answer_BTV: torch.Tensor, wanted: Logits, counts_BT: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        blocks, length, vocabulary = answer_BTV.shape
+        gradient_BTV = torch.empty_like(answer_BTV) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), device=answer_BTV.device, dtype=torch.float32)
+        step = max(1, _CHUNK // (blocks * vocabulary))
+        for start in range(0, length, step):
+            span = slice(start, min(start + step, length))
+            counts_BC1 = counts_BT[:, span, None].to(answer_BTV.device)
+            first_BCV = _log_softmax(wanted(span).to(answer_BTV.device), temperature)
+            second_BCV = _log_softmax(answer_BTV[:, span], temperature)
+            p_BCV = first_BCV.exp()
+            # Classes may mask a part of the vocabulary with -infinity: 0 times infinity is none.
+            parts_BCV = (p_BCV * (first_BCV - second_BCV)).masked_fill_(p_BCV == 0, 0.0)
+            total += temperature**2 * (parts_BCV * counts_BC1).sum()
+            if gradient_BTV is not None:
+                gradient_BTV[:, span] = second_BCV.exp_().sub_(p_BCV).mul_(temperature * counts_BC1)
+        ctx.save_for_backward(gradient_BTV)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        (gradient_BTV,) = ctx.saved_tensors
+        return gradient_BTV * upstream[0].to(gradient_BTV.dtype), None, None, None
+
+
+def _log_softmax(logits_BCV: torch.Tensor, temperature: float) -> torch.Tensor:
+    return (logits_BCV.float() / temperature).log_softmax(-1)
+
+
+@torch.no_grad()
+def cross_entropy(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of the next token's losses in nats (fp64 scalar), and over how many tokens.
+
+    Args:
+        logits_BTV: Of a causal model.
+        labels_BT: The tokens; -100 is not predicted.
+    """
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
+    targets_BT = labels_BT[:, 1:].to(logits_BTV.device)
+    step = max(1, _CHUNK // (logits_BTV.shape[0] * logits_BTV.shape[-1]))
+    for start in range(0, targets_BT.shape[1], step):
+        chunk = targets_BT[:, start : start + step]
+        logits = logits_BTV[:, start : start + chunk.shape[1]].flatten(0, 1).float()
+        total += torch.nn.functional.cross_entropy(logits, chunk.flatten(), reduction="sum").double().cpu()
+    return total, (targets_BT != -100).sum().cpu()
+
+
+def predicting(labels_BT: torch.Tensor) -> torch.Tensor:
+    """Return fp32 `[B, T]`: 1 at positions whose next token is predicted, as cross-entropy counts them."""
+    counts_BT = torch.zeros(labels_BT.shape, device=labels_BT.device)
+    counts_BT[:, :-1] = labels_BT[:, 1:] != -100
+    return counts_BT
+
+
+def hidden_error(
+    wanted_LBTD: Sequence[torch.Tensor], answer_LBTD: Sequence[torch.Tensor], counts_BT: torch.Tensor
+) -> torch.Tensor:
+    """Return the sum over positions of the layers' squared error relative to the output's energy, mean of layers.
+
+    Args:
+        wanted_LBTD: Hidden states of the original, one tensor a layer.
+        answer_LBTD: Those of the student.
+        counts_BT: 1 where a position counts, 0 elsewhere.
+    """
+    errors = []
+    for wanted_BTD, answer_BTD in zip(wanted_LBTD, answer_LBTD, strict=True):
+        wanted, answer = wanted_BTD.to(answer_BTD.device).float(), answer_BTD.float()
+        energy = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append(((answer - wanted).square().mean(-1) / energy * counts_BT.to(answer.device)).sum())
+    return torch.stack(errors).sum() / max(1, len(errors))
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss); infinity where that is too large."""
+    return math.exp(loss) if loss < 700 else math.inf

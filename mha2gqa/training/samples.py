@@ -1,0 +1,91 @@
+"""Training text that the original writes itself: sampled in batches, appended to a jsonl file, reused.
+
+Each line is one sample: `ids`, its tokens, and `text`, which `--data` can read elsewhere. A batch's random numbers
+depend on its own number alone, so a run that was killed goes on where the file ends, with the same text.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mha2gqa.errors import TextError
+from mha2gqa.texts.blocks import sample_text
+
+_BATCH = 16
+"""Samples that are written at a time."""
+
+
+def write_samples(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tokens: int,
+    context: int,
+    seed: int,
+    progress: Callable[[int, int], object],
+) -> None:
+    """Have the original write until the file holds enough.
+
+    Args:
+        path: The file; what is in it stays.
+        model: The original.
+        tokenizer: Its tokenizer.
+        tokens: How many tokens there must be, at least.
+        context: Tokens of a sample.
+        seed: Of the sampling.
+        progress: Told of every batch.
+
+    Raises:
+        TextError: The model cannot write, or the file holds something else.
+    """
+    wanted = -(-tokens // (context * _BATCH))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = _whole_batches(path, context)
+    progress(done, wanted)
+    for number in range(done, wanted):
+        batch_seed = seed + 1_000_003 * number
+        ids_BT = sample_text(model, tokenizer, tokens=_BATCH * context, context=context, seed=batch_seed)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(ids, tokenizer) for ids in ids_BT)
+        progress(1, wanted)
+
+
+def read_samples(path: Path) -> Iterator[list[int]]:
+    """Yield the tokens of each sample."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["ids"]
+
+
+def _line(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return json.dumps({"ids": ids.tolist(), "text": text}, ensure_ascii=False) + "\n"
+
+
+def _whole_batches(path: Path, context: int) -> int:
+    """Return how many batches the file holds; a batch that was cut off is taken away."""
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = lines[: len(lines) - len(lines) % _BATCH]
+    try:
+        if whole and not whole[-1].endswith(b"\n"):
+            whole = whole[:-_BATCH]
+        lengths = {len(json.loads(line)["ids"]) for line in whole[:1]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TextError(
+            f"{path} holds no samples ({type(error).__name__})",
+            expected="a file that `--data self` has written",
+            remedy="Name another with --samples",
+        ) from error
+    if lengths - {context}:
+        raise TextError(
+            f"{path} holds samples of {lengths.pop()} tokens", expected=f"samples of {context}, by --context"
+        )
+    if len(whole) < len(lines):
+        path.write_bytes(b"".join(whole))
+    return len(whole) // _BATCH

@@ -1,0 +1,77 @@
+"""What is trained: a converted checkpoint, its record, and its original where that is at hand."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
+from mha2gqa.checkpoint.record import WrittenRecord, read_record
+from mha2gqa.checkpoint.source import Source, reference_directory
+from mha2gqa.errors import OriginalMissingError, PairError, SourceError, TrainingError
+from mha2gqa.evaluation.pair import find_converted, find_pair
+from mha2gqa.families.blueprint import blueprint
+from mha2gqa.families.counts import find_counts
+from mha2gqa.options import Objective, UptrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A converted checkpoint to train."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    written: WrittenRecord
+    original: Source | None
+    """None where it is not at hand, and need not be."""
+    objective: Objective
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.directory.resolve().name
+
+    @property
+    def of_reference(self) -> bool:
+        """Whether the original is the checkpoint that ships with the package."""
+        return self.original is not None and self.original.directory.resolve() == reference_directory().resolve()
+
+
+def find_subject(options: UptrainOptions) -> Subject:
+    """Find the converted checkpoint and its original.
+
+    Raises:
+        PairError: One cannot be found, or they do not belong together.
+        CheckpointError: One of them is damaged.
+        TrainingError: The objective needs the original, and it is not at hand.
+    """
+    directory = find_converted() if options.converted is None else options.converted
+    if not directory.is_dir():
+        raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
+    written, checkpoint = read_record(directory), read_checkpoint(directory)
+    _check_heads(checkpoint, written)
+    original = _find_original(options, directory)
+    objective: Objective = options.objective or ("lm" if original is None else "distil")
+    if original is None and objective != "lm":
+        raise TrainingError(
+            f"--objective {objective} learns from the original, which is not where the record says",
+            remedy="Name it with --against, or use --objective lm",
+        )
+    return Subject(directory=directory, checkpoint=checkpoint, written=written, original=original, objective=objective)
+
+
+def _find_original(options: UptrainOptions, directory: Path) -> Source | None:
+    try:
+        return find_pair(directory, options.against).source
+    except (OriginalMissingError, SourceError):
+        if options.against is not None:
+            raise
+        return None
+
+
+def _check_heads(checkpoint: Checkpoint, written: WrittenRecord) -> None:
+    heads = max(count.heads for count in find_counts(checkpoint.config, blueprint(checkpoint.config)))
+    if heads != written.record.target_heads:
+        raise PairError(
+            f"{checkpoint.directory} has {heads} KV heads, and its record says {written.record.target_heads}",
+            expected="the checkpoint as the conversion left it",
+            remedy="Convert again",
+        )

@@ -1,0 +1,99 @@
+"""The divergence against a plain loop in fp64, its gradient against autograd's, and which positions count."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mha2gqa.training import objective
+from mha2gqa.training.objective import cross_entropy, divergence, hidden_error, predicting
+
+
+def _logits(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 7, 11, generator=torch.Generator().manual_seed(seed)).mul(3).to(dtype)
+
+
+def _counts() -> torch.Tensor:
+    return torch.tensor([[1.0, 1, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 0]])
+
+
+def _plain(wanted: torch.Tensor, answer: torch.Tensor, counts: torch.Tensor, temperature: float) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for block in range(wanted.shape[0]):
+        for place in range(wanted.shape[1]):
+            p = (wanted[block, place].double() / temperature).softmax(-1)
+            q = (answer[block, place].double() / temperature).softmax(-1)
+            total = total + counts[block, place] * temperature**2 * (p * (p.log() - q.log())).sum()
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 22])
+def test_the_divergence_and_its_gradient_are_those_of_a_loop(
+    temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "_CHUNK", chunk)
+    wanted, answer, counts = _logits(1), _logits(2).requires_grad_(), _counts()
+    spans: list[slice] = []
+
+    def give(span: slice) -> torch.Tensor:
+        spans.append(span)
+        return wanted[:, span]
+
+    (3 * divergence(give, answer, counts, temperature)).backward()
+    exact = answer.detach().double().requires_grad_()
+    loss = _plain(wanted, exact, counts, temperature)
+    (3 * loss).backward()
+    torch.testing.assert_close(divergence(give, answer, counts, temperature).double(), loss.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(answer.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+    assert (len(spans) > 2) == (chunk < 1000)
+
+
+def test_a_masked_vocabulary_gives_no_nan() -> None:
+    wanted, answer = _logits(1), _logits(2)
+    wanted[..., 3] = answer[..., 3] = -torch.inf
+    answer.requires_grad_()
+    loss = divergence(lambda span: wanted[:, span], answer, _counts())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(answer.grad).all()
+
+
+def test_nothing_is_lost_between_equal_models() -> None:
+    logits = _logits(1).requires_grad_()
+    loss = divergence(lambda span: logits.detach()[:, span], logits, _counts())
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max().item() == 0
+
+
+def test_the_original_is_asked_for_a_few_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "_CHUNK", 2 * 11 * 3)
+    spans: list[slice] = []
+
+    def give(span: slice) -> torch.Tensor:
+        spans.append(span)
+        return _logits(1)[:, span]
+
+    divergence(give, _logits(2), _counts())
+    assert spans == [slice(0, 3), slice(3, 6), slice(6, 7)]
+
+
+def test_cross_entropy_is_that_of_torch_and_leaves_out_what_is_not_predicted() -> None:
+    labels = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(3))
+    labels[0, 3] = labels[1, 0] = -100
+    total, count = cross_entropy(_logits(1), labels)
+    wanted = functional.cross_entropy(_logits(1)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    assert count == 11
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_a_position_counts_when_its_next_token_is_predicted() -> None:
+    labels = torch.tensor([[-100, 5, -100, 7]])
+    assert predicting(labels).tolist() == [[1.0, 0.0, 1.0, 0.0]]
+
+
+def test_the_hidden_error_is_relative_to_the_energy() -> None:
+    wanted = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    counts = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    error = hidden_error([10 * wanted, wanted], [10 * wanted, wanted + 1], counts)
+    assert error.item() == pytest.approx(3 / wanted.square().mean().item() / 2, rel=1e-5)
