@@ -143,6 +143,10 @@ LargestKl = Annotated[float | None, typer.Option(min=0, help="Largest mean KL, n
 LeastTop1 = Annotated[
     float | None, typer.Option(min=0, max=1, help="Least share of equal most likely tokens. Default: 0.9.")
 ]
+LeastCosine = Annotated[
+    float | None,
+    typer.Option(min=-1, max=1, help="Least mean cosine of embeddings, for models without a head. Default: 0.99."),
+]
 VerifySeed = Annotated[int, typer.Option(help="Seed of sampled text and of the bootstrap.")]
 Tasks = Annotated[str | None, typer.Option(help="Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.")]
 TaskPath = Annotated[Path | None, typer.Option(help="Directory of further task definitions.")]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mha2gqa.evaluation.benchmarks import Suite, find_tasks, run_tasks
+from mha2gqa.evaluation.embeddings_level import compare_embeddings
 from mha2gqa.evaluation.file_level import check_files
 from mha2gqa.evaluation.judge import judge, limits_for
 from mha2gqa.evaluation.load_level import check_loading
@@ -15,6 +16,7 @@ from mha2gqa.evaluation.loading import Models
 from mha2gqa.evaluation.outputs_level import compare_outputs, find_text
 from mha2gqa.evaluation.pair import Pair, describe, find_pair
 from mha2gqa.evaluation.results import Benchmark, Verification
+from mha2gqa.evaluation.running import kind_of
 from mha2gqa.evaluation.similarity import head_similarity
 from mha2gqa.models import load_tokenizer
 from mha2gqa.options import VerifyOptions
@@ -53,11 +55,15 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
     file = check_files(pair, partial(progress, "files")) if "file" in options.levels else None
     readable = file is None or file.readable
     load = check_loading(models, options.seed) if "load" in options.levels and readable else None
-    outputs = None
+    outputs = embeddings = None
     if text is not None and readable and (load is None or models.converted is not None):
-        outputs = compare_outputs(models, text, limits, options, partial(progress, "outputs"))
+        rest = models, text, limits, options, partial(progress, "outputs")
+        if kind_of(models.original) == "embedding":
+            embeddings = compare_embeddings(*rest)
+        else:
+            outputs = compare_outputs(*rest)
     benchmarks = _score(suite, models, partial(progress, "benchmarks")) if suite is not None and readable else ()
-    verdict, reasons = judge(file, load, outputs, wanted_outputs=text is not None)
+    verdict, reasons = judge(file, load, outputs or embeddings, wanted_outputs=text is not None)
     if suite is not None and not benchmarks:
         reasons = (*reasons, "The benchmarks were not run: the converted checkpoint does not load.")
     report = Verification(
@@ -68,6 +74,7 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
         file=file,
         load=load,
         outputs=outputs,
+        embeddings=embeddings,
         similarity=head_similarity(pair.checkpoint, pair.written.record) if options.report is not None else (),
         benchmarks=benchmarks,
     )

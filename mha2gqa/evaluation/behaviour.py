@@ -26,7 +26,7 @@ class Behaviour:
     """What one model did."""
 
     forward: Measured
-    """Largest logit in absolute value; every one was finite."""
+    """Largest logit (without a head: number of the last hidden state) in absolute value; every one was finite."""
     cache: Measured
     """Bytes of KV cache that a token added to one sequence."""
     cross_cache: Measured
@@ -49,7 +49,7 @@ def observe(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> Behavi
         cached: Tokens at which the cache is measured; no sliding window may be full by then.
     """
     forward = attempt(lambda: _forward(model, ids_BT))
-    if isinstance(forward, str) or kind_of(model) == "masked":
+    if isinstance(forward, str) or kind_of(model) in ("masked", "embedding"):
         return Behaviour(forward, None, None, None, None)
     return Behaviour(
         forward=forward,
@@ -61,13 +61,19 @@ def observe(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> Behavi
 
 
 def _run(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor, **options: Any) -> Any:
-    if kind_of(model) == "masked":
+    if kind_of(model) in ("masked", "embedding"):
         options.pop("use_cache", None)
     return model(**inputs(model, ids_BT, encoder_ids_BT), **options)
 
 
 def _forward(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
-    logits_BTV = _run(model, ids_BT, ids_BT, use_cache=False).logits
+    output = _run(model, ids_BT, ids_BT, use_cache=False)
+    if kind_of(model) == "embedding":
+        states_BTD = output.last_hidden_state
+        if not torch.isfinite(states_BTD).all():
+            raise ValueError("the last hidden state holds NaN or infinity")
+        return _scale(states_BTD)
+    logits_BTV = output.logits
     if not torch.isfinite(logits_BTV).any(dim=-1).all() or logits_BTV.isnan().any():
         raise ValueError("the logits hold NaN or infinity")
     return _scale(logits_BTV)

@@ -24,6 +24,20 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cosines:
+    """Cosine similarity of what two models without a head make of the same tokens."""
+
+    mean: float
+    """Of the embeddings of a block (the mean of its last hidden states over its tokens), mean over blocks."""
+    least: float
+    """Of the embeddings of a block, the least of all blocks."""
+    tokens: float
+    """Of the last hidden states of a token, mean over tokens."""
+    largest_difference: float
+    """Largest difference of a number of the last hidden states, over all tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """Loss of both models on the same tokens."""
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 from mha2gqa.checkpoint.record import Record
 from mha2gqa.evaluation.differences import Loss
-from mha2gqa.evaluation.results import FileLevel, Finding, Limits, LoadLevel, OutputsLevel, Verdict
+from mha2gqa.evaluation.results import EmbeddingsLevel, FileLevel, Finding, Limits, LoadLevel, OutputsLevel, Verdict
 from mha2gqa.options import VerifyOptions
 
-EXACT = Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0)
-ROUNDING = Limits(max_ppl_increase=0.001, max_kl=0.001, min_top1=0.98)
-LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9)
+EXACT = Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0, min_cosine=1.0)
+ROUNDING = Limits(max_ppl_increase=0.001, max_kl=0.001, min_top1=0.98, min_cosine=0.9999)
+LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9, min_cosine=0.99)
 
 
 def limits_for(record: Record, options: VerifyOptions) -> Limits:
@@ -32,6 +32,7 @@ def limits_for(record: Record, options: VerifyOptions) -> Limits:
         max_ppl_increase=choose(options.max_ppl_increase, base.max_ppl_increase),
         max_kl=choose(options.max_kl, base.max_kl),
         min_top1=choose(options.min_top1, base.min_top1),
+        min_cosine=choose(options.min_cosine, base.min_cosine),
     )
 
 
@@ -50,6 +51,16 @@ def limit_findings(level: OutputsLevel, limits: Limits) -> Iterator[Finding]:
         yield _finding("logits", problem)
 
 
+def cosine_findings(level: EmbeddingsLevel, limits: Limits) -> Iterator[Finding]:
+    """Yield a finding for each limit that the hidden states pass."""
+    if not level.cosines.mean >= limits.min_cosine:
+        problem = f"is {level.cosines.mean:.4f} in the mean of the blocks; the limit is {limits.min_cosine:g}"
+        yield _finding("cosine of embeddings", problem)
+    if limits.exact and level.cosines.largest_difference > 0:
+        problem = f"differ by up to {level.cosines.largest_difference:.3g}; nothing may differ"
+        yield _finding("last hidden states", problem)
+
+
 def _finding(guilty: str, problem: str) -> Finding:
     return Finding(level="outputs", guilty=guilty, problem=problem)
 
@@ -60,7 +71,10 @@ def _perplexities(loss: Loss) -> str:
 
 
 def judge(
-    file: FileLevel | None, load: LoadLevel | None, outputs: OutputsLevel | None, wanted_outputs: bool
+    file: FileLevel | None,
+    load: LoadLevel | None,
+    outputs: OutputsLevel | EmbeddingsLevel | None,
+    wanted_outputs: bool,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Return the verdict on what was found, and the reasons for it as sentences.
 
@@ -78,8 +92,7 @@ def judge(
     if findings:
         return "different", tuple(reasons)
     if _is_identical(file, outputs):
-        what = "no logit differs" if outputs is not None else "every tensor is the original's"
-        return "identical", (f"Nothing differs: {what}.", *reasons)
+        return "identical", (f"Nothing differs: {_what_is_identical(outputs)}.", *reasons)
     return "within limits", (_fine(file, load, outputs), *reasons)
 
 
@@ -91,7 +104,15 @@ def _why_not(file: FileLevel | None, load: LoadLevel | None) -> str:
     return "the original gives no logits for tokens alone."
 
 
-def _is_identical(file: FileLevel | None, outputs: OutputsLevel | None) -> bool:
+def _what_is_identical(outputs: OutputsLevel | EmbeddingsLevel | None) -> str:
+    if outputs is None:
+        return "every tensor is the original's"
+    return "no logit differs" if isinstance(outputs, OutputsLevel) else "no hidden state differs"
+
+
+def _is_identical(file: FileLevel | None, outputs: OutputsLevel | EmbeddingsLevel | None) -> bool:
+    if isinstance(outputs, EmbeddingsLevel):
+        return outputs.cosines.largest_difference == 0
     if outputs is not None:
         loss = outputs.loss
         same_loss = loss is None or loss.difference == 0
@@ -99,13 +120,15 @@ def _is_identical(file: FileLevel | None, outputs: OutputsLevel | None) -> bool:
     return file is not None and file.recomputed == file.checksummed == 0
 
 
-def _fine(file: FileLevel | None, load: LoadLevel | None, outputs: OutputsLevel | None) -> str:
+def _fine(file: FileLevel | None, load: LoadLevel | None, outputs: OutputsLevel | EmbeddingsLevel | None) -> str:
     parts = []
     if file is not None:
         parts.append("the files are what the conversion must have made")
     if load is not None:
         parts.append("the checkpoint runs as its original does")
-    if outputs is not None:
+    if isinstance(outputs, EmbeddingsLevel):
+        parts.append(f"the embeddings stay within the limit (cosine {outputs.cosines.mean:.4f})")
+    elif outputs is not None:
         gained = "" if outputs.loss is None else f"perplexity changed by {outputs.loss.increase:+.2%}, "
         parts.append(f"the outputs stay within the limits ({gained}KL {outputs.kl.mean:.3g} nats)")
     text = ", ".join(parts)

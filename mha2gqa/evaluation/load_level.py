@@ -119,7 +119,7 @@ def _checks(
         detail = f"not made: the original does not run on tokens alone ({seen.forward})"
         yield Check(name="forward", passed=True, detail=detail)
         return
-    detail = str(now.forward) if isinstance(now.forward, str) else "every logit is finite"
+    detail = str(now.forward) if isinstance(now.forward, str) else "every output is finite"
     yield Check(name="forward", passed=not isinstance(now.forward, str), detail=detail)
     if before is not None and before.measured is not None:
         yield _cache_check(before, after, now.cache)

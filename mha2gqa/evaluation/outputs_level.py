@@ -95,16 +95,11 @@ def compare_outputs(
     """
     started = time.monotonic()
     ids_NT = text.blocks.tokens_NT
-    original, converted = models.original, models.converted
-    if converted is None:
-        raise PairError(f"{models.pair.converted} does not load strictly: {'; '.join(models.problems[:3])}")
+    original, converted = models.original, loaded(models)
     first = attempt(lambda: Body(original, ids_NT[:1]))
     if isinstance(first, str):
         return None
-    rehosted = models.pair.checkpoint.rehosted
-    originals = rehosted.modules if rehosted else {}
-    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
-    layers = LayerErrors(modules, originals)
+    layers = layer_errors(models)
     sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), progress)
     level = OutputsLevel(
         text=describe_text(text.blocks, sums.tokens),
@@ -122,6 +117,25 @@ def compare_outputs(
         findings=(),
     )
     return replace(level, findings=tuple(limit_findings(level, limits)))
+
+
+def loaded(models: Models) -> PreTrainedModel:
+    """Return the converted model.
+
+    Raises:
+        PairError: It does not load strictly.
+    """
+    if models.converted is None:
+        raise PairError(f"{models.pair.converted} does not load strictly: {'; '.join(models.problems[:3])}")
+    return models.converted
+
+
+def layer_errors(models: Models) -> LayerErrors:
+    """Return sums, still empty, of the errors of the attention modules that both models have."""
+    rehosted = models.pair.checkpoint.rehosted
+    originals = rehosted.modules if rehosted else {}
+    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
+    return LayerErrors(modules, originals)
 
 
 def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:

@@ -1,6 +1,7 @@
 """What `verify` returns: facts about a converted checkpoint beside its original, for people and for programs.
 
-`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and `OutputsLevel`; one that
+`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and `OutputsLevel` (for models
+without a head `EmbeddingsLevel` in its place); one that
 was not asked for, or that an earlier level made impossible, is None. The parts of the outputs level are in
 `differences.py`. Sizes are in bytes.
 
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from mha2gqa.evaluation.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
+from mha2gqa.evaluation.differences import Continuation, Cosines, Divergence, LayerError, Loss, PositionLoss, Text
 from mha2gqa.options import Level
 
 Verdict: TypeAlias = Literal["identical", "within limits", "different"]
@@ -77,11 +78,13 @@ class Limits:
     """Largest mean KL divergence in nats a token."""
     min_top1: float
     """Least share of tokens at which both models find the same token most likely."""
+    min_cosine: float
+    """Least mean cosine of the embeddings of a block; for models without a head."""
 
     @property
     def exact(self) -> bool:
         """Whether no difference at all is allowed."""
-        return self == Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0)
+        return self == Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0, min_cosine=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,26 @@ class OutputsLevel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbeddingsLevel:
+    """What both models make of the same tokens, where they have no head and so no logits."""
+
+    text: Text
+    """What they read."""
+    cosines: Cosines
+    """How far their hidden states point the same way."""
+    layers: tuple[LayerError, ...]
+    """One for each attention module, in the order of the module tree."""
+    dtype: str
+    """In which the models were run."""
+    device: str
+    """On which they were run."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each limit that is passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Similarity:
     """How alike the original's KV heads of one attention module are."""
 
@@ -237,7 +260,9 @@ class Verification:
     load: LoadLevel | None
     """None when the level was not asked for, or the files are too damaged to load."""
     outputs: OutputsLevel | None
-    """None when the level was not asked for, or the converted checkpoint cannot be run."""
+    """None when the level was not asked for, or the converted checkpoint cannot be run, or it has no head."""
+    embeddings: EmbeddingsLevel | None = None
+    """In place of `outputs` for models without a head."""
     similarity: tuple[Similarity, ...] = ()
     """One for each attention module whose heads' similarity is known."""
     benchmarks: tuple[Benchmark, ...] = ()
@@ -246,7 +271,11 @@ class Verification:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong, of all levels."""
-        return tuple(one for level in (self.file, self.load, self.outputs) if level for one in level.findings)
+        return tuple(one for level in self._levels if level for one in level.findings)
+
+    @property
+    def _levels(self) -> tuple[FileLevel | LoadLevel | OutputsLevel | EmbeddingsLevel | None, ...]:
+        return self.file, self.load, self.outputs, self.embeddings
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that are not finite become null."""

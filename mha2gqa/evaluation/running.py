@@ -1,9 +1,9 @@
 """Runs models of every kind on blocks of tokens: what they are fed, and their logits a few positions at a time.
 
 A causal model reads the tokens, an encoder-decoder reads them in both halves, a masked model reads them
-unmasked. `Body` runs everything below the output projection once and then gives the logits of any range
-of positions through the class's own forward, scaling and soft-capping included, so that the logits of a
-whole block are never in memory.
+unmasked; a model without a head ("embedding") gives hidden states and no logits. `Body` runs everything below
+the output projection once and then gives the logits of any range of positions through the class's own forward,
+scaling and soft-capping included, so that the logits of a whole block are never in memory.
 
 Legend: B blocks of a batch, T tokens of a block, C positions of a chunk, V vocabulary.
 """
@@ -15,11 +15,14 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-Kind: TypeAlias = Literal["causal", "encoder-decoder", "masked"]
+Kind: TypeAlias = Literal["causal", "encoder-decoder", "masked", "embedding"]
 Result = TypeVar("Result")
 
+_HEADLESS = frozenset(
+    name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)
+)
 _PROBED = 12
 """Positions on which chunked logits are held against whole ones before they are relied on."""
 _REORDERED = 1e-4
@@ -31,7 +34,9 @@ def kind_of(model: PreTrainedModel) -> Kind:
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
     names = {kind.__name__ for kind in type(model).__mro__}  # a class that ships is one of transformers' own, too
-    return "masked" if names & {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()} else "causal"
+    if names & {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}:
+        return "masked"
+    return "embedding" if names & _HEADLESS else "causal"
 
 
 def inputs(
@@ -87,7 +92,7 @@ class Body:
         return lambda positions: self._logits(fed, replaced=_cut(output, positions))
 
     def _no_cache(self) -> dict[str, Any]:
-        return {"use_cache": False} if kind_of(self.model) != "masked" else {}
+        return {"use_cache": False} if kind_of(self.model) in ("causal", "encoder-decoder") else {}
 
     def _logits(self, fed: dict[str, Any], replaced: Any = None) -> torch.Tensor:
         if replaced is None:

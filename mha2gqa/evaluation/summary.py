@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mha2gqa.evaluation.results import Benchmark, FileLevel, LoadLevel, OutputsLevel, Verification
+from mha2gqa.evaluation.results import Benchmark, EmbeddingsLevel, FileLevel, LoadLevel, OutputsLevel, Verification
 
 Row = tuple[str, ...]
 
@@ -27,10 +27,12 @@ def summary(report: Verification) -> Iterator[Section]:
     yield Section((), tuple(_facts(report)))
     if report.load is not None:
         yield _checks(report.load)
+    if report.embeddings is not None:
+        yield _cosines(report.embeddings)
+        yield _layers(report.embeddings)
     if report.outputs is not None:
         yield _outputs(report.outputs)
-        layers = tuple((layer.module, f"{layer.error:.4g}") for layer in report.outputs.layers)
-        yield Section(("attention output", "relative error"), layers, numbers=True)
+        yield _layers(report.outputs)
         yield Section((), tuple(_texts(report.outputs)))
     if report.benchmarks:
         yield _benchmarks(report.benchmarks)
@@ -55,8 +57,8 @@ def _facts(report: Verification) -> Iterator[Row]:
         yield "files", _files(report.file)
     if report.load is not None:
         yield "run", f"{report.load.dtype} on {report.load.device}"
-    if report.outputs is not None:
-        text = report.outputs.text
+    if (compared := report.outputs or report.embeddings) is not None:
+        text = compared.text
         blocks = f"{text.blocks} block{'s' * (text.blocks > 1)} of {text.context}"
         yield "text", f"{text.description}: {text.tokens:,} tokens compared, {blocks}"
 
@@ -89,6 +91,22 @@ def _outputs(outputs: OutputsLevel) -> Section:
         ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
     ]
     return Section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
+
+
+def _cosines(embeddings: EmbeddingsLevel) -> Section:
+    cosines = embeddings.cosines
+    rows = (
+        ("cosine of embeddings, mean of blocks", f"{cosines.mean:.4f}"),
+        ("cosine of embeddings, least", f"{cosines.least:.4f}"),
+        ("cosine of a token's last hidden states, mean", f"{cosines.tokens:.4f}"),
+        ("largest difference of a hidden state", f"{cosines.largest_difference:.4g}"),
+    )
+    return Section(("outputs", "both"), rows, numbers=True)
+
+
+def _layers(outputs: OutputsLevel | EmbeddingsLevel) -> Section:
+    rows = tuple((layer.module, f"{layer.error:.4g}") for layer in outputs.layers)
+    return Section(("attention output", "relative error"), rows, numbers=True)
 
 
 def _benchmarks(benchmarks: tuple[Benchmark, ...]) -> Section:

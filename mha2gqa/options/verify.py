@@ -34,6 +34,8 @@ class VerifyOptions:
     """Largest mean KL divergence in nats a token; None is 0.05, or what suits the conversion."""
     min_top1: float | None = None
     """Least share of tokens with the same most likely token; None is 0.9, or what suits the conversion."""
+    min_cosine: float | None = None
+    """Least mean cosine of the embeddings of models without a head; None is 0.99, or what suits the conversion."""
     dtype: str | None = None
     """Dtype to run the models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
     device: str | None = None

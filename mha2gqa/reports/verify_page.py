@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mha2gqa.checkpoint.sizes import format_size
 from mha2gqa.evaluation.differences import Continuation
-from mha2gqa.evaluation.results import Benchmark, Conversion, Limits, OutputsLevel, Verification
+from mha2gqa.evaluation.results import Benchmark, Conversion, EmbeddingsLevel, Limits, OutputsLevel, Verification
 from mha2gqa.reports import verify_figures
 from mha2gqa.reports.figures import Plot
 from mha2gqa.reports.page import render
@@ -49,7 +49,7 @@ class AgreementRow(NamedTuple):
 
 def verify_page(report: Verification) -> str:
     """Return the page of a verification, as HTML that needs no other file."""
-    outputs = report.outputs
+    outputs, compared = report.outputs, report.outputs or report.embeddings
     return render(
         "verify.html",
         report=report,
@@ -63,9 +63,9 @@ def verify_page(report: Verification) -> str:
         levels=list(_levels(report)),
         facts=list(_facts(report.conversion)),
         refined=_refined(report.conversion),
-        text=_text(outputs) if outputs else "",
+        text=_text(compared) if compared else "",
         losses=list(_losses(outputs, report.limits)) if outputs else [],
-        agreement=list(_agreement(outputs, report.limits)) if outputs else [],
+        agreement=list(_agreement(compared, report.limits)) if compared else [],
         plots=list(_plots(report)),
         continuations=[_continuation(one) for one in outputs.continuations] if outputs else [],
         benchmarks=[_benchmark(one) for one in report.benchmarks],
@@ -84,6 +84,8 @@ def _tiles(report: Verification) -> Iterator[Tile]:
     if (load := report.load) and (before := load.original_cache) and (after := load.converted_cache):
         note = f"a token in {load.dtype}; {after.formula / max(1, before.formula):.1%} of the original"
         yield Tile("KV cache", format_size(before.formula), format_size(after.formula), note)
+    if one := report.embeddings:
+        yield Tile("Cosine of embeddings", "", f"{one.cosines.mean:.4f}", f"mean of {one.text.blocks:,} blocks")
     if not (outputs := report.outputs):
         return
     if loss := outputs.loss:
@@ -102,9 +104,9 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
         )
     if load := report.load:
         scopes["load"] = f"{len(load.checks)} checks, {load.dtype} on {load.device}"
-    if outputs := report.outputs:
+    if outputs := report.outputs or report.embeddings:
         scopes["outputs"] = f"{outputs.text.tokens:,} tokens, {outputs.dtype} on {outputs.device}"
-    for name, level in (("File", report.file), ("Load", report.load), ("Outputs", report.outputs)):
+    for name, level in (("File", report.file), ("Load", report.load), ("Outputs", outputs)):
         passed, seconds = (not level.findings, level.seconds) if level else (None, None)
         yield {"name": name, "passed": passed, "seconds": seconds, "scope": scopes[name.lower()] if level else ""}
 
@@ -141,7 +143,7 @@ def _listed(values: Any) -> str:
     return ", ".join(f"{name} {value}" for name, some in named for value in some)
 
 
-def _text(outputs: OutputsLevel) -> str:
+def _text(outputs: OutputsLevel | EmbeddingsLevel) -> str:
     text = outputs.text
     return (
         f"On {text.description}: {text.blocks:,} blocks of {text.context:,} tokens, each read without those before it."
@@ -159,7 +161,10 @@ def _losses(outputs: OutputsLevel, limits: Limits) -> Iterator[LossRow]:
     yield LossRow("perplexity", limit, f"{before:.4g}", f"{after:.4g}", _signed(loss.increase, ".2%"), "")
 
 
-def _agreement(outputs: OutputsLevel, limits: Limits) -> Iterator[AgreementRow]:
+def _agreement(outputs: OutputsLevel | EmbeddingsLevel, limits: Limits) -> Iterator[AgreementRow]:
+    if isinstance(outputs, EmbeddingsLevel):
+        yield from _cosines(outputs, limits)
+        return
     kl = outputs.kl
     yield AgreementRow("KL divergence, mean, nats a token", f"at most {limits.max_kl:g}", f"{kl.mean:.4g}")
     yield AgreementRow("KL divergence, 99th percentile", "", f"{kl.p99:.4g}")
@@ -167,6 +172,14 @@ def _agreement(outputs: OutputsLevel, limits: Limits) -> Iterator[AgreementRow]:
     yield AgreementRow("same most likely token", f"at least {_share(limits.min_top1)}", _share(outputs.top1))
     yield AgreementRow("five most likely tokens in common", "", _share(outputs.top5))
     yield AgreementRow("largest logit difference", "", f"{outputs.largest_logit_difference:.4g}")
+
+
+def _cosines(embeddings: EmbeddingsLevel, limits: Limits) -> Iterator[AgreementRow]:
+    cosines = embeddings.cosines
+    yield AgreementRow("cosine of embeddings, mean", f"at least {limits.min_cosine:g}", f"{cosines.mean:.4f}")
+    yield AgreementRow("cosine of embeddings, least", "", f"{cosines.least:.4f}")
+    yield AgreementRow("cosine of a token's last hidden states, mean", "", f"{cosines.tokens:.4f}")
+    yield AgreementRow("largest difference of a hidden state", "", f"{cosines.largest_difference:.4g}")
 
 
 def _signed(value: float, form: str) -> str:
@@ -184,6 +197,8 @@ def _plots(report: Verification) -> Iterator[Plot]:
         plots.append(verify_figures.loss_by_position(outputs.positions))
         plots.append(verify_figures.error_by_layer(outputs.layers))
         plots.append(verify_figures.divergence(outputs.kl, report.limits.max_kl))
+    if report.embeddings:
+        plots.append(verify_figures.error_by_layer(report.embeddings.layers))
     if report.load:
         plots.append(verify_figures.cache_by_context(report.load))
     yield from (plot for plot in plots if plot)
