@@ -231,11 +231,10 @@ _REFUSED: dict[Refusal, str] = {
     """,
     # The class has one head count, for queries, keys and values alike.
     "one count": """
-        bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small bloom camembert
-        cpmant ctrl data2vec-text electra ernie fuyu git gpt_neo
-        hrm_text marian mbart megatron-bert modernbert-decoder mpt musicgen musicgen_melody mvp openai-gpt
-        pegasus persimmon plbart prophetnet reformer rembert roberta roberta-prelayernorm roc_bert roformer
-        t5 trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod
+        bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small cpmant ctrl data2vec-text ernie
+        fuyu git gpt_neo hrm_text megatron-bert modernbert-decoder musicgen musicgen_melody mvp openai-gpt
+        persimmon plbart prophetnet reformer rembert roberta-prelayernorm roc_bert roformer trocr xlm
+        xlm-roberta-xl xlnet xmod
     """,
     "no attention": "falcon_mamba mamba mamba2 rwkv xlstm",
     # The experts hold the KV heads of the layer.
@@ -254,6 +253,25 @@ REFUSED: dict[str, Refusal] = {name: reason for reason, names in _REFUSED.items(
 
 HOSTED = frozenset(["biogpt", "codegen", "gpt-sw3", "gpt2", "gpt_neox", "gpt_neox_japanese", "gptj", "opt", "xglm"])
 """Model types with one head count that are written in another class, which `tests/hosts` holds against their own."""
+
+SHIPPED = frozenset(
+    [
+        "bart",
+        "bert",
+        "bloom",
+        "camembert",
+        "electra",
+        "marian",
+        "mbart",
+        "mpt",
+        "pegasus",
+        "roberta",
+        "t5",
+        "whisper",
+        "xlm-roberta",
+    ]
+)
+"""Model types with one head count whose new class ships with the result, which `tests/shipped` holds."""
 
 WITHOUT_MODEL = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
 """Refused types that transformers 5.23.0 cannot build from its own default config: every layer shares, none stores."""
