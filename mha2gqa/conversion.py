@@ -29,7 +29,7 @@ from mha2gqa.checkpoint.sizes import parse_size
 from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.checkpoint.staging import check_output, workspace
 from mha2gqa.errors import CalibrationError
-from mha2gqa.evaluation.running import attempt, kind_of
+from mha2gqa.evaluation.running import attempt, kind_of, sees_ahead
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.layerwise import DIVERGENCE, Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
@@ -203,7 +203,7 @@ def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
     if isinstance(output, str):
         raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
     is_judged = options.method == AUTO
-    if (is_judged and kind_of(model) == "masked") or (
+    if (is_judged and (kind_of(model) == "masked" or sees_ahead(model))) or (
         (is_judged or options.refine == "joint") and "logits" not in output
     ):
         what = "--method auto" if is_judged else "--refine joint"

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from mha2gqa.evaluation.running import inputs
 from mha2gqa.models import context_length, load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
 from mha2gqa.texts.blocks import pack
@@ -31,9 +33,14 @@ def held_out_loss(directory: Path, tokens: int) -> float:
 
 @torch.inference_mode()
 def mean_loss(model: PreTrainedModel, batches_BT: Sequence[torch.Tensor]) -> float:
-    """Return the mean loss of a causal language model in nats per predicted token."""
-    losses = [
-        len(batch) * model(input_ids=batch.to(model.device), labels=batch.to(model.device)).loss.item()
-        for batch in batches_BT
-    ]
+    """Return the mean loss of a language model in nats per predicted token.
+
+    An encoder-decoder reads the tokens in both halves, as in `verify` and `sweep`.
+    """
+    losses = [len(batch) * _loss(model, batch) for batch in batches_BT]
     return float(sum(losses) / sum(map(len, batches_BT)))
+
+
+def _loss(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
+    logits_BTV = model(**inputs(model, ids_BT)).logits[:, :-1].float()
+    return cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten().to(logits_BTV.device)).item()

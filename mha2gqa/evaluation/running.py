@@ -39,6 +39,12 @@ def kind_of(model: PreTrainedModel) -> Kind:
     return "embedding" if names & _HEADLESS else "causal"
 
 
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Return whether a class that has a causal form is built as an encoder: its logits know the tokens they predict."""
+    named = model.config.model_type.removesuffix("_gqa") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind_of(model) == "causal" and named and getattr(model.config, "is_decoder", None) is False
+
+
 def inputs(
     model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from mha2gqa.errors import SweepError
 from mha2gqa.evaluation.differences import Text
 from mha2gqa.evaluation.layers import LayerErrors
 from mha2gqa.evaluation.outputs_level import Progress, batches, describe_text, find_text, read_both
-from mha2gqa.evaluation.running import Body, attempt, kind_of
+from mha2gqa.evaluation.running import Body, attempt, kind_of, sees_ahead
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.models import load_unchecked, placement
 from mha2gqa.options import VerifyOptions
@@ -29,12 +29,13 @@ def check_kind(config_json: ConfigJson) -> None:
     """Refuse, by its class, a model that has no loss on text.
 
     Raises:
-        SweepError: It is a masked language model.
+        SweepError: It is a masked language model, or an encoder with the head of a causal one.
     """
     model = blueprint(config_json).model
-    if kind_of(model) == "masked":
+    if kind_of(model) == "masked" or sees_ahead(model):
+        why = "predicts masked tokens" if kind_of(model) == "masked" else "sees the tokens that it predicts"
         raise SweepError(
-            f"{type(model).__name__} predicts masked tokens; its loss on text without masks means nothing",
+            f"{type(model).__name__} {why}; its loss on text without masks means nothing",
             expected="a language model that predicts the next token",
             remedy="Convert it, and compare the distributions with `mha2gqa verify`",
         )

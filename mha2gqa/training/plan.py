@@ -12,11 +12,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.staging import check_output
 from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import TrainingError
-from mha2gqa.evaluation.running import kind_of
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.models import context_length, load_model, load_tokenizer
 from mha2gqa.options import Objective, UptrainOptions
@@ -154,7 +152,6 @@ def plan_job(options: UptrainOptions) -> Job:
     _check_weights(options)
     subject = find_subject(options)
     refuse_quantised(subject.checkpoint.config)
-    _check_kind(subject)
     check_data(options, subject)
     output = options.output or Path(f"{subject.name}-uptrained")
     check_output(output, subject.directory, sum(info.size for info in subject.checkpoint.tensors), force=options.force)
@@ -188,16 +185,3 @@ def _check_weights(options: UptrainOptions) -> None:
     for name, value in wrong.items():
         if value is not None:
             raise TrainingError(f"{name} is {value}", expected="a number above zero (weights: from 0, a share to 1)")
-
-
-def _check_kind(subject: Subject) -> None:
-    model = blueprint(subject.checkpoint.config).model
-    if kind_of(model) != "causal" or model.main_input_name != "input_ids" or not model.can_generate():
-        raise TrainingError(
-            f"{type(model).__name__} has no next token to predict from tokens alone",
-            expected="a causal language model with its head",
-            remedy="Refine it instead: mha2gqa convert --refine distil",
-        )
-    dtypes = {info.dtype for info in subject.checkpoint.tensors}
-    if not dtypes & set(DTYPES):
-        raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*DTYPES]}")

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
 from mha2gqa.checkpoint.record import WrittenRecord, read_record
 from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.errors import OriginalMissingError, PairError, SourceError, TrainingError
 from mha2gqa.evaluation.pair import find_converted, find_pair
+from mha2gqa.evaluation.running import kind_of, sees_ahead
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.options import Objective, UptrainOptions
@@ -41,12 +43,14 @@ def find_subject(options: UptrainOptions) -> Subject:
     Raises:
         PairError: One cannot be found, or they do not belong together.
         CheckpointError: One of them is damaged.
-        TrainingError: The objective needs the original, and it is not at hand.
+        TrainingError: Running text does not train a model of this kind, or the objective needs the original, and it
+            is not at hand.
     """
     directory = find_converted() if options.converted is None else options.converted
     if not directory.is_dir():
         raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
     written, checkpoint = read_record(directory), read_checkpoint(directory)
+    _check_kind(checkpoint)
     _check_heads(checkpoint, written)
     original = _find_original(options, directory)
     objective: Objective = options.objective or ("lm" if original is None else "distil")
@@ -65,6 +69,25 @@ def _find_original(options: UptrainOptions, directory: Path) -> Source | None:
         if options.against is not None:
             raise
         return None
+
+
+def _check_kind(checkpoint: Checkpoint) -> None:
+    model = blueprint(checkpoint.config).model
+    kind, name = kind_of(model), type(model).__name__
+    why = None
+    if kind == "encoder-decoder":
+        why = f"{name} learns from pairs of an input and an output, and this trains on running text"
+    elif sees_ahead(model) or kind == "masked" or model.main_input_name != "input_ids" or not model.can_generate():
+        why = f"{name} has no next token to predict from tokens alone"
+    if why is not None:
+        raise TrainingError(
+            why,
+            expected="a causal language model with its head",
+            remedy="Refine it instead: mha2gqa convert --refine distil",
+        )
+    dtypes = {info.dtype for info in checkpoint.tensors}
+    if not dtypes & set(DTYPES):
+        raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*DTYPES]}")
 
 
 def _check_heads(checkpoint: Checkpoint, written: WrittenRecord) -> None:
