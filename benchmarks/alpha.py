@@ -149,12 +149,13 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     groups = sorted({run.groups for run in runs}, reverse=True)
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.6 * len(groups), 3.1 * len(starts)), layout="constrained", dpi=110)
-        panels = figure.subplots(len(starts), len(groups), squeeze=False, sharey="row")
+        panels = figure.subplots(len(starts), len(groups), squeeze=False, sharex=True, sharey="row")
         for row, start in zip(panels, starts, strict=True):
             for axes, count in zip(row, groups, strict=True):
                 _panel(axes, [run for run in runs if (run.start, run.groups) == (start, count)])
-                axes.set(title=f"{start}, {count} KV head{'s' * (count > 1)}", ylim=(0, None))
-        panels[0][-1].legend(fontsize=8.5)
+                axes.set_title(f"{start}, {count} KV head{'s' * (count > 1)}")
+            row[0].set_ylim(bottom=0)  # once all panels of the row are drawn: a limit ends the scaling
+        panels[0][0].legend(fontsize=8.5)
         figure.supxlabel("alpha, share of the original's pre-training", fontsize=10)
         figure.supylabel("held-out loss above the original, nats a token", fontsize=10)
         figure.savefig(path, facecolor="#ffffff")
