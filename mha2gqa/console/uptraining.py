@@ -126,7 +126,7 @@ def _print_losses(losses: "Losses") -> None:
     table = plain_table(f"\nheld-out, {losses.tokens:,} tokens", "\nloss, nats a token", "\nperplexity")
     for name in ("before", "after", "original"):
         if content[name] is not None:
-            table.add_row(name, f"{content[name]:.4f}", f"{content['perplexities'][name]:.4g}")
+            table.add_row(name, f"{content[name]:.4f}", f"{content['perplexities'][name]:#.4g}")
     out.print(table)
     if losses.gap_closed is not None:
         out.print(f"\n{losses.gap_closed:.1%} of the gap closed.")

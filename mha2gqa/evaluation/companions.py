@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mha2gqa.checkpoint.reader import Checkpoint
-from mha2gqa.evaluation.results import Finding
+from mha2gqa.evaluation.levels import Finding
 
 _READ_BY_TOKENIZERS = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "chat_template", "spiece")
 """How the names of files begin whose presence alone changes a tokenizer."""

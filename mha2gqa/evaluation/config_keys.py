@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mha2gqa.checkpoint.reader import RECORD, Checkpoint
+from mha2gqa.evaluation.levels import Finding
 from mha2gqa.evaluation.pair import Pair
-from mha2gqa.evaluation.results import Finding
 from mha2gqa.plan import Plan
 
 _ABSENT = object()

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from mha2gqa.evaluation.differences import Cosines
 from mha2gqa.evaluation.judge import cosine_findings
+from mha2gqa.evaluation.levels import EmbeddingsLevel
 from mha2gqa.evaluation.loading import Models
 from mha2gqa.evaluation.outputs_level import EvaluationText, Progress, batches, describe_text, layer_errors, loaded
-from mha2gqa.evaluation.results import EmbeddingsLevel, Limits
+from mha2gqa.evaluation.results import Limits
 from mha2gqa.evaluation.running import attempt, inputs
 from mha2gqa.options import VerifyOptions
 

@@ -14,8 +14,8 @@ from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint, read_safetens
 from mha2gqa.errors import CheckpointError, Mha2GqaError
 from mha2gqa.evaluation.companions import companion_findings
 from mha2gqa.evaluation.config_keys import config_findings
+from mha2gqa.evaluation.levels import FileLevel, Finding
 from mha2gqa.evaluation.pair import Pair, not_the_original
-from mha2gqa.evaluation.results import FileLevel, Finding
 from mha2gqa.evaluation.tensors import Compared, Expected, compare
 from mha2gqa.families.blueprint import blueprint, find_spelling
 from mha2gqa.merging import POOLINGS

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from mha2gqa.checkpoint.record import Record
 from mha2gqa.evaluation.differences import Loss
-from mha2gqa.evaluation.results import EmbeddingsLevel, FileLevel, Finding, Limits, LoadLevel, OutputsLevel, Verdict
+from mha2gqa.evaluation.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
+from mha2gqa.evaluation.results import Limits, Verdict
 from mha2gqa.options import VerifyOptions
 
 EXACT = Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0, min_cosine=1.0)

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.evaluation.behaviour import NEW_TOKENS, Behaviour, Measured, observe
+from mha2gqa.evaluation.levels import CacheUse, Check, Finding, LoadLevel
 from mha2gqa.evaluation.loading import Models
-from mha2gqa.evaluation.results import CacheUse, Check, Finding, LoadLevel
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
 from mha2gqa.families.counts import find_counts

@@ -20,9 +20,10 @@ from mha2gqa.evaluation.continuations import continuations
 from mha2gqa.evaluation.differences import Text
 from mha2gqa.evaluation.judge import limit_findings
 from mha2gqa.evaluation.layers import LayerErrors
+from mha2gqa.evaluation.levels import OutputsLevel
 from mha2gqa.evaluation.loading import Models
 from mha2gqa.evaluation.metrics import Sums
-from mha2gqa.evaluation.results import Limits, OutputsLevel
+from mha2gqa.evaluation.results import Limits
 from mha2gqa.evaluation.running import Body, attempt, kind_of
 from mha2gqa.models import attention_modules, context_length, load_tokenizer
 from mha2gqa.options import VerifyOptions

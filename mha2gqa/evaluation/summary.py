@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mha2gqa.evaluation.results import Benchmark, EmbeddingsLevel, FileLevel, LoadLevel, OutputsLevel, Verification
+from mha2gqa.evaluation.levels import EmbeddingsLevel, FileLevel, LoadLevel, OutputsLevel
+from mha2gqa.evaluation.results import Benchmark, Verification
 
 Row = tuple[str, ...]
 

@@ -18,7 +18,8 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from mha2gqa.errors import OutputError
-from mha2gqa.evaluation.results import Benchmark, OutputsLevel, Verification
+from mha2gqa.evaluation.levels import OutputsLevel
+from mha2gqa.evaluation.results import Benchmark, Verification
 from mha2gqa.reports.front_matter import FrontMatter, read_front_matter
 
 CARD = "README.md"

@@ -40,7 +40,7 @@ def _rows(report: UptrainReport) -> list[tuple[str, str, str]]:
     if report.losses is None:
         return []
     named = {"converted": report.losses.before, "uptrained": report.losses.after, "original": report.losses.original}
-    return [(name, f"{loss:.4f}", f"{perplexity(loss):.4g}") for name, loss in named.items() if loss is not None]
+    return [(name, f"{loss:.4f}", f"{perplexity(loss):#.4g}") for name, loss in named.items() if loss is not None]
 
 
 def _facts(report: UptrainReport) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from mha2gqa.checkpoint.sizes import format_size
 from mha2gqa.evaluation.differences import Divergence, LayerError, PositionLoss
-from mha2gqa.evaluation.results import LoadLevel, Similarity
+from mha2gqa.evaluation.levels import LoadLevel
+from mha2gqa.evaluation.results import Similarity
 from mha2gqa.reports.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 
 _NAMED_HEADS = 16

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from mha2gqa.checkpoint.sizes import format_size
 from mha2gqa.evaluation.differences import Continuation
-from mha2gqa.evaluation.results import Benchmark, Conversion, EmbeddingsLevel, Limits, OutputsLevel, Verification
+from mha2gqa.evaluation.levels import EmbeddingsLevel, OutputsLevel
+from mha2gqa.evaluation.results import Benchmark, Conversion, Limits, Verification
 from mha2gqa.reports import verify_figures
 from mha2gqa.reports.figures import Plot
 from mha2gqa.reports.page import render

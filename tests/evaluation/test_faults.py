@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mha2gqa import ExpandOptions, VerifyOptions, expand, verify
-from mha2gqa.evaluation.results import Finding, Verification
+from mha2gqa.evaluation.levels import Finding
+from mha2gqa.evaluation.results import Verification
 from tests.evaluation.subjects import (
     converted,
     edit_json,

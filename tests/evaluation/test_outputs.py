@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from mha2gqa import VerifyOptions, verify
 from mha2gqa.evaluation import metrics
 from mha2gqa.evaluation.layers import LayerErrors
+from mha2gqa.evaluation.levels import OutputsLevel
 from mha2gqa.evaluation.metrics import Sums, bootstrap
-from mha2gqa.evaluation.results import OutputsLevel
 from tests.evaluation.subjects import BOS, converted, save_source, save_text
 
 CONTEXT, BLOCKS = 24, 7

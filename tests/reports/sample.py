@@ -9,19 +9,8 @@ import math
 from typing import Any
 
 from mha2gqa.evaluation.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
-from mha2gqa.evaluation.results import (
-    Benchmark,
-    CacheUse,
-    Check,
-    Conversion,
-    FileLevel,
-    Finding,
-    Limits,
-    LoadLevel,
-    OutputsLevel,
-    Similarity,
-    Verification,
-)
+from mha2gqa.evaluation.levels import CacheUse, Check, FileLevel, Finding, LoadLevel, OutputsLevel
+from mha2gqa.evaluation.results import Benchmark, Conversion, Limits, Similarity, Verification
 
 GROUPS = ((0, 1), (2, 3), (4, 5), (6, 7))
 HOSTILE = "</pre><script>document.title='owned'</script><img src=http://127.0.0.1:9/x>&amp;'\"{{ 7 * 7 }}\u202e\x1b[31m"
