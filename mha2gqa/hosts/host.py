@@ -74,8 +74,3 @@ class Host:
 def same_tensors(source: Blueprint) -> Iterable[Recipe]:
     """Give the source's own tensors under their own names."""
     return (Recipe(name=name, sources=(name,)) for name in source.module_shapes)
-
-
-def same_config(config: PreTrainedConfig) -> ConfigJson:
-    """Give no key: the host's config.json is the source's."""
-    return {}

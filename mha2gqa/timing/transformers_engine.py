@@ -59,12 +59,7 @@ class TransformersEngine:
     def start(self, batch: int, context: int, kind: str, room: int) -> "CachedBatch":
         """Return a batch with `context` tokens in its cache, and room for `room` more."""
         ids_BT = self._random_ids(batch, context + 1)
-        config = self.model.config.get_text_config(decoder=True)
-        cache: Cache = (
-            DynamicCache(config=config)
-            if kind == "dynamic"
-            else StaticCache(config=config, max_cache_len=context + room)
-        )
+        cache = empty_cache(self.model, kind, context + room)
         run: Any = self.model
         read = min(_READ, context)
         run(ids_BT[:, :read], past_key_values=cache, use_cache=True)
