@@ -29,7 +29,7 @@ CASES = {
     "half, partial, biases": ("phi", {}),
     "interleaved": ("cohere", {}),
     "interleaved, partial, biases": ("glm", {}),
-    "sinks, YaRN": ("gpt_oss", {}),
+    "sinks, YaRN": ("gpt_oss", {"sliding_window": 64}),
     "both ways": ("eurobert", {}),
 }
 TOKENS = 12

@@ -82,7 +82,7 @@ def test_queries_are_lifted_by_least_squares(rotary: Rotary) -> None:
 
 
 def test_what_does_not_turn_is_one_free_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distances, "_ROUNDS", 2000)
+    monkeypatch.setattr(distances, "_ROUNDS", 300)
     still = Rotary(8, "half", (0.0,) * 4)
     found = error(fit_over_distances(KEYS, ENERGY, START, still, METRIC), still)
     least = basis_loss(weighted_gram(KEYS, weights(ENERGY)[0], METRIC), WIDTH)
