@@ -40,37 +40,41 @@ class SharedKeys:
 
 
 def fit_over_distances(
-    keys_REX: torch.Tensor, energy_REE: torch.Tensor, start: SharedKeys, rotary: Rotary, inputs: Metric
+    keys_REX: torch.Tensor, energy_REE: torch.Tensor, lift_REE: torch.Tensor, rotary: Rotary, inputs: Metric
 ) -> SharedKeys:
-    """Improve the shared keys of a group.
+    """Find the shared keys of a group.
 
     Args:
         keys_REX: Keys of the heads.
         energy_REE: Second moment of each head's queries.
-        start: Where to begin.
+        lift_REE: Where to begin.
         rotary: With frequencies; rows that are not rotated have a frequency of 0.
         inputs: Metric of the inputs.
     """
-    turn = _Turning.of(rotary, keys_REX)
-    stack_NX = torch.cat([*keys_REX, start.shared_EX])
-    gram, energy_REE = inputs.gram(stack_NX).double(), energy_REE.double()
-    heads, width = keys_REX.shape[:2]
-    ridge = _RIDGE[keys_REX.dtype]
-    lift_REE = start.lift_REE.double()
-    mixing = torch.zeros_like(gram[-width:])
-    mixing[:, -width:] = torch.eye(width, dtype=gram.dtype, device=gram.device)
-    for round_number in range(_ROUNDS + 1):
+    turn, ridge = _Turning.of(rotary, keys_REX), _RIDGE[keys_REX.dtype]
+    gram, energy_REE, lift_REE = inputs.gram(keys_REX.flatten(0, 1)).double(), energy_REE.double(), lift_REE.double()
+    mixing = torch.zeros_like(gram[: keys_REX.shape[1]])
+    for _ in range(_ROUNDS):
+        reads_REE = lift_REE @ energy_REE
+        normal = turn.queries((reads_REE @ lift_REE.mT).sum(dim=0))
+        mixing = _nearer(mixing, normal, _beside(turn.queries(reads_REE)), ridge)
         seen = mixing @ gram
-        cross_REE = seen[:, :-width].unflatten(1, (heads, width)).transpose(0, 1)
-        lift_REE = _nearer(lift_REE, turn.keys(seen @ mixing.mT), turn.keys(cross_REE), ridge)
-        if round_number < _ROUNDS:
-            reads_REE = lift_REE @ energy_REE
-            wanted = torch.cat([*turn.queries(reads_REE), torch.zeros_like(lift_REE[0])], dim=1)
-            mixing = _nearer(mixing, turn.queries((reads_REE @ lift_REE.mT).sum(dim=0)), wanted, ridge)
-    shared_EX = mixing.to(stack_NX.dtype) @ stack_NX
+        wanted = _beside(turn.keys(_apart(seen, len(keys_REX))))
+        lift_REE = _apart(_nearer(_beside(lift_REE), turn.keys(seen @ mixing.mT), wanted, ridge), len(keys_REX))
+    shared_EX = mixing.to(keys_REX.dtype) @ keys_REX.flatten(0, 1)
     scale_E = turn.sizes(keys_REX).square().mean(dim=0).sqrt() / turn.sizes(shared_EX)
     scale_E = torch.where(scale_E.isfinite() & (scale_E > 0), scale_E, torch.ones_like(scale_E))
-    return SharedKeys(shared_EX * scale_E[:, None], lift_REE.to(stack_NX.dtype) / scale_E[:, None])
+    return SharedKeys(shared_EX * scale_E[:, None], lift_REE.to(keys_REX.dtype) / scale_E[:, None])
+
+
+def _beside(matrices_REE: torch.Tensor) -> torch.Tensor:
+    """Return the matrices of all heads as one, `[E, R·E]`."""
+    return matrices_REE.transpose(0, 1).flatten(1)
+
+
+def _apart(matrix: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo `_beside`."""
+    return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
 def _nearer(found: torch.Tensor, normal_EE: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor:

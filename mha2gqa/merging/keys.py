@@ -51,11 +51,10 @@ class _FreeKeys:
         if len(rest_U):
             self._mix(rest_U)
         shared = SharedKeys(self._shared_EX, self._lift_REE)
-        if self._heads.rotary.frequencies and len(self._heads.k_KEX) > 1:
-            rows = torch.arange(len(self._shared_EX))
-            energy_REE = query_energies(self._heads, rows, self._known.query_inputs)
-            rotary, inputs = self._heads.rotary, self._known.inputs
-            shared = fit_over_distances(self._heads.k_KEX, energy_REE, shared, rotary, inputs)
+        rotary, keys_REX = self._heads.rotary, self._heads.k_KEX
+        if rotary.frequencies and len(keys_REX) > 1:
+            energy_REE = query_energies(self._heads, torch.arange(keys_REX.shape[1]), self._known.query_inputs)
+            shared = fit_over_distances(keys_REX, energy_REE, self._lift_REE, rotary, self._known.inputs)
         q_RSEX = shared.lift_REE[:, None] @ _by_kv_head(self._heads, self._heads.q_HEX)
         return replace(self._heads, q_HEX=q_RSEX.flatten(0, 1), k_KEX=shared.shared_EX[None])
 
