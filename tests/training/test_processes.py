@@ -1,4 +1,4 @@
-"""Two processes, with DDP and with FSDP2, learn as one process with the same global batch does."""
+"""Two processes, with DDP and with FSDP2, learn as one process with the same global batch does, and refuse as one."""
 
 import json
 import os
@@ -46,6 +46,14 @@ def _train(subject: tuple[Path, Path], name: str, processes: int, **trainer: Any
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert report["processes"] == processes
     return report
+
+
+def test_a_refusal_of_two_processes_is_one_message(tmp_path: Path) -> None:
+    words = ["-m", "mha2gqa", "uptrain", str(tmp_path / "absent"), "--steps", "2"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    done = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert done.stderr.count("No such directory") == 1
 
 
 def _series(report: dict[str, Any], name: str) -> list[float]:
