@@ -28,14 +28,16 @@ from mha2gqa.checkpoint.reader import Checkpoint
 from mha2gqa.checkpoint.sizes import parse_size
 from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.checkpoint.staging import check_output, workspace
+from mha2gqa.devices import float64_device
 from mha2gqa.errors import CalibrationError
 from mha2gqa.evaluation.running import attempt, kind_of, sees_ahead
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.layerwise import DIVERGENCE, Layerwise, Progress, Tell
 from mha2gqa.merging import LAYER_METHODS
-from mha2gqa.models import context_length, float64_device, load_model, load_rehosted, load_tokenizer
+from mha2gqa.models import context_length, load_model, load_rehosted, load_tokenizer
 from mha2gqa.options import ConvertOptions
-from mha2gqa.plan import Plan, convert_targets
+from mha2gqa.plan import Plan
+from mha2gqa.targets import convert_targets
 from mha2gqa.texts.find import Blocks, find_blocks
 
 AUTO = "auto"

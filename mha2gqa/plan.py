@@ -1,4 +1,4 @@
-"""Everything that a conversion will do, before it does anything; every refusal is made here.
+"""Everything that a conversion will do, before it does anything; every refusal is made here or in `targets.py`.
 
 `plan_change` compares what transformers expects for the source's config with what it expects for the
 rewritten one. The tensors that differ are the ones to change; the family's row says what their rows
@@ -11,20 +11,17 @@ Legend: H query heads, K KV heads of the source, G KV heads of the result, E wid
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from mha2gqa.checkpoint.pieces import LayerResult, OutputTensor
 from mha2gqa.checkpoint.reader import Checkpoint
-from mha2gqa.checkpoint.tensors import refuse_quantised
-from mha2gqa.errors import FamilyError, GroupsError
+from mha2gqa.errors import FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, blueprint, find_spelling
 from mha2gqa.families.changes import find_changes
-from mha2gqa.families.counts import Count, Path, find_counts, refuse_family, rewrite
-from mha2gqa.grouping import Groups, divisors
+from mha2gqa.families.counts import Path, find_counts, rewrite
+from mha2gqa.grouping import Groups
 from mha2gqa.rearrange import Builder
-
-Wanted: TypeAlias = int | Mapping[str, int]
-"""KV heads of the result: one number for all attention but an encoder's, or one for each kind, `{"cross": 4}`."""
+from mha2gqa.targets import Target, Wanted, convert_targets, expand_targets
 
 
 @dataclass(frozen=True)
@@ -85,45 +82,6 @@ def plan_convert(checkpoint: Checkpoint, groups: Wanted, layers: Sequence[LayerR
     return _plan(checkpoint, blueprint(checkpoint.config), targets, layers)
 
 
-def fewest(groups: Wanted) -> int:
-    """Return the smallest G that is asked for."""
-    return groups if isinstance(groups, int) else min(groups.values())
-
-
-def convert_targets(config: ConfigJson, groups: Wanted) -> list[tuple[Count, int]]:
-    """Return each number of KV heads of a config, and what it becomes in a conversion.
-
-    Raises:
-        GroupsError: `groups` is not possible; the message lists what is.
-        FamilyError: The family cannot be converted.
-        CheckpointError: The weights are quantised.
-    """
-    refuse_quantised(config)
-    refuse_family(config)
-    counts = find_counts(config, blueprint(config))
-    wanted = _by_part(groups, counts)
-    for part, number in wanted.items():
-        _check_groups(number, [count for count in counts if count.part == part])
-    return [(count, min(count.heads, wanted.get(count.part, count.heads))) for count in counts]
-
-
-def _by_part(groups: Wanted, counts: list[Count]) -> Mapping[str, int]:
-    """Return G of each kind of attention that changes.
-
-    Raises:
-        GroupsError: The model has no such kind.
-    """
-    there = list(dict.fromkeys(count.part for count in counts))
-    if isinstance(groups, int):
-        return dict.fromkeys((part for part in there if part != "encoder"), groups)
-    if missing := [part for part in groups if part not in there]:
-        raise GroupsError(
-            f"{counts[0].decoder.config.model_type!r} has no {missing[0]} attention whose KV heads it counts",
-            expected=f"one of {', '.join(there)}",
-        )
-    return groups
-
-
 def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
     """Plan the lossless expansion to `heads` KV heads, or to one per query head.
 
@@ -132,20 +90,8 @@ def plan_expand(checkpoint: Checkpoint, heads: int | None) -> Plan:
         FamilyError: The family cannot be expanded.
         CheckpointError: The tensors do not fit the config, or are quantised.
     """
-    refuse_quantised(checkpoint.config)
-    refuse_family(checkpoint.config)
-    source = blueprint(checkpoint.config)
-    counts = find_counts(checkpoint.config, source)
-    targets = [(count, count.decoder.query_heads if heads is None else heads) for count in counts]
-    for count, target in targets:
-        possible = _possible_heads(count)
-        if target not in possible:
-            raise GroupsError(
-                f"{count.heads} KV heads cannot be repeated to {target} "
-                f"(the model has {count.decoder.query_heads} query heads)",
-                expected=f"one of {_listed(possible)}",
-            )
-    return _plan(checkpoint, source, targets)
+    targets = expand_targets(checkpoint.config, heads)
+    return _plan(checkpoint, blueprint(checkpoint.config), targets)
 
 
 def plan_restore(checkpoint: Checkpoint, original: ConfigJson) -> Plan:
@@ -164,43 +110,6 @@ def plan_restore(checkpoint: Checkpoint, original: ConfigJson) -> Plan:
     return _plan(checkpoint, plan, [(count, other.heads) for count, other in pairs])
 
 
-def possible_groups(counts: list[Count]) -> list[int]:
-    """Return every G that `counts` allow, the source's own number included."""
-    largest = max(count.heads for count in counts)
-    return [groups for groups in divisors(largest) if all(_allows(count, groups) for count in counts)]
-
-
-def _allows(count: Count, groups: int) -> bool:
-    kinds = {"divisors": True, "even": groups % 2 == 0, "ends": groups in (1, count.heads)}
-    return groups >= count.heads or (count.heads % groups == 0 and kinds[count.decoder.family.groups])
-
-
-def _possible_heads(count: Count) -> list[int]:
-    queries = count.decoder.query_heads
-    widest = queries // count.decoder.family.widest
-    return [heads for heads in divisors(widest) if heads % count.heads == 0 and _is_switchable(count, heads)]
-
-
-def _is_switchable(count: Count, heads: int) -> bool:
-    return not count.decoder.family.switch or heads in (1, count.decoder.query_heads)
-
-
-def _check_groups(groups: int, counts: list[Count]) -> None:
-    possible = possible_groups(counts)
-    if groups not in possible:
-        heads = max(count.heads for count in counts)
-        fewer = f"more than its {heads} KV heads" if groups > heads else f"a model with {heads} KV heads"
-        raise GroupsError(
-            f"--groups {groups} does not fit {fewer}",
-            expected=f"one of {_listed(possible)}",
-            remedy="To repeat KV heads instead, use `mha2gqa expand`" if groups > heads else "",
-        )
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
 def no_effect(model_type: str) -> FamilyError:
     """Return the refusal of a model whose tensors do not depend on its number of KV heads."""
     return FamilyError(
@@ -209,9 +118,7 @@ def no_effect(model_type: str) -> FamilyError:
     )
 
 
-def _plan(
-    checkpoint: Checkpoint, source: Blueprint, targets: list[tuple[Count, int]], layers: Sequence[LayerResult] = ()
-) -> Plan:
+def _plan(checkpoint: Checkpoint, source: Blueprint, targets: list[Target], layers: Sequence[LayerResult] = ()) -> Plan:
     config = rewrite(checkpoint.config, targets)
     spelling = find_spelling(source, {info.name for info in checkpoint.tensors})
     changes = [change for target in targets for change in find_changes(checkpoint.config, source, spelling, *target)]
@@ -231,7 +138,7 @@ def _plan(
     return plan
 
 
-def _config_changes(before: ConfigJson, targets: list[tuple[Count, int]]) -> Iterator[ConfigChange]:
+def _config_changes(before: ConfigJson, targets: list[Target]) -> Iterator[ConfigChange]:
     for count, heads in targets:
         for path in count.paths:
             holder: Any = before

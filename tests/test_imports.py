@@ -23,6 +23,7 @@ LAYERS = (
     {"families", "merging", "reference"},
     {"checkpoint"},
     {"hosts"},
+    {"devices", "targets"},
     {"models", "texts"},
     {"rearrange"},
     {"plan"},

@@ -19,7 +19,7 @@ from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.options import InspectOptions
-from mha2gqa.plan import possible_groups
+from mha2gqa.targets import possible_groups
 from tests.families import oracle
 from tests.families.cases import CASES, Case
 from tests.families.tiny import model_class_name, save_tiny, tiny_config

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
+from mha2gqa.devices import Placement, placement
 from mha2gqa.errors import CheckpointError, DeviceError, TextError
-from mha2gqa.models import Placement, attention_modules, context_length, load_model, load_tokenizer, placement
+from mha2gqa.models import attention_modules, context_length, load_model, load_tokenizer
 from tests.families.tiny import save_tiny, tiny_config
 
 

@@ -26,7 +26,8 @@ def main() -> None:
     except Mha2GqaError as error:
         from mha2gqa.console.terminal import print_error
 
-        print_error(str(error))
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # a launcher's other processes refuse for the same reason
+            print_error(str(error))
         sys.exit(1)
     except SystemExit as ending:
         if ending.code == 130:  # typer turns Ctrl-C into this

@@ -12,8 +12,9 @@ from mha2gqa.layerwise import Progress as Stages
 from mha2gqa.layerwise import Tell
 from mha2gqa.options import ConvertOptions
 from mha2gqa.output import Request, carry_out
-from mha2gqa.plan import Wanted, fewest, plan_convert
+from mha2gqa.plan import plan_convert
 from mha2gqa.report import ChangeReport
+from mha2gqa.targets import Wanted, fewest
 
 
 def convert(

@@ -17,7 +17,8 @@ from mha2gqa.grouping import divisors
 from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
 from mha2gqa.hosts.host import Host
 from mha2gqa.options import InspectOptions
-from mha2gqa.plan import no_effect, plan_convert, possible_groups
+from mha2gqa.plan import no_effect, plan_convert
+from mha2gqa.targets import possible_groups
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""

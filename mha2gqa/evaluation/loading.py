@@ -4,10 +4,11 @@ from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mha2gqa.devices import placement
 from mha2gqa.evaluation.pair import Pair
 from mha2gqa.evaluation.running import attempt
 from mha2gqa.families.blueprint import blueprint
-from mha2gqa.models import load_unchecked, placement
+from mha2gqa.models import load_unchecked
 
 
 class Models:

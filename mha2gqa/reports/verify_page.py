@@ -1,7 +1,7 @@
 """A `Verification` as a page: verdict first, then what it rests on, level by level.
 
-Words the numbers for `templates/verify.html` and picks the plots of `verify_figures.py`. The template places
-them; `page.py` renders and writes. Nothing is measured here.
+Words what `templates/verify.html` shows (the rows of its tables: `verify_rows.py`) and picks the plots of
+`verify_figures.py`. The template places them; `page.py` renders and writes. Nothing is measured here.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from mha2gqa.checkpoint.sizes import format_size
 from mha2gqa.evaluation.differences import Continuation
 from mha2gqa.evaluation.levels import EmbeddingsLevel, OutputsLevel
-from mha2gqa.evaluation.results import Benchmark, Conversion, Limits, Verification
+from mha2gqa.evaluation.results import Benchmark, Conversion, Verification
 from mha2gqa.reports import verify_figures
 from mha2gqa.reports.figures import Plot
 from mha2gqa.reports.page import render
+from mha2gqa.reports.verify_rows import agreement_rows, loss_rows, share, signed
 
 _SIGNS = {"identical": ("=", "good"), "within limits": ("✓", "good"), "different": ("✗", "bad")}
 
@@ -27,25 +28,6 @@ class Tile(NamedTuple):
     before: str
     value: str
     note: str
-
-
-class LossRow(NamedTuple):
-    """A measure that both models have."""
-
-    name: str
-    limit: str
-    original: str
-    converted: str
-    difference: str
-    note: str
-
-
-class AgreementRow(NamedTuple):
-    """A measure of how alike the two are."""
-
-    name: str
-    limit: str
-    value: str
 
 
 def verify_page(report: Verification) -> str:
@@ -65,8 +47,8 @@ def verify_page(report: Verification) -> str:
         facts=list(_facts(report.conversion)),
         refined=_refined(report.conversion),
         text=_text(compared) if compared else "",
-        losses=list(_losses(outputs, report.limits)) if outputs else [],
-        agreement=list(_agreement(compared, report.limits)) if compared else [],
+        losses=list(loss_rows(outputs, report.limits)) if outputs else [],
+        agreement=list(agreement_rows(compared, report.limits)) if compared else [],
         plots=list(_plots(report)),
         continuations=[_continuation(one) for one in outputs.continuations] if outputs else [],
         benchmarks=[_benchmark(one) for one in report.benchmarks],
@@ -91,8 +73,8 @@ def _tiles(report: Verification) -> Iterator[Tile]:
         return
     if loss := outputs.loss:
         original, converted = loss.perplexities
-        yield Tile("Perplexity", f"{original:.4g}", f"{converted:.4g}", _signed(loss.increase, ".2%"))
-    yield Tile("Same most likely token", "", _share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
+        yield Tile("Perplexity", f"{original:.4g}", f"{converted:.4g}", signed(loss.increase, ".2%"))
+    yield Tile("Same most likely token", "", share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
     yield Tile("KL divergence", "", f"{outputs.kl.mean:.3g}", "nats a token, mean")
 
 
@@ -151,47 +133,6 @@ def _text(outputs: OutputsLevel | EmbeddingsLevel) -> str:
     )
 
 
-def _losses(outputs: OutputsLevel, limits: Limits) -> Iterator[LossRow]:
-    if not (loss := outputs.loss):
-        return
-    interval = " to ".join(_signed(bound, ".4f") for bound in loss.interval) if loss.interval else ""
-    values = (f"{loss.original:.4f}", f"{loss.converted:.4f}", _signed(loss.difference, ".4f"))
-    yield LossRow("loss, nats a token", "", *values, interval and f"95 %: {interval}")
-    before, after = loss.perplexities
-    limit = f"at most {_signed(limits.max_ppl_increase, '.1%')}"
-    yield LossRow("perplexity", limit, f"{before:.4g}", f"{after:.4g}", _signed(loss.increase, ".2%"), "")
-
-
-def _agreement(outputs: OutputsLevel | EmbeddingsLevel, limits: Limits) -> Iterator[AgreementRow]:
-    if isinstance(outputs, EmbeddingsLevel):
-        yield from _cosines(outputs, limits)
-        return
-    kl = outputs.kl
-    yield AgreementRow("KL divergence, mean, nats a token", f"at most {limits.max_kl:g}", f"{kl.mean:.4g}")
-    yield AgreementRow("KL divergence, 99th percentile", "", f"{kl.p99:.4g}")
-    yield AgreementRow("KL divergence, largest", "", f"{kl.largest:.4g}")
-    yield AgreementRow("same most likely token", f"at least {_share(limits.min_top1)}", _share(outputs.top1))
-    yield AgreementRow("five most likely tokens in common", "", _share(outputs.top5))
-    yield AgreementRow("largest logit difference", "", f"{outputs.largest_logit_difference:.4g}")
-
-
-def _cosines(embeddings: EmbeddingsLevel, limits: Limits) -> Iterator[AgreementRow]:
-    cosines = embeddings.cosines
-    yield AgreementRow("cosine of embeddings, mean", f"at least {limits.min_cosine:g}", f"{cosines.mean:.4f}")
-    yield AgreementRow("cosine of embeddings, least", "", f"{cosines.least:.4f}")
-    yield AgreementRow("cosine of a token's last hidden states, mean", "", f"{cosines.tokens:.4f}")
-    yield AgreementRow("largest difference of a hidden state", "", f"{cosines.largest_difference:.4g}")
-
-
-def _signed(value: float, form: str) -> str:
-    return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
-
-
-def _share(value: float) -> str:
-    """Return a share in per cent; only what is exactly everything is written as 100 %."""
-    return "100%" if value == 1 else f"{min(value, 0.9999):.2%}"
-
-
 def _plots(report: Verification) -> Iterator[Plot]:
     plots: list[Plot | None] = []
     if outputs := report.outputs:
@@ -236,7 +177,7 @@ def _benchmark(one: Benchmark) -> dict[str, str]:
         "samples": "" if one.samples is None else f"{one.samples:,}",
         "original": _with_error(one.original, one.original_error),
         "converted": _with_error(one.converted, one.converted_error),
-        "difference": _signed(one.converted - one.original, ".4f"),
+        "difference": signed(one.converted - one.original, ".4f"),
     }
 
 

@@ -14,13 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.checkpoint.source import Source
+from mha2gqa.devices import placement
 from mha2gqa.errors import SweepError
 from mha2gqa.evaluation.differences import Text
 from mha2gqa.evaluation.layers import LayerErrors
 from mha2gqa.evaluation.outputs_level import Progress, batches, describe_text, find_text, read_both
 from mha2gqa.evaluation.running import Body, attempt, kind_of, sees_ahead
 from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.models import load_unchecked, placement
+from mha2gqa.models import load_unchecked
 from mha2gqa.options import VerifyOptions
 from mha2gqa.sweeping.results import Measured
 

@@ -15,7 +15,7 @@ from mha2gqa.families.counts import find_counts
 from mha2gqa.hosts import hosts_by_groups
 from mha2gqa.merging import LAYER_METHODS, METHODS
 from mha2gqa.options import ConvertOptions, Grouping, Refinement, SweepOptions
-from mha2gqa.plan import possible_groups
+from mha2gqa.targets import possible_groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,16 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mha2gqa.checkpoint.reader import read_json
+from mha2gqa.devices import DTYPES, find_device
 from mha2gqa.errors import CheckpointError, TimingError
 from mha2gqa.evaluation.pair import find_pair
 from mha2gqa.evaluation.running import kind_of
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.counts import decoders, find_counts, rewrite
 from mha2gqa.hosts import config_with_heads
-from mha2gqa.models import DTYPES, find_device, load_model, set_plain_generation
+from mha2gqa.models import load_model, set_plain_generation
 from mha2gqa.options import BenchOptions
-from mha2gqa.plan import convert_targets
+from mha2gqa.targets import convert_targets
 
 SHAPES = Path(__file__).parents[1] / "shapes"
 """Configs of well-known models, by name."""

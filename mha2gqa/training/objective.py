@@ -16,6 +16,8 @@ import torch
 
 _CHUNK = 1 << 22
 """Numbers in one chunk of logits: 16 MB in fp32, of which a handful are alive at a time."""
+_CACHED, _ROWS = 1 << 18, 64
+"""The same on a CPU, for the second-level cache (a fifth of the time); but rows enough for a matrix product."""
 
 Logits = Callable[[slice], torch.Tensor]
 """Gives `[B, C, V]` for a range of positions."""
@@ -48,18 +50,19 @@ class _Divergence(torch.autograd.Function):
         blocks, length, vocabulary = answer_BTV.shape
         gradient_BTV = torch.empty_like(answer_BTV) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=answer_BTV.device, dtype=torch.float32)
-        step = max(1, _CHUNK // (blocks * vocabulary))
+        step = _positions(blocks, vocabulary, answer_BTV.device)
         for start in range(0, length, step):
             span = slice(start, min(start + step, length))
-            counts_BC1 = counts_BT[:, span, None].to(answer_BTV.device)
+            counts_BC = counts_BT[:, span].to(answer_BTV.device)
             first_BCV = _log_softmax(wanted(span).to(answer_BTV.device), temperature)
             second_BCV = _log_softmax(answer_BTV[:, span], temperature)
             p_BCV = first_BCV.exp()
-            # Classes may mask a part of the vocabulary with -infinity: 0 times infinity is none.
-            parts_BCV = (p_BCV * (first_BCV - second_BCV)).masked_fill_(p_BCV == 0, 0.0)
-            total += temperature**2 * (parts_BCV * counts_BC1).sum()
+            # Classes may mask a part of the vocabulary with -infinity, and 0 times infinity is none.
+            least = torch.finfo(torch.float32).min
+            kl_BC = torch.linalg.vecdot(p_BCV, first_BCV.clamp_min_(least).sub_(second_BCV.clamp_min_(least)))
+            total += temperature**2 * (kl_BC * counts_BC).sum()
             if gradient_BTV is not None:
-                gradient_BTV[:, span] = second_BCV.exp_().sub_(p_BCV).mul_(temperature * counts_BC1)
+                gradient_BTV[:, span] = second_BCV.exp_().sub_(p_BCV).mul_(temperature * counts_BC[..., None])
         ctx.save_for_backward(gradient_BTV)
         return total
 
@@ -69,8 +72,15 @@ class _Divergence(torch.autograd.Function):
         return gradient_BTV * upstream[0].to(gradient_BTV.dtype), None, None, None
 
 
+def _positions(blocks: int, vocabulary: int, device: torch.device) -> int:
+    """Return how many positions a chunk has."""
+    rows = max(_CACHED // vocabulary, _ROWS) if device.type == "cpu" else _CHUNK // vocabulary
+    return max(1, rows // blocks)
+
+
 def _log_softmax(logits_BCV: torch.Tensor, temperature: float) -> torch.Tensor:
-    return (logits_BCV.float() / temperature).log_softmax(-1)
+    logits_BCV = logits_BCV.float()
+    return (logits_BCV if temperature == 1 else logits_BCV / temperature).log_softmax(-1)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def find_subject(options: UptrainOptions) -> Subject:
         PairError: One cannot be found, or they do not belong together.
         CheckpointError: One of them is damaged.
         TrainingError: Running text does not train a model of this kind, or the objective needs the original, and it
-            is not at hand.
+            is not at hand, or is what the checkpoint answers like already.
     """
     directory = find_converted() if options.converted is None else options.converted
     if not directory.is_dir():
@@ -59,6 +59,12 @@ def find_subject(options: UptrainOptions) -> Subject:
             f"--objective {objective} learns from the original, which is not where the record says",
             remedy="Name it with --against, or use --objective lm",
         )
+    if objective == "distil" and _is_original(written):
+        raise TrainingError(
+            f"Nothing is lost in {directory}: each of its KV heads is one of the original's",
+            expected="heads that were merged, for --objective distil",
+            remedy="Use --objective lm to train it on text",
+        )
     return Subject(directory=directory, checkpoint=checkpoint, written=written, original=original, objective=objective)
 
 
@@ -69,6 +75,12 @@ def _find_original(options: UptrainOptions, directory: Path) -> Source | None:
         if options.against is not None:
             raise
         return None
+
+
+def _is_original(written: WrittenRecord) -> bool:
+    """Whether the checkpoint answers as the original does, so that its divergence from that is zero."""
+    groups = [group for groups in written.record.groups.values() for group in groups]
+    return not written.record.uptrain and all(len(group) == 1 for group in groups)
 
 
 def _check_kind(checkpoint: Checkpoint) -> None:

@@ -13,7 +13,8 @@ from mha2gqa.checkpoint.layers import LayerFiles
 from mha2gqa.checkpoint.reader import read_checkpoint
 from mha2gqa.layerwise import Layerwise
 from mha2gqa.models import load_model
-from mha2gqa.plan import convert_targets, plan_convert
+from mha2gqa.plan import plan_convert
+from mha2gqa.targets import convert_targets
 
 from .cases import CASES, Case
 from .tiny import save_tiny

@@ -27,11 +27,11 @@ def _plain(wanted: torch.Tensor, answer: torch.Tensor, counts: torch.Tensor, tem
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("chunk", [1, 50, 1 << 22])
+@pytest.mark.parametrize("positions", [1, 3, 100])
 def test_the_divergence_and_its_gradient_are_those_of_a_loop(
-    temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+    temperature: float, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective, "_CHUNK", chunk)
+    monkeypatch.setattr(objective, "_positions", lambda *shape: positions)
     wanted, answer, counts = _logits(1), _logits(2).requires_grad_(), _counts()
     spans: list[slice] = []
 
@@ -45,7 +45,7 @@ def test_the_divergence_and_its_gradient_are_those_of_a_loop(
     (3 * loss).backward()
     torch.testing.assert_close(divergence(give, answer, counts, temperature).double(), loss.detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(answer.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
-    assert (len(spans) > 2) == (chunk < 1000)
+    assert (len(spans) > 2) == (positions < 7)
 
 
 def test_a_masked_vocabulary_gives_no_nan() -> None:
@@ -67,7 +67,7 @@ def test_nothing_is_lost_between_equal_models() -> None:
 
 
 def test_the_original_is_asked_for_a_few_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "_CHUNK", 2 * 11 * 3)
+    monkeypatch.setattr(objective, "_positions", lambda *shape: 3)
     spans: list[slice] = []
 
     def give(span: slice) -> torch.Tensor:
@@ -97,3 +97,13 @@ def test_the_hidden_error_is_relative_to_the_energy() -> None:
     counts = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     error = hidden_error([10 * wanted, wanted], [10 * wanted, wanted + 1], counts)
     assert error.item() == pytest.approx(3 / wanted.square().mean().item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(2_048, 128), (128_256, 64), (1 << 23, 64)])
+def test_a_chunk_fits_the_cache_of_a_cpu_but_has_rows_enough_for_a_product(vocabulary: int, rows: int) -> None:
+    assert objective._positions(4, vocabulary, torch.device("cpu")) == rows // 4
+
+
+def test_a_chunk_of_an_accelerator_is_bounded_by_its_memory() -> None:
+    assert objective._positions(4, 128_256, torch.device("cuda")) == (1 << 22) // 128_256 // 4
+    assert objective._positions(64, 1 << 22, torch.device("cuda")) == 1

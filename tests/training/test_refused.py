@@ -136,8 +136,15 @@ def test_a_model_without_a_next_token(tmp_path: Path, refuse: Refuse) -> None:
 def test_keys_and_values_that_no_conversion_touched(tmp_path: Path, refuse: Refuse) -> None:
     made = converted(save_source(tmp_path / "source"), tmp_path / "same", 4)
     documents = save_documents(tmp_path / "documents.jsonl")
-    run = ("uptrain", made, "--data", documents, "--context", 32, "--steps", 2, "--train", "kv")
+    run = ("uptrain", made, "--data", documents, "--context", 32, "--steps", 2, "--objective", "lm", "--train", "kv")
     refuse(*run, says=("--train kv finds nothing to train", "--train all"))
+
+
+def test_heads_that_were_not_merged_have_nothing_to_win_back(tmp_path: Path, refuse: Refuse) -> None:
+    made = converted(save_source(tmp_path / "source"), tmp_path / "same", 4)
+    documents = save_documents(tmp_path / "documents.jsonl")
+    run = ("uptrain", made, "--data", documents, "--context", 32, "--steps", 2, "--train", "all")
+    refuse(*run, says=("Nothing is lost", "--objective lm"))
 
 
 def test_samples_that_are_something_else(subject: tuple[Path, Path], tmp_path: Path, refuse: Refuse) -> None:
