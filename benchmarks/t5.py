@@ -1,4 +1,4 @@
-"""The GQA paper's own setting in small, a T5: `python benchmarks/t5.py --help`.
+"""The GQA paper's own setting in small, a T5: `pip install rouge-score; python benchmarks/t5.py --help`.
 
     plan_trials  the original, conversions of its decoder, and each trained on for a fraction alpha of the pre-training
     measure      converts, trains with `mha2gqa uptrain`, and has the result answer held-out sources

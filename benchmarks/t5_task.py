@@ -189,7 +189,7 @@ def answer(directory: Path, folder: Path, count: int | None = None) -> dict[str,
         The `loss` in nats a token of the target, and in per cent the mean ROUGE-L (F) and the `exact` matches.
     """
     import torch
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
     from transformers import DataCollatorForSeq2Seq
 
     from mha2gqa.models import load_model, load_tokenizer

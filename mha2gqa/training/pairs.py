@@ -77,24 +77,9 @@ class Pairs:
             )
         if self.tokenizer.pad_token_id is None:
             raise TextError("The tokenizer has no token for padding", expected="pad_token in its configuration")
-        self._set_languages()
+        set_languages(self.tokenizer, options.source_lang, options.target_lang)
         for names in (options.data, options.held_out):
             next(self._read(names, "calibration"), None)
-
-    def _set_languages(self) -> None:
-        """Tell a tokenizer of many languages which ones; transformers names its settings `src_lang` and `tgt_lang`."""
-        options, tokenizer = self.options, self.tokenizer
-        given = {"source": options.source_lang, "target": options.target_lang}
-        attributes = {"source": "src_lang", "target": "tgt_lang"}
-        for side, language in given.items():
-            if language is None:
-                continue
-            if not hasattr(tokenizer, attributes[side]):
-                raise TextError(f"--{side}-lang is {language!r}, and the tokenizer knows no languages")
-            try:
-                setattr(tokenizer, attributes[side], language)
-            except KeyError as error:
-                raise TextError(f"The tokenizer does not know the language {language!r}") from error
 
     def describe(self) -> str:
         """Return where the pairs come from, and how they are counted."""
@@ -171,6 +156,31 @@ class Pairs:
         """Return the outputs of the decoder's layers."""
         states: Sequence[torch.Tensor] = outputs.decoder_hidden_states
         return states
+
+
+def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
+    """Tell a tokenizer of several languages (mBART, M2M-100, NLLB) which ones are read and answered.
+
+    Raises:
+        TextError: It does not know one, or any; or it knows several, and is not told that of the targets.
+    """
+    given = {"src_lang": source, "tgt_lang": target}  # transformers' names
+    named = [language for language in given.values() if language is not None]
+    if not hasattr(tokenizer, "src_lang"):
+        if named:
+            raise TextError(f"The tokenizer knows no languages, and {named[0]!r} is given", remedy="Leave it out")
+        return
+    if target is None and tokenizer.tgt_lang is None:
+        raise TextError("The tokenizer knows several languages", expected="that of the targets: --target-lang")
+    try:
+        for name, language in given.items():
+            setattr(tokenizer, name, language or getattr(tokenizer, name))
+        special = [*tokenizer("")["input_ids"], *tokenizer(text_target="")["input_ids"]]
+    except KeyError:
+        special = [tokenizer.unk_token_id]
+    if tokenizer.unk_token_id in special:
+        told = " or ".join(repr(getattr(tokenizer, name)) for name in given)
+        raise TextError(f"The tokenizer does not know the language {told}", expected="its own names of languages")
 
 
 def mean_cross_entropy(outputs: Any, labels_BT: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import NllbTokenizer
 
 from mha2gqa import ConvertOptions, convert
+from mha2gqa.errors import TextError
+from mha2gqa.training.pairs import set_languages
 from tests.training.pair_subjects import EOS, PAD, family, pairs_tokenizer, save_pair_subject
 from tests.training.subjects import save_subject
 
@@ -40,8 +43,8 @@ def test_data_without_pairs(subject: tuple[Path, Path], tmp_path: Path, refuse: 
         (("--source-column", "body"), ("no column 'body'",)),
         (("--column", "source"), ("--column is for running text", "--source-column")),
         (("--samples", "x.jsonl"), ("--samples is for running text",)),
-        (("--source-lang", "en"), ("--source-lang is 'en'", "knows no languages")),
-        (("--target-lang", "de"), ("--target-lang is 'de'", "knows no languages")),
+        (("--source-lang", "en"), ("knows no languages", "'en'")),
+        (("--target-lang", "de"), ("knows no languages", "'de'")),
         (("--context", "1"), ("--context 1",)),
         (("--target-context", "1"), ("--target-context 1",)),
     ],
@@ -76,14 +79,25 @@ def test_a_model_that_reads_sound(tmp_path: Path, refuse: Refuse, subject: tuple
     refuse(*run((tmp_path / "made", subject[1])), says=("reads input_features", "trains on text"))
 
 
-def test_languages_are_told_to_a_tokenizer_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mha2gqa import UptrainOptions
-    from mha2gqa.training.pairs import Pairs
+def languages() -> NllbTokenizer:
+    """transformers' tokenizer of many languages, with one letter."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "A"]
+    return NllbTokenizer(vocab={word: number for number, word in enumerate(words)})
 
-    tokenizer: Any = pairs_tokenizer()
-    tokenizer.src_lang = tokenizer.tgt_lang = "en"
-    options = UptrainOptions(target_lang="de")
-    Pairs(
-        options=options, tokenizer=tokenizer, source_tokens=8, target_tokens=8, vocabulary=128, outline=None
-    )._set_languages()
-    assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("en", "de")
+
+def test_a_tokenizer_of_languages_is_told_which() -> None:
+    tokenizer = languages()
+    set_languages(tokenizer, "deu_Latn", "fra_Latn")
+    german, french = tokenizer.convert_tokens_to_ids(["deu_Latn", "fra_Latn"])
+    assert tokenizer.unk_token_id not in (german, french)
+    assert tokenizer("A")["input_ids"][0] == german
+    assert tokenizer(text_target="A")["input_ids"][0] == french
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [(None, None, "--target-lang"), (None, "Elvish", "'Elvish'"), ("Elvish", "fra_Latn", "'Elvish'")],
+)
+def test_a_language_that_is_missing_or_unknown(source: str | None, target: str | None, says: str) -> None:
+    with pytest.raises(TextError, match=says):
+        set_languages(languages(), source, target)
