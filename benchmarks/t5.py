@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from quality import describe_machine
 from t5_results import Results, Trial, format_tables
-from t5_task import BATCH, HELD_OUT, SOURCE_TOKENS, TARGET_TOKENS, TRAINING, answer, pretrain, write_task
+from t5_task import BATCH, HELD_OUT, SOURCE_TOKENS, TARGET_TOKENS, TRAINING, answer, generate, pretrain, write_task
 
 OBJECTIVES = ("", "lm", "distil")
 _BATCH, _SOURCE, _NEW, _ROUNDS = 32, 512, 32, 5
@@ -100,7 +100,7 @@ def token_times(folder: Path, groups: list[int]) -> dict[int, list[float]]:
             spent = []
             for tokens in (1, 1 + _NEW):  # the encoder's pass is in both
                 started = time.process_time()
-                model.generate(input_ids=ids_BT, max_new_tokens=tokens)
+                generate(model, tokens, input_ids=ids_BT)
                 spent.append(time.process_time() - started)
             if number:
                 times[count].append(round((spent[1] - spent[0]) / _NEW, 6))
@@ -110,7 +110,7 @@ def token_times(folder: Path, groups: list[int]) -> dict[int, list[float]]:
 def main(
     folder: Annotated[Path, typer.Option(help="Where the task and the checkpoints are kept.")],
     json_file: Annotated[Path, typer.Option("--json", help="Keep results here; go on with those there.")],
-    epochs: Annotated[float, typer.Option(help="Passes of the pre-training over the pairs.")] = 6,
+    epochs: Annotated[float, typer.Option(help="Passes of the pre-training over the pairs.")] = 4.4,
     alpha: Annotated[float, typer.Option(help="Fraction of the pre-training to train conversions for.")] = 0.05,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     show: Annotated[bool, typer.Option(help="Measure nothing; show the results.")] = False,

@@ -27,6 +27,8 @@ VOCABULARY = 2048
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>"}
 BATCH = 32
 _PLAIN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+_RATE = 3e-2
+"""Relative to the root mean square of a tensor."""
 _KEPT_ASIDE = 20
 """One pair in so many."""
 _SOURCE, _TARGET = 100, 50
@@ -95,16 +97,19 @@ def pretrain(folder: Path, output: Path, epochs: float) -> dict[str, float]:
         Its `steps`, its `tokens` counted as `mha2gqa uptrain` counts them, its number of `parameters`, `seconds`.
     """
     import datasets
-    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, T5ForConditionalGeneration, set_seed
+    from transformers import Adafactor, DataCollatorForSeq2Seq, Seq2SeqTrainer, T5ForConditionalGeneration, set_seed
 
     tokenizer = _tokenizer(folder)
     set_seed(0)
     model: Any = T5ForConditionalGeneration(_config())
+    # T5's own optimiser: its steps are relative to each tensor, and the scales of these are far apart.
+    optimiser = Adafactor(model.parameters(), lr=_RATE, relative_step=False, warmup_init=False)
     trainer = Seq2SeqTrainer(
         model=model,
         args=_arguments(output.with_name(f"{output.name}-training"), epochs),
         train_dataset=datasets.Dataset.from_list(_tokenised(folder / TRAINING, tokenizer)),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        optimizers=(optimiser, None),
     )
     started = time.monotonic()
     trainer.train()
@@ -139,10 +144,8 @@ def _arguments(work: Path, epochs: float) -> Any:
         output_dir=str(work),
         num_train_epochs=epochs,
         per_device_train_batch_size=BATCH,
-        learning_rate=8e-3,
         lr_scheduler_type="cosine",
-        warmup_steps=100,
-        adam_beta2=0.95,
+        warmup_steps=50,
         use_cpu=True,
         save_strategy="no",
         logging_steps=50,
@@ -177,6 +180,17 @@ def _tokenizer(folder: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL)
 
 
+def generate(model: Any, tokens: int, **read: Any) -> Any:
+    """Return what a model writes, greedily, with a cache.
+
+    The cache is made here: transformers 5.23 makes one of as many layers as a T5's encoder has, and the decoder has more.
+    """
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return model.generate(**read, max_new_tokens=tokens, past_key_values=cache)
+
+
 def answer(directory: Path, folder: Path, count: int | None = None) -> dict[str, float]:
     """Have a checkpoint answer the held-out sources, greedily.
 
@@ -207,7 +221,7 @@ def answer(directory: Path, folder: Path, count: int | None = None) -> dict[str,
             number = int((batch["labels"] != -100).sum())
             total, tokens = total + number * float(model(**batch).loss), tokens + number
             read = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            written += tokenizer.batch_decode(model.generate(**read, max_new_tokens=TARGET_TOKENS), **_PLAIN)
+            written += tokenizer.batch_decode(generate(model, TARGET_TOKENS, **read), **_PLAIN)
     wanted = [row["target"] for row in read_pairs(folder / HELD_OUT)[:count]]
     scorer = RougeScorer(["rougeL"])
     scores = [scorer.score(one, other)["rougeL"].fmeasure for one, other in zip(wanted, written, strict=True)]

@@ -116,9 +116,9 @@ def _share(report: "UptrainReport") -> str:
 
 
 def _repetition(report: "UptrainReport") -> str:
-    if not report.text_tokens or report.text_tokens >= report.length.tokens:
+    if report.rounds is None or report.rounds <= 1:
         return ""
-    return f", {report.text_tokens:,} tokens, read {report.length.tokens / report.text_tokens:.1f} times"
+    return f", {report.text_tokens:,} tokens, read {report.rounds:.1f} times"
 
 
 def _print_losses(losses: "Losses") -> None:

@@ -99,12 +99,9 @@ class Job:
         """How much is read."""
         return Reading(options=self.options, task=self.task, tokens=self.length.tokens, device=self.arguments.device)
 
-    def step_tokens(self, text: Text) -> float:
-        """Return the tokens of a step as they are read, in the mean of all rows."""
-        return self.length.tokens_per_step / self.task.row_tokens * text.tokens / len(text.training)
-
-    def report(self) -> UptrainReport:
-        """Return what is planned."""
+    def report(self, text: Text | None = None) -> UptrainReport:
+        """Return what is planned, with the measures of the text once that is there."""
+        rows_per_step = self.length.tokens_per_step / self.task.row_tokens
         return UptrainReport(
             converted=str(self.subject.directory),
             original=self._original_name,
@@ -121,6 +118,8 @@ class Job:
             device=str(self.arguments.device),
             mixes=self.task.mixes,
             recipe=self.recipe,
+            text_tokens=None if text is None else text.tokens,
+            step_tokens=None if text is None else rows_per_step * text.tokens / len(text.training),
         )
 
     @property

@@ -96,6 +96,7 @@ def test_the_held_out_losses_are_those_of_transformers_and_of_other_sources(
     assert not sources & {tuple(source) for source, _ in rows["held-out"]}
     assert len(sources) < len(rows["training"])
     assert report.text_tokens == sum(len(source) + len(target) for source, target in rows["training"])
+    assert report.rounds == pytest.approx(4 * 20 / len(rows["training"]))
 
 
 def test_accumulated_batches_count_every_token_once(subject: tuple[Path, Path]) -> None:
