@@ -183,7 +183,7 @@ def _tokenizer(folder: Path) -> Any:
 def generate(model: Any, tokens: int, **read: Any) -> Any:
     """Return what a model writes, greedily, with a cache.
 
-    The cache is made here: transformers 5.23 makes one of as many layers as a T5's encoder has, and the decoder has more.
+    The cache is made here: that of transformers 5.23 has as many layers as a T5's encoder, and the decoder has more.
     """
     from transformers import DynamicCache, EncoderDecoderCache
 

@@ -1,4 +1,4 @@
-"""`benchmarks/t5.py` plans what the paper's table holds, makes its pairs alike each time, and shows what was measured."""
+"""`benchmarks/t5.py` plans what the paper's table holds, finds its pairs, and shows what was measured."""
 
 from pathlib import Path
 
