@@ -163,6 +163,13 @@ CONFIGS = [
     Row("no type", config(model_type=None), ("has model_type None", "such as 'llama'", "Add the key")),
     Row("no such type", config(model_type="lama"), ("'lama' is unknown to transformers", "Did you mean llama")),
     Row("latent", config(model_type="deepseek_v3"), ("'deepseek_v3' cannot be converted", MLA)),
+    Row(
+        "two towers",
+        config(model_type="clip"),
+        ("'clip' cannot be converted", "no KV cache", "would have to be written"),
+    ),
+    Row("position heads", config(model_type="xlnet"), ("'xlnet' cannot be converted", "positions", "would have to be")),
+    Row("no attention", config(model_type="mamba"), ("'mamba' cannot be converted", "it has no attention")),
     Row("heads as text", config(num_key_value_heads="four"), (*REJECTED, "'four'")),
     Row("no KV head", config(num_key_value_heads=0), REJECTED),
     Row("uneven heads", config(num_key_value_heads=3), ("--groups 2 does not fit a model with 3 KV heads", "1, 3")),

@@ -46,7 +46,7 @@ def uptrain(
         return job.report() if job.is_main else None
     job.load()
     with training_workspace(job.output, job.recipe, resume=options.resume, is_main=job.is_main) as work:
-        with job.arguments.main_process_first(desc="reading the text"):
+        with job.arguments.main_process_first(local=False, desc="reading the text"):  # all nodes see the workspace
             text = prepare_text(work, job.reading, job.original, progress)
         if job.is_main:
             tell({"kind": "plan", **job.report(text).to_json()})

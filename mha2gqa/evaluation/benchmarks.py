@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import BenchmarkError
 from mha2gqa.evaluation.results import Benchmark
-from mha2gqa.evaluation.running import kind_of
+from mha2gqa.evaluation.running import kind_of, sees_ahead
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 
 Progress = Callable[[int, int], object]
@@ -54,8 +54,12 @@ def find_tasks(names: Sequence[str], path: Path | None, config: ConfigJson) -> S
         BenchmarkError: The harness is not installed or does not run such models, a task is unknown, its data cannot be
             had, or it would run code.
     """
-    if kind_of(blueprint(config).model) == "masked":
-        raise BenchmarkError("lm-evaluation-harness does not run masked language models", remedy="Leave out --tasks")
+    model = blueprint(config).model
+    if kind_of(model) in ("masked", "embedding") or sees_ahead(model):
+        name = type(model).__name__
+        raise BenchmarkError(
+            f"lm-evaluation-harness does not run {name}: it predicts no next token", remedy="Leave out --tasks"
+        )
     if path is not None and not path.is_dir():
         raise BenchmarkError(f"No such directory: {str(path)!r}", expected="--task-path with task definitions in YAML")
     try:

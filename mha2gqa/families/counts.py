@@ -68,7 +68,8 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
         raise FamilyError(
             f"The transformers class of {plan.config.model_type!r} has no number of KV heads, "
             "only multi-head attention or none",
-            expected="a family with num_key_value_heads or its like",
+            expected="a family with num_key_value_heads or its like, or one that another class can stand in for",
+            remedy="A model class with narrower keys and values would have to be written, as in mha2gqa/shipped",
         )
     return counts
 

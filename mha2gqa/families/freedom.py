@@ -79,14 +79,18 @@ FREEDOM: Mapping[str, FreedomRow] = {
     # Classes that ship with the checkpoint. DeBERTa's keys and queries meet positions, too: it has no row.
     **_rows(
         FreedomRow(),
-        "bart_gqa distilbert_gqa gpt2_gqa m2m_100_gqa marian_gqa mbart_gqa opt_gqa pegasus_gqa speech_to_text_gqa "
-        "vit_gqa whisper_gqa",
+        "bart_gqa blenderbot_gqa blenderbot-small_gqa deit_gqa dinov2_gqa distilbert_gqa gpt2_gqa hubert_gqa "
+        "m2m_100_gqa marian_gqa mbart_gqa opt_gqa pegasus_gqa plbart_gqa speech_to_text_gqa vit_gqa wav2vec2_gqa "
+        "whisper_gqa",
     ),
     **_rows(FreedomRow(ordered=True), "bloom_gqa mpt_gqa mt5_gqa t5_gqa umt5_gqa"),
     **_rows(
         FreedomRow(bystanders=("output.LayerNorm.weight", "output.LayerNorm.bias")),
-        "bert_gqa camembert_gqa electra_gqa roberta_gqa xlm-roberta_gqa",
+        "bert_gqa bert-generation_gqa camembert_gqa data2vec-text_gqa electra_gqa ernie_gqa roberta_gqa "
+        "xlm-roberta_gqa",
     ),
+    "roberta-prelayernorm_gqa": FreedomRow(bystanders=("LayerNorm.weight", "LayerNorm.bias")),
+    "xlm-roberta-xl_gqa": FreedomRow(bystanders=("self_attn_layer_norm.weight", "self_attn_layer_norm.bias")),
     # Values that are read in pairs, or by a mask.
     **_rows(FreedomRow(values="fixed"), "diffllama doge"),
 }

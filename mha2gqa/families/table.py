@@ -162,9 +162,10 @@ TABLE: Mapping[str, Family] = {
     "mpt_gqa": Family(tensors={r"Wqkv\.weight": TensorRule(fused)}),
     **_rows(
         Family(encoder=True, tensors={r"self\.(key|value)\.(weight|bias)": TensorRule()}),
-        "bert_gqa camembert_gqa electra_gqa roberta_gqa xlm-roberta_gqa",
+        "bert_gqa bert-generation_gqa camembert_gqa data2vec-text_gqa electra_gqa ernie_gqa roberta_gqa "
+        "roberta-prelayernorm_gqa xlm-roberta_gqa xlm-roberta-xl_gqa",
     ),
-    "vit_gqa": Family(encoder=True),
+    **_rows(Family(encoder=True), "deit_gqa dinov2_gqa hubert_gqa vit_gqa wav2vec2_gqa"),
     "distilbert_gqa": Family(encoder=True, tensors={r"(k_lin|v_lin)\.(weight|bias)": TensorRule()}),
     "deberta_gqa": Family(encoder=True, tensors={r"in_proj\.weight": TensorRule(interleaved)}),
     "deberta-v2_gqa": Family(encoder=True, tensors={r"(key_proj|value_proj)\.(weight|bias)": TensorRule()}),
@@ -174,7 +175,8 @@ TABLE: Mapping[str, Family] = {
     ),
     **_rows(
         Family(counts=tuple(_PARTS), parts=_PARTS),
-        "bart_gqa m2m_100_gqa marian_gqa mbart_gqa pegasus_gqa speech_to_text_gqa whisper_gqa",
+        "bart_gqa blenderbot_gqa blenderbot-small_gqa m2m_100_gqa marian_gqa mbart_gqa pegasus_gqa plbart_gqa "
+        "speech_to_text_gqa whisper_gqa",
     ),
     # What cannot be converted, and why.
     **_rows(
@@ -199,6 +201,25 @@ TABLE: Mapping[str, Family] = {
     **_rows(
         Family(refusal="it stores no K/V of its own but reads the cache of the model that it assists"),
         "gemma4_assistant gemma4_unified_assistant",
+    ),
+    **_rows(
+        Family(
+            refusal="its encoders of text and images have no KV cache; a class with a number of KV heads for each of "
+            "them would have to be written, as mha2gqa/shipped has for other encoders"
+        ),
+        "align altclip blip chinese_clip clip clip_text_model clip_vision_model clipseg siglip siglip2 "
+        "siglip_text_model siglip_vision_model",
+    ),
+    **_rows(
+        Family(
+            refusal="its attention scores have terms that meet each key head with positions of its own, in a second "
+            "product; a class whose position terms are shared by a group as well would have to be written"
+        ),
+        "funnel xlnet",
+    ),
+    **_rows(
+        Family(refusal="it has no attention, and so no keys and values to share"),
+        "falcon_mamba fnet mamba mamba2 rwkv xlstm",
     ),
 }
 

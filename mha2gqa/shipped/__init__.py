@@ -16,10 +16,15 @@ from pathlib import Path
 from types import ModuleType
 
 _FILES = {
-    "modeling_bart_gqa": "bart mbart marian pegasus m2m_100 whisper speech_to_text",
-    "modeling_bert_gqa": "bert roberta xlm-roberta camembert electra",
+    "modeling_bart_gqa": (
+        "bart blenderbot blenderbot-small m2m_100 marian mbart pegasus plbart speech_to_text whisper"
+    ),
+    "modeling_bert_gqa": (
+        "bert bert-generation camembert data2vec-text electra ernie roberta roberta-prelayernorm xlm-roberta "
+        "xlm-roberta-xl"
+    ),
     "modeling_bloom_gqa": "bloom",
-    "modeling_encoder_gqa": "distilbert deberta deberta-v2 vit",
+    "modeling_encoder_gqa": "distilbert deberta deberta-v2 deit dinov2 hubert vit wav2vec2",
     "modeling_gpt2_gqa": "gpt2",
     "modeling_mpt_gqa": "mpt",
     "modeling_opt_gqa": "opt",

@@ -1,10 +1,10 @@
 """BART and its like with fewer key/value heads than query heads (GQA, MQA).
 
-BART, mBART, Marian, Pegasus, M2M100 (NLLB), Whisper and Speech2Text: one and the same attention. This file lies
-beside a checkpoint and is loaded with `trust_remote_code=True`; it needs transformers 5 alone. The models are
-transformers' own but for attention: `k_proj` and `v_proj` compute G heads, the caches of self- and cross-attention
-hold as many, and each is read by H/G neighbouring query heads. Each kind of attention has a number of its own in the
-config: `decoder_key_value_heads` (self-attention of the decoder), `cross_key_value_heads` and
+BART, mBART, Blenderbot, Marian, Pegasus, PLBart, M2M100 (NLLB), Whisper and Speech2Text: one and the same
+attention. This file lies beside a checkpoint and is loaded with `trust_remote_code=True`; it needs transformers 5
+alone. The models are transformers' own but for attention: `k_proj` and `v_proj` compute G heads, the caches of self-
+and cross-attention hold as many, and each is read by H/G neighbouring query heads. Each kind of attention has a number
+of its own in the config: `decoder_key_value_heads` (self-attention of the decoder), `cross_key_value_heads` and
 `encoder_key_value_heads`; one that is None leaves its kind as it is.
 
     E width of a head · G key/value heads · H query heads · D model width · T tokens · S tokens that are read
@@ -20,75 +20,30 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bart import modeling_bart
 from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.blenderbot.modeling_blenderbot import BlenderbotAttention
+from transformers.models.blenderbot_small.modeling_blenderbot_small import BlenderbotSmallAttention
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100Attention
 from transformers.models.marian.modeling_marian import MarianAttention
 from transformers.models.mbart.modeling_mbart import MBartAttention
 from transformers.models.pegasus.modeling_pegasus import PegasusAttention
+from transformers.models.plbart.modeling_plbart import PLBartAttention
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextAttention
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-
-class BartGQAConfig(transformers.BartConfig):
-    """BART's config with numbers of key/value heads."""
-
-    model_type = "bart_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class MBartGQAConfig(transformers.MBartConfig):
-    """mBART's config with numbers of key/value heads."""
-
-    model_type = "mbart_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class MarianGQAConfig(transformers.MarianConfig):
-    """Marian's config with numbers of key/value heads."""
-
-    model_type = "marian_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class PegasusGQAConfig(transformers.PegasusConfig):
-    """Pegasus' config with numbers of key/value heads."""
-
-    model_type = "pegasus_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class M2M100GQAConfig(transformers.M2M100Config):
-    """M2M100's config with numbers of key/value heads."""
-
-    model_type = "m2m_100_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class WhisperGQAConfig(transformers.WhisperConfig):
-    """Whisper's config with numbers of key/value heads."""
-
-    model_type = "whisper_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class Speech2TextGQAConfig(transformers.Speech2TextConfig):
-    """Speech2Text's config with numbers of key/value heads."""
-
-    model_type = "speech_to_text_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
+NATIVE = {
+    transformers.BartConfig: BartAttention,
+    transformers.BlenderbotConfig: BlenderbotAttention,
+    transformers.BlenderbotSmallConfig: BlenderbotSmallAttention,
+    transformers.M2M100Config: M2M100Attention,
+    transformers.MarianConfig: MarianAttention,
+    transformers.MBartConfig: MBartAttention,
+    transformers.PegasusConfig: PegasusAttention,
+    transformers.PLBartConfig: PLBartAttention,
+    transformers.Speech2TextConfig: Speech2TextAttention,
+    transformers.WhisperConfig: WhisperAttention,
+}
+"""Config of transformers -> the attention of its models."""
+COUNTS = ("decoder_key_value_heads", "cross_key_value_heads", "encoder_key_value_heads")
 
 
 def eager_attention(
@@ -154,35 +109,7 @@ class GroupedAttention(nn.Module):
         return key, value
 
 
-class BartGQAAttention(GroupedAttention, BartAttention):
-    """BART's."""
-
-
-class MBartGQAAttention(GroupedAttention, MBartAttention):
-    """mBART's."""
-
-
-class MarianGQAAttention(GroupedAttention, MarianAttention):
-    """Marian's."""
-
-
-class PegasusGQAAttention(GroupedAttention, PegasusAttention):
-    """Pegasus'."""
-
-
-class M2M100GQAAttention(GroupedAttention, M2M100Attention):
-    """M2M100's."""
-
-
-class WhisperGQAAttention(GroupedAttention, WhisperAttention):
-    """Whisper's."""
-
-
-class Speech2TextGQAAttention(GroupedAttention, Speech2TextAttention):
-    """Speech2Text's."""
-
-
-GROUPED = {grouped.__mro__[2]: grouped for grouped in GroupedAttention.__subclasses__()}
+GROUPED = {native: type(native.__name__, (GroupedAttention, native), {}) for native in NATIVE.values()}
 """Attention of transformers -> the same with grouped heads."""
 
 
@@ -199,6 +126,13 @@ class GroupedModel:
         self.post_init()
 
 
+def with_key_value_heads(native: type) -> type:
+    """Return a config class of transformers with numbers of key/value heads; None leaves a kind as it is."""
+    body = {"__module__": __name__, "__annotations__": dict.fromkeys(COUNTS, int | None), **dict.fromkeys(COUNTS)}
+    name = native.__name__.replace("Config", "GQAConfig")
+    return type(name, (native,), body | {"model_type": f"{native.model_type}_gqa"})
+
+
 def with_grouped_heads(native: type, config_class: type) -> type:
     """Return a model class of transformers with grouped attention: `BartGQAModel` of `BartModel`."""
     family = config_class.__name__.removesuffix("GQAConfig")
@@ -210,13 +144,11 @@ HEADS = (
     *("Model", "MTModel", "ForConditionalGeneration", "ForCausalLM"),
     *("ForSequenceClassification", "ForQuestionAnswering", "ForAudioClassification"),
 )
-CONFIGS = (
-    *(BartGQAConfig, MBartGQAConfig, MarianGQAConfig, PegasusGQAConfig),
-    *(M2M100GQAConfig, WhisperGQAConfig, Speech2TextGQAConfig),
-)
-for config_class in CONFIGS:
+for native_config in NATIVE:
+    config_class = with_key_value_heads(native_config)
+    globals()[config_class.__name__] = config_class
     for head in HEADS:
-        native = getattr(transformers, config_class.__name__.removesuffix("GQAConfig") + head, None)
+        native = getattr(transformers, native_config.__name__.removesuffix("Config") + head, None)
         if native is not None:
             model_class = with_grouped_heads(native, config_class)
             globals()[model_class.__name__] = model_class

@@ -1,5 +1,6 @@
-"""BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA with fewer key/value heads than query heads (GQA, MQA).
+"""BERT and the models that have its attention, with fewer key/value heads than query heads (GQA, MQA).
 
+BERT, BertGeneration, CamemBERT, data2vec (text), ELECTRA, ERNIE, RoBERTa, RoBERTa-PreLayerNorm, XLM-RoBERTa and its XL.
 This file lies beside a checkpoint and is loaded with `trust_remote_code=True`; it needs transformers 5 alone.
 The models are transformers' own but for self-attention: `key` and `value` compute `num_key_value_heads` heads, each
 read by `num_attention_heads / num_key_value_heads` neighbouring query heads, and a model that is used as a decoder
@@ -17,45 +18,29 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.models.bert_generation.modeling_bert_generation import BertGenerationSelfAttention
 from transformers.models.camembert.modeling_camembert import CamembertSelfAttention
+from transformers.models.data2vec.modeling_data2vec_text import Data2VecTextSelfAttention
 from transformers.models.electra.modeling_electra import ElectraSelfAttention
+from transformers.models.ernie.modeling_ernie import ErnieSelfAttention
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
+from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import RobertaPreLayerNormSelfAttention
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
+from transformers.models.xlm_roberta_xl.modeling_xlm_roberta_xl import XLMRobertaXLSelfAttention
 
-
-class BertGQAConfig(transformers.BertConfig):
-    """BERT's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "bert_gqa"
-    num_key_value_heads: int | None = None
-
-
-class RobertaGQAConfig(transformers.RobertaConfig):
-    """RoBERTa's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "roberta_gqa"
-    num_key_value_heads: int | None = None
-
-
-class XLMRobertaGQAConfig(transformers.XLMRobertaConfig):
-    """XLM-RoBERTa's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "xlm-roberta_gqa"
-    num_key_value_heads: int | None = None
-
-
-class CamembertGQAConfig(transformers.CamembertConfig):
-    """CamemBERT's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "camembert_gqa"
-    num_key_value_heads: int | None = None
-
-
-class ElectraGQAConfig(transformers.ElectraConfig):
-    """ELECTRA's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "electra_gqa"
-    num_key_value_heads: int | None = None
+NATIVE = {
+    transformers.BertConfig: BertSelfAttention,
+    transformers.BertGenerationConfig: BertGenerationSelfAttention,
+    transformers.CamembertConfig: CamembertSelfAttention,
+    transformers.Data2VecTextConfig: Data2VecTextSelfAttention,
+    transformers.ElectraConfig: ElectraSelfAttention,
+    transformers.ErnieConfig: ErnieSelfAttention,
+    transformers.RobertaConfig: RobertaSelfAttention,
+    transformers.RobertaPreLayerNormConfig: RobertaPreLayerNormSelfAttention,
+    transformers.XLMRobertaConfig: XLMRobertaSelfAttention,
+    transformers.XLMRobertaXLConfig: XLMRobertaXLSelfAttention,
+}
+"""Config of transformers -> the self-attention of its models."""
 
 
 def eager_attention(
@@ -102,27 +87,7 @@ class GroupedSelfAttention(nn.Module):
         return output.flatten(2), weights
 
 
-class BertGQASelfAttention(GroupedSelfAttention, BertSelfAttention):
-    """BERT's."""
-
-
-class RobertaGQASelfAttention(GroupedSelfAttention, RobertaSelfAttention):
-    """RoBERTa's."""
-
-
-class XLMRobertaGQASelfAttention(GroupedSelfAttention, XLMRobertaSelfAttention):
-    """XLM-RoBERTa's."""
-
-
-class CamembertGQASelfAttention(GroupedSelfAttention, CamembertSelfAttention):
-    """CamemBERT's."""
-
-
-class ElectraGQASelfAttention(GroupedSelfAttention, ElectraSelfAttention):
-    """ELECTRA's."""
-
-
-GROUPED = {grouped.__mro__[2]: grouped for grouped in GroupedSelfAttention.__subclasses__()}
+GROUPED = {native: type(native.__name__, (GroupedSelfAttention, native), {}) for native in NATIVE.values()}
 """Self-attention of transformers -> the same with grouped heads."""
 
 
@@ -138,6 +103,13 @@ class GroupedModel:
         self.post_init()
 
 
+def with_key_value_heads(native: type) -> type:
+    """Return a config class of transformers with a number of key/value heads; None is one for each query head."""
+    body = {"__module__": __name__, "__annotations__": {"num_key_value_heads": int | None}, "num_key_value_heads": None}
+    name = native.__name__.replace("Config", "GQAConfig")
+    return type(name, (native,), body | {"model_type": f"{native.model_type}_gqa"})
+
+
 def with_grouped_heads(native: type, config_class: type) -> type:
     """Return a model class of transformers with grouped attention: `BertGQAForMaskedLM` of `BertForMaskedLM`."""
     family = config_class.__name__.removesuffix("GQAConfig")
@@ -148,11 +120,13 @@ def with_grouped_heads(native: type, config_class: type) -> type:
 HEADS = (
     *("Model", "LMHeadModel", "ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction"),
     *("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering"),
+    *("Encoder", "Decoder"),
 )
-CONFIGS = (BertGQAConfig, RobertaGQAConfig, XLMRobertaGQAConfig, CamembertGQAConfig, ElectraGQAConfig)
-for config_class in CONFIGS:
+for native_config in NATIVE:
+    config_class = with_key_value_heads(native_config)
+    globals()[config_class.__name__] = config_class
     for head in HEADS:
-        native = getattr(transformers, config_class.__name__.removesuffix("GQAConfig") + head, None)
+        native = getattr(transformers, native_config.__name__.removesuffix("Config") + head, None)
         if native is not None:
             model_class = with_grouped_heads(native, config_class)
             globals()[model_class.__name__] = model_class

@@ -1,9 +1,9 @@
-"""Encoders without a cache and with fewer key/value heads than query heads (GQA, MQA): DistilBERT, DeBERTa, ViT.
+"""Encoders without a cache and with fewer key/value heads than query heads (GQA, MQA).
 
-This file lies beside a checkpoint and is loaded with `trust_remote_code=True`; it needs transformers 5 alone.
-The models are transformers' own but for the projections of keys and values, which compute `num_key_value_heads` heads
-and hand each to `num_attention_heads / num_key_value_heads` neighbouring query heads. There is no cache that would
-have to stay small, so nothing else of the attention changes.
+DeBERTa, DeiT, DINOv2, DistilBERT, HuBERT, ViT and wav2vec 2.0. This file lies beside a checkpoint and is loaded with
+`trust_remote_code=True`; it needs transformers 5 alone. The models are transformers' own but for the projections of
+keys and values, which compute `num_key_value_heads` heads and hand each to `num_attention_heads / num_key_value_heads`
+neighbouring query heads. There is no cache that would have to stay small, so nothing else of the attention changes.
 
     E width of a head · G key/value heads · H query heads · R = H/G · D model width
 """
@@ -15,36 +15,12 @@ import transformers
 from torch import nn
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention as DisentangledSelfAttentionV2
+from transformers.models.deit.modeling_deit import DeiTAttention
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention
 from transformers.models.distilbert.modeling_distilbert import DistilBertSelfAttention
+from transformers.models.hubert.modeling_hubert import HubertAttention
 from transformers.models.vit.modeling_vit import ViTAttention
-
-
-class DistilBertGQAConfig(transformers.DistilBertConfig):
-    """DistilBERT's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "distilbert_gqa"
-    num_key_value_heads: int | None = None
-
-
-class DebertaGQAConfig(transformers.DebertaConfig):
-    """DeBERTa's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "deberta_gqa"
-    num_key_value_heads: int | None = None
-
-
-class DebertaV2GQAConfig(transformers.DebertaV2Config):
-    """DeBERTa-v2's (and v3's) config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "deberta-v2_gqa"
-    num_key_value_heads: int | None = None
-
-
-class ViTGQAConfig(transformers.ViTConfig):
-    """ViT's config with a number of key/value heads; None is one for each query head."""
-
-    model_type = "vit_gqa"
-    num_key_value_heads: int | None = None
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
 
 
 class RepeatedLinear(nn.Linear):
@@ -89,10 +65,11 @@ class RepeatedFused(nn.Linear):
         return torch.stack([query, key.expand_as(query), value.expand_as(query)], dim=-2).flatten(-4)
 
 
+PROJECTIONS = ("k_proj", "v_proj")
 NAMES = {
     DistilBertSelfAttention: ("k_lin", "v_lin"),
     DisentangledSelfAttentionV2: ("key_proj", "value_proj"),
-    ViTAttention: ("k_proj", "v_proj"),
+    **dict.fromkeys((DeiTAttention, Dinov2Attention, HubertAttention, ViTAttention, Wav2Vec2Attention), PROJECTIONS),
 }
 """Attention of transformers -> its projections of keys and values."""
 
@@ -121,6 +98,13 @@ class GroupedModel:
         self.post_init()
 
 
+def with_key_value_heads(native: type) -> type:
+    """Return a config class of transformers with a number of key/value heads; None is one for each query head."""
+    body = {"__module__": __name__, "__annotations__": {"num_key_value_heads": int | None}, "num_key_value_heads": None}
+    name = native.__name__.replace("Config", "GQAConfig")
+    return type(name, (native,), body | {"model_type": f"{native.model_type}_gqa"})
+
+
 def with_grouped_heads(native: type, config_class: type) -> type:
     """Return a model class of transformers with grouped attention: `ViTGQAModel` of `ViTModel`."""
     family = config_class.__name__.removesuffix("GQAConfig")
@@ -128,13 +112,21 @@ def with_grouped_heads(native: type, config_class: type) -> type:
     return type(name, (GroupedModel, native), {"__module__": __name__, "config_class": config_class})
 
 
+CONFIGS = (
+    *(transformers.DebertaConfig, transformers.DebertaV2Config, transformers.DistilBertConfig),
+    *(transformers.DeiTConfig, transformers.Dinov2Config, transformers.ViTConfig),
+    *(transformers.HubertConfig, transformers.Wav2Vec2Config),
+)
 HEADS = (
     *("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice"),
-    *("ForQuestionAnswering", "ForImageClassification", "ForMaskedImageModeling"),
+    *("ForQuestionAnswering", "ForImageClassification", "ForMaskedImageModeling", "ForPreTraining", "ForCTC"),
+    *("ForAudioFrameClassification", "ForXVector"),
 )
-for config_class in (DistilBertGQAConfig, DebertaGQAConfig, DebertaV2GQAConfig, ViTGQAConfig):
+for native_config in CONFIGS:
+    config_class = with_key_value_heads(native_config)
+    globals()[config_class.__name__] = config_class
     for head in HEADS:
-        native = getattr(transformers, config_class.__name__.removesuffix("GQAConfig") + head, None)
+        native = getattr(transformers, native_config.__name__.removesuffix("Config") + head, None)
         if native is not None:
             model_class = with_grouped_heads(native, config_class)
             globals()[model_class.__name__] = model_class

@@ -200,7 +200,8 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
         find(["hellaswag"], None)
 
 
-def test_masked_language_models_are_refused() -> None:
-    config = {"model_type": "eurobert", "architectures": ["EuroBertForMaskedLM"]}
-    with pytest.raises(BenchmarkError, match="does not run masked language models"):
+@pytest.mark.parametrize("name", ["EuroBertForMaskedLM", "EuroBertModel"])
+def test_models_without_a_next_token_are_refused(name: str) -> None:
+    config = {"model_type": "eurobert", "architectures": [name]}
+    with pytest.raises(BenchmarkError, match=f"does not run {name}: it predicts no next token"):
         find_tasks(["hellaswag"], None, config)

@@ -231,10 +231,8 @@ _REFUSED: dict[Refusal, str] = {
     """,
     # The class has one head count, for queries, keys and values alike.
     "one count": """
-        bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small cpmant ctrl data2vec-text ernie
-        fuyu git gpt_neo hrm_text megatron-bert modernbert-decoder musicgen musicgen_melody mvp openai-gpt
-        persimmon plbart prophetnet reformer rembert roberta-prelayernorm roc_bert roformer trocr xlm
-        xlm-roberta-xl xlnet xmod
+        big_bird bigbird_pegasus cpmant ctrl fuyu git gpt_neo hrm_text megatron-bert modernbert-decoder musicgen
+        musicgen_melody mvp openai-gpt persimmon prophetnet reformer rembert roc_bert roformer trocr xlm xlnet xmod
     """,
     "no attention": "falcon_mamba mamba mamba2 rwkv xlstm",
     # The experts hold the KV heads of the layer.
@@ -258,17 +256,25 @@ SHIPPED = frozenset(
     [
         "bart",
         "bert",
+        "bert-generation",
+        "blenderbot",
+        "blenderbot-small",
         "bloom",
         "camembert",
+        "data2vec-text",
         "electra",
+        "ernie",
         "marian",
         "mbart",
         "mpt",
         "pegasus",
+        "plbart",
         "roberta",
+        "roberta-prelayernorm",
         "t5",
         "whisper",
         "xlm-roberta",
+        "xlm-roberta-xl",
     ]
 )
 """Model types with one head count whose new class ships with the result, which `tests/shipped` holds."""

@@ -55,8 +55,10 @@ class Subject:
         ids = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
         mask = torch.ones_like(ids)
         mask[1, :3] = 0
-        if self.model_type == "vit":
+        if self.auto == "AutoModelForImageClassification":
             return {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+        if self.auto == "AutoModelForCTC":
+            return {"input_values": torch.randn(2, 160, generator=generator)}
         if self.model_type in ("whisper", "speech_to_text"):
             shape = (2, 16, 40) if self.model_type == "whisper" else (2, 40, 16)
             return {"input_features": torch.randn(*shape, generator=generator)}
@@ -73,6 +75,16 @@ def _ids(seed: int) -> torch.Tensor:
 
 _MASKED = {"auto": "AutoModelForMaskedLM", "generates": False}
 _SEQ2SEQ = {"auto": "AutoModelForSeq2SeqLM", "seq2seq": True}
+_IMAGES = {
+    "auto": "AutoModelForImageClassification",
+    "overrides": {"image_size": 16, "patch_size": 4},
+    "generates": False,
+}
+_AUDIO = {
+    "auto": "AutoModelForCTC",
+    "overrides": {"conv_dim": (16, 16), "conv_kernel": (4, 4), "conv_stride": (2, 2)},
+    "generates": False,
+}
 _SPEECH = {"auto": "AutoModelForSpeechSeq2Seq", "seq2seq": True}
 
 SUBJECTS = (
@@ -85,6 +97,16 @@ SUBJECTS = (
     Subject(model_type="xlm-roberta", architecture="XLMRobertaForMaskedLM", **_MASKED),
     Subject(model_type="camembert", architecture="CamembertForMaskedLM", **_MASKED),
     Subject(model_type="electra", architecture="ElectraForMaskedLM", **_MASKED),
+    Subject(
+        model_type="bert-generation",
+        architecture="BertGenerationDecoder",
+        overrides={"is_decoder": True},
+        auto="AutoModelForCausalLM",
+    ),
+    Subject(model_type="data2vec-text", architecture="Data2VecTextForMaskedLM", **_MASKED),
+    Subject(model_type="ernie", architecture="ErnieForMaskedLM", **_MASKED),
+    Subject(model_type="roberta-prelayernorm", architecture="RobertaPreLayerNormForMaskedLM", **_MASKED),
+    Subject(model_type="xlm-roberta-xl", architecture="XLMRobertaXLForMaskedLM", **_MASKED),
     Subject(model_type="distilbert", architecture="DistilBertForMaskedLM", overrides={"dim": 64}, **_MASKED),
     Subject(
         model_type="deberta",
@@ -100,18 +122,19 @@ SUBJECTS = (
         sdpa=False,
         **_MASKED,
     ),
-    Subject(
-        model_type="vit",
-        architecture="ViTForImageClassification",
-        auto="AutoModelForImageClassification",
-        overrides={"image_size": 16, "patch_size": 4},
-        generates=False,
-    ),
+    Subject(model_type="vit", architecture="ViTForImageClassification", **_IMAGES),
+    Subject(model_type="deit", architecture="DeiTForImageClassification", **_IMAGES),
+    Subject(model_type="dinov2", architecture="Dinov2ForImageClassification", **_IMAGES),
+    Subject(model_type="wav2vec2", architecture="Wav2Vec2ForCTC", **_AUDIO),
+    Subject(model_type="hubert", architecture="HubertForCTC", **_AUDIO),
     Subject(model_type="t5", architecture="T5ForConditionalGeneration", **_SEQ2SEQ),
     Subject(model_type="mt5", architecture="MT5ForConditionalGeneration", **_SEQ2SEQ),
     Subject(model_type="umt5", architecture="UMT5ForConditionalGeneration", **_SEQ2SEQ),
     Subject(model_type="bart", architecture="BartForConditionalGeneration", **_SEQ2SEQ),
     Subject(model_type="mbart", architecture="MBartForConditionalGeneration", **_SEQ2SEQ),
+    Subject(model_type="blenderbot", architecture="BlenderbotForConditionalGeneration", **_SEQ2SEQ),
+    Subject(model_type="blenderbot-small", architecture="BlenderbotSmallForConditionalGeneration", **_SEQ2SEQ),
+    Subject(model_type="plbart", architecture="PLBartForConditionalGeneration", **_SEQ2SEQ),
     Subject(model_type="marian", architecture="MarianMTModel", **_SEQ2SEQ),
     Subject(model_type="pegasus", architecture="PegasusForConditionalGeneration", **_SEQ2SEQ),
     Subject(model_type="m2m_100", architecture="M2M100ForConditionalGeneration", **_SEQ2SEQ),
