@@ -33,7 +33,7 @@ def pairs_tokenizer(**more: Any) -> PreTrainedTokenizerFast:
 
 
 def save_pairs(path: Path, count: int = 80) -> Path:
-    """Write pairs of a run of letters and its end backwards, of different lengths, some sources twice."""
+    """Write pairs of a run of letters and its end backwards; most sources have several targets."""
     generator = torch.Generator().manual_seed(4)
     rows = []
     for _ in range(count):

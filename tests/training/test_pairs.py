@@ -15,7 +15,7 @@ from mha2gqa.commands import uptrain as uptrain_command
 from mha2gqa.training.blocks import read_blocks
 from mha2gqa.training.pairs import Pairs, mean_cross_entropy
 from mha2gqa.training.trainer import UptrainTrainer
-from tests.training.pair_subjects import TEXT_TO_TEXT, pair_options, pairs_tokenizer, save_pair_subject
+from tests.training.pair_subjects import TEXT_TO_TEXT, pair_options, pairs_tokenizer, save_pair_subject, save_pairs
 
 Tensors = dict[str, torch.Tensor]
 Rows = dict[str, list[tuple[list[int], list[int]]]]
@@ -176,19 +176,32 @@ def test_a_run_that_breaks_off_goes_on_bit_for_bit(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def task_of(outline: Any, **options: Any) -> Pairs:
+    return Pairs(
+        options=UptrainOptions(**options),
+        tokenizer=pairs_tokenizer(),
+        source_tokens=24,
+        target_tokens=12,
+        vocabulary=128,
+        outline=outline,
+    )
+
+
+def test_all_targets_of_a_source_share_its_key(tmp_path: Path) -> None:
+    keys: dict[tuple[int, ...], set[int]] = {}
+    for key, row in task_of(None, data=(str(save_pairs(tmp_path / "pairs.jsonl")),)).training():
+        keys.setdefault(tuple(row["input_ids"]), set()).add(key)
+    assert len(keys) < 60
+    assert len({key for found in keys.values() for key in found}) == len(keys)
+    assert all(len(found) == 1 for found in keys.values())
+
+
 @pytest.mark.parametrize("family", TEXT_TO_TEXT, ids=str)
 def test_a_batch_is_what_the_class_makes_of_the_labels(family: Any) -> None:
     """The class derives its decoder's inputs from the labels; a batch, which the original reads too, has them ready."""
     model = family.native()
     model.config.pad_token_id, model.config.decoder_start_token_id = 0, 2
-    task = Pairs(
-        options=UptrainOptions(),
-        tokenizer=pairs_tokenizer(),
-        source_tokens=24,
-        target_tokens=12,
-        vocabulary=128,
-        outline=model,
-    )
+    task = task_of(model)
     rows = [{"input_ids": [5, 6, 7, 2], "labels": [8, 9, 2]}, {"input_ids": [5, 2], "labels": [8, 9, 10, 11, 2]}]
     batch = task.collate(rows)
     own = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
