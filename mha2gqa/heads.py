@@ -37,6 +37,10 @@ class Rotary:
     width: int
     """Rows that are rotated, from the head's first on; the others are not. 0 without rotary embedding."""
     pairing: Pairing = "half"
+    frequencies: tuple[float, ...] = ()
+    """Angle by which each plane turns from one position to the next, in radians; empty where it is not known."""
+    both_ways: bool = False
+    """Whether tokens attend to later ones, too."""
 
     def planes(self) -> torch.Tensor:
         """Return the rows of each plane, int64 `[P, 2]`."""

@@ -61,7 +61,8 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
     """
     started = time.monotonic()
     files = divide(plan.tensors, parse_size(request.max_shard_size))
-    report = _report(plan, source, checkpoint, request, files)
+    record = _record(plan, checkpoint, request)
+    report = replace(_report(plan, source, checkpoint, request, files), way=record.way)
     if request.dry_run:
         return report
     check_output(request.output, source.directory, plan.size + SLACK, force=request.force)
@@ -75,7 +76,7 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
             shutil.copyfile(checkpoint.directory / companion, directory / companion)
         for name, text in (checkpoint.rehosted.files if checkpoint.rehosted else {}).items():
             (directory / name).write_text(text, encoding="utf-8")
-        write_record(directory, _record(plan, checkpoint, request), source, plan.tensors, checksums)
+        write_record(directory, record, source, plan.tensors, checksums)
         write_card(directory, _card_facts(report, checkpoint, source, request), source)
         _write_config(directory / "config.json", checkpoint, plan)
         _check_written(directory, plan.tensors)

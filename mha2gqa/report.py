@@ -51,6 +51,8 @@ class ChangeReport:
     """What a layer method did to each attention module: groups, freedom of keys and values, errors after each step."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     """What `--method auto` tried."""
+    way: str | None = None
+    """The method and, where layers were improved on text, how: `aligned, distil`."""
     divergence: tuple[float, float] | None = None
     """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
     rehosted_from: str | None = None

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from mha2gqa.checkpoint.card import CardFacts, write_card
+from mha2gqa.checkpoint.record import Record, read_record, write_record
 from mha2gqa.checkpoint.source import Source
 from mha2gqa.cli import app
 from mha2gqa.commands.convert import convert
@@ -115,6 +116,53 @@ def test_the_record_says_what_was_done_to_what(source: Path, tmp_path: Path) -> 
     assert content["dropped"] == []
     packages = ("mha2gqa", "torch", "transformers", "safetensors", "huggingface_hub")
     assert {name: content["versions"][name] for name in packages} == {name: version(name) for name in packages}
+
+
+TRIALS = [
+    {"refine": None, "loss": 2.5, "increase": 0.4},
+    {"refine": "joint", "loss": 2.1, "increase": 0.01},
+    {"refine": "distil", "loss": 2.2, "increase": 0.03},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "trials", "divergence", "way"),
+    [
+        ({"groups": 2, "method": "aligned", "refine": "refit"}, [], None, "aligned, refit"),
+        ({"groups": 2, "method": "aligned"}, [], (0.5, 0.25), "aligned"),
+        ({"groups": 2, "method": "auto"}, TRIALS, (0.5, 0.25), "auto: aligned, joint"),
+        ({"groups": 2, "method": "auto"}, TRIALS[:1], None, "auto: aligned"),
+        ({"heads": 4}, [], None, None),
+    ],
+)
+def test_a_record_comes_back_as_it_was_written(
+    tmp_path: Path,
+    options: dict[str, Any],
+    trials: list[dict[str, Any]],
+    divergence: tuple[float, float] | None,
+    way: str | None,
+) -> None:
+    layer = {"module": "a", "groups": [[1, 0]], "keys": "free", "values": "fixed", "errors": {"merged": 0.5}}
+    made = Record(
+        command="convert",
+        options=options,
+        model_type="llama",
+        source_heads=4,
+        target_heads=2,
+        config_changes=[{"path": ("num_key_value_heads",), "before": 4, "after": 2}],
+        groups={"a": ((1, 0), (2, 3))},
+        dropped=("b",),
+        text="text from c.txt",
+        layers=[layer],
+        trials=trials,
+        uptrain=[{"train": "all"}],
+        divergence=divergence,
+        rehosted_from="gpt2",
+    )
+    assert made.way == way
+    source = Source(directory=tmp_path, name="tiny", hub_id="org/tiny", revision="main")
+    write_record(tmp_path, made, source, (), {})
+    assert read_record(tmp_path).record == made
 
 
 def test_the_record_holds_the_checksum_of_every_tensor(source: Path, tmp_path: Path) -> None:

@@ -173,8 +173,16 @@ def test_auto_stops_at_the_first_way_that_is_good_enough(source: Path, cli: Any,
 
 def test_the_report_for_people(source: Path, cli: Any) -> None:
     answer = cli("convert", source, "-g", 2, "-o", "out", *WAYS["distil"])
-    for part in ("4 -> 2, aligned", "text from text.txt", "error merged", "error refit", "error distil", "8 changed"):
+    for part in (
+        "4 -> 2, aligned, distil",
+        "text from text.txt",
+        "error merged",
+        "error refit",
+        "error distil",
+        "8 changed",
+    ):
         assert part in answer.out
+    assert "4 -> 2 KV heads, aligned, distil" in cli("verify", "out", "--level", "file").out
     assert "layer 1/2 model.layers.0.self_attn: error merged" in answer.err
     assert "layer 2/2 model.layers.1.self_attn: error merged" in answer.err
 

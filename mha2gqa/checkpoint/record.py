@@ -61,6 +61,14 @@ class Record:
         groups = self.options.get("groups")
         return groups if isinstance(groups, Mapping) else self.target_heads
 
+    @property
+    def way(self) -> str | None:
+        """The method and, where layers were improved on text, how: `aligned, distil`; None where nothing was merged."""
+        method, refine = self.options.get("method"), self.options.get("refine")
+        if self.trials:
+            method, refine = "auto: aligned", min(self.trials, key=lambda trial: trial["loss"])["refine"]
+        return ", ".join(filter(None, (method, refine))) or None
+
 
 def write_record(
     directory: Path, record: Record, source: Source, tensors: tuple[OutputTensor, ...], checksums: Mapping[str, str]
@@ -171,6 +179,18 @@ def _parse_layer(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"module": str(content["module"]), "errors": errors}
 
 
+def _parse_trial(content: dict[str, Any]) -> dict[str, Any]:
+    refine = None if content["refine"] is None else str(content["refine"])
+    return content | {"refine": refine, "loss": float(content["loss"]), "increase": float(content["increase"])}
+
+
+def _parse_divergence(content: list[Any] | None) -> tuple[float, float] | None:
+    if content is None:
+        return None
+    before, after = map(float, content)
+    return before, after
+
+
 def _parse(content: dict[str, Any]) -> WrittenRecord:
     groups = {module: tuple(tuple(map(int, group)) for group in found) for module, found in content["groups"].items()}
     record = Record(
@@ -187,7 +207,9 @@ def _parse(content: dict[str, Any]) -> WrittenRecord:
         dropped=tuple(map(str, content["dropped"])),
         text=None if content.get("text") is None else str(content["text"]),
         layers=[_parse_layer(layer) for layer in content.get("layers", [])],
+        trials=[_parse_trial(trial) for trial in content.get("trials", [])],
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
+        divergence=_parse_divergence(content.get("divergence")),
         rehosted_from=None if content.get("rehosted_from") is None else str(content["rehosted_from"]),
     )
     tensors = {

@@ -23,7 +23,7 @@ def print_change(report: "ChangeReport") -> None:
         "source": f"{report.source} ({report.rehosted_from or report.model_type})",
         "output": str(report.output),
         **_class_row(report),
-        "KV heads": f"{report.heads_before} -> {report.heads_after}" + (f", {report.method}" if report.method else ""),
+        "KV heads": f"{report.heads_before} -> {report.heads_after}" + (f", {report.way}" if report.way else ""),
         **_layer_rows(report),
         "KV cache": f"{size(report.cache_before)} -> {size(report.cache_after)} a token"
         f" ({report.cache_after / report.cache_before:.0%})"

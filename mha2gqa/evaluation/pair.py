@@ -159,6 +159,7 @@ def describe(pair: Pair) -> Conversion:
         rehosted_from=record.rehosted_from,
         command=record.command,
         method=record.options.get("method"),
+        way=record.way,
         options=record.options,
         heads_before=record.source_heads,
         heads_after=record.target_heads,

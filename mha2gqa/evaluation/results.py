@@ -33,6 +33,8 @@ class Conversion:
     """`convert` or `expand`."""
     method: str | None
     """How the heads of a group became one; None for `expand`."""
+    way: str | None
+    """The method and, where layers were improved on text, how: `aligned, distil`; None for `expand`."""
     options: Mapping[str, Any]
     """The options of the command that change the result, by their names on the command line."""
     heads_before: int

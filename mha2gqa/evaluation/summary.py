@@ -47,11 +47,11 @@ def summary(report: Verification) -> Iterator[Section]:
 
 def _facts(report: Verification) -> Iterator[Row]:
     made = report.conversion
-    method = made.method or made.command
+    way = made.way or made.command
     yield "converted", made.converted
     yield "original", made.original
     kind = f"{made.rehosted_from} written as {made.model_type}" if made.rehosted_from else made.model_type
-    yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {method}"
+    yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {way}"
     for one in made.uptrained:
         yield "uptrained", one
     if report.file is not None:

@@ -80,19 +80,23 @@ def observe_rotary(model: nn.Module, module: str, decoder: Decoder, width: int) 
     while True:
         found = _frequencies(model.get_submodule(path), kind)
         if found is not None:
-            return Rotary(width if row.whole_width else min(2 * found, width), row.pairing)
+            turned = width if row.whole_width else min(2 * len(found), width)
+            known = found if 2 * len(found) == turned else ()
+            both_ways = not getattr(model.get_submodule(module), "is_causal", False)
+            return Rotary(turned, row.pairing, known, both_ways)
         if not path:
             return Rotary(0)
         path = path.rpartition(".")[0]
 
 
-def _frequencies(owner: nn.Module, kind: str) -> int | None:
-    """Return the number of frequencies of a rotary embedding that is a child of `owner`."""
+def _frequencies(owner: nn.Module, kind: str) -> tuple[float, ...] | None:
+    """Return the frequencies of a rotary embedding that is a child of `owner`."""
     for child in owner.children():
         buffers = dict(child.named_buffers(recurse=False))
         for name in (f"{kind}_inv_freq", "inv_freq"):
             if name in buffers:
-                return int(buffers[name].shape[-1])
+                made: nn.Module = type(child)(child.config)  # with numbers: the blueprint's has none
+                return tuple(made.get_buffer(name).double().tolist())
     return None
 
 

@@ -3,7 +3,8 @@
 Rotary embedding turns each plane by an angle that depends on position alone, so a plane, read as one complex
 row, may be multiplied by any complex number c when its queries are multiplied by 1/c̄. A norm over each head
 leaves a sign per plane; one over all heads has a gain per channel, which takes up a real number. Rows that
-are not rotated are merged as values are, with the queries in the place of the outputs.
+are not rotated are merged as values are, with the queries in the place of the outputs. Where the speeds of the
+planes are known, the result is then improved over all planes at once (`distances.py`).
 
 Legend: as in `heads.py`, with R KV heads of a group for K, S query heads of a KV head, N rows of a plane.
 """
@@ -14,6 +15,7 @@ import torch
 
 from mha2gqa.heads import AttentionHeads, Statistics
 from mha2gqa.merging.basis import share_basis
+from mha2gqa.merging.distances import SharedKeys, fit_over_distances
 from mha2gqa.merging.planes import share_planes
 from mha2gqa.metric import Metric
 
@@ -25,19 +27,56 @@ def merge_keys(heads: AttentionHeads, known: Statistics) -> AttentionHeads:
         heads: The heads of a group.
         known: Of the inputs.
     """
-    merge = _KeyMerge(heads, known)
     planes, rest = heads.rotary.planes(), heads.rotary.rest(heads.k_KEX.shape[1])
     if heads.keys == "free":
-        merge.turn(planes)
-        merge.mix(rest.flatten())
-    else:
-        merge.scale(planes)
-        merge.scale(rest)
+        return _FreeKeys(heads, known).merged(planes, rest.flatten())
+    merge = _KeyMerge(heads, known)
+    merge.scale(planes)
+    merge.scale(rest)
     return merge.group()
 
 
+class _FreeKeys:
+    """Fills the shared keys part by part, and the matrix that takes each head's queries to them."""
+
+    def __init__(self, heads: AttentionHeads, known: Statistics) -> None:
+        self._heads, self._known = heads, known
+        self._shared_EX = torch.zeros_like(heads.k_KEX[0])
+        self._lift_REE = heads.k_KEX.new_zeros(*heads.k_KEX.shape[:2], heads.k_KEX.shape[1])
+
+    def merged(self, planes_P2: torch.Tensor, rest_U: torch.Tensor) -> AttentionHeads:
+        """Return the merged group."""
+        if len(planes_P2):
+            self._turn(planes_P2)
+        if len(rest_U):
+            self._mix(rest_U)
+        shared = SharedKeys(self._shared_EX, self._lift_REE)
+        rotary, keys_REX = self._heads.rotary, self._heads.k_KEX
+        if rotary.frequencies and len(keys_REX) > 1:
+            energy_REE = query_energies(self._heads, torch.arange(keys_REX.shape[1]), self._known.query_inputs)
+            shared = fit_over_distances(keys_REX, energy_REE, self._lift_REE, rotary, self._known.inputs)
+        q_RSEX = shared.lift_REE[:, None] @ _by_kv_head(self._heads, self._heads.q_HEX)
+        return replace(self._heads, q_HEX=q_RSEX.flatten(0, 1), k_KEX=shared.shared_EX[None])
+
+    def _turn(self, planes_P2: torch.Tensor) -> None:
+        """Merge rotary planes as complex rows."""
+        weight_RP = plane_weights(self._heads, planes_P2, self._known.query_inputs)
+        merged = share_planes(self._heads.k_KEX[:, planes_P2], weight_RP, self._known.inputs, "free")
+        self._shared_EX[planes_P2] = merged.shared_PNX
+        (first, second), factor_RP = planes_P2.T, merged.factor_RP
+        self._lift_REE[:, first, first] = self._lift_REE[:, second, second] = factor_RP.real
+        self._lift_REE[:, first, second], self._lift_REE[:, second, first] = factor_RP.imag, -factor_RP.imag
+
+    def _mix(self, rows_U: torch.Tensor) -> None:
+        """Merge rows that are not rotated as one block."""
+        energy_RUU = query_energies(self._heads, rows_U, self._known.query_inputs)
+        basis = share_basis(self._heads.k_KEX[:, rows_U], energy_RUU, self._known.inputs)
+        self._shared_EX[rows_U] = basis.shared_FX
+        self._lift_REE[:, rows_U[:, None], rows_U] = basis.lift_RFF.mT
+
+
 class _KeyMerge:
-    """Fills the shared keys part by part, and changes the queries with them."""
+    """Fills shared keys whose planes each head may multiply by a real number or a sign at most."""
 
     def __init__(self, heads: AttentionHeads, known: Statistics) -> None:
         self._heads, self._known = heads, known
@@ -46,29 +85,8 @@ class _KeyMerge:
         self._q_gain_RSE = None if heads.q_gain_HE is None else _by_kv_head(heads, heads.q_gain_HE).clone()
         self._shared_EX = torch.zeros_like(self._k_REX[0])
 
-    def turn(self, planes_P2: torch.Tensor) -> None:
-        """Merge rotary planes as complex rows."""
-        if len(planes_P2) == 0:
-            return
-        weight_RP = plane_weights(self._heads, planes_P2, self._known.query_inputs)
-        merged = share_planes(self._k_REX[:, planes_P2], weight_RP, self._known.inputs, "free")
-        self._shared_EX[planes_P2] = merged.shared_PNX
-        real, imaginary = (part[:, None, :, None] for part in (merged.factor_RP.real, merged.factor_RP.imag))
-        first, second = (self._q_RSEX[:, :, rows] for rows in planes_P2.T)
-        self._q_RSEX[:, :, planes_P2[:, 0]] = first * real + second * imaginary
-        self._q_RSEX[:, :, planes_P2[:, 1]] = second * real - first * imaginary
-
-    def mix(self, rows_U: torch.Tensor) -> None:
-        """Merge rows that are not rotated as one block."""
-        if len(rows_U) == 0:
-            return
-        energy_RUU = query_energies(self._heads, rows_U, self._known.query_inputs)
-        basis = share_basis(self._k_REX[:, rows_U], energy_RUU, self._known.inputs)
-        self._shared_EX[rows_U] = basis.shared_FX
-        self._q_RSEX[:, :, rows_U] = basis.lift_RFF.mT[:, None] @ self._q_RSEX[:, :, rows_U]
-
     def scale(self, planes_PN: torch.Tensor) -> None:
-        """Merge planes, each head's multiplied by a real number or a sign at most."""
+        """Merge planes, or rows that are not rotated."""
         if len(planes_PN) == 0:
             return
         weight_RP = plane_weights(self._heads, planes_PN, self._known.query_inputs)

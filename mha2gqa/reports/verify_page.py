@@ -100,8 +100,8 @@ def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
     written = f" (the original is {conversion.rehosted_from})" if conversion.rehosted_from else ""
     yield "family", f"{conversion.model_type}{written}"
     yield "KV heads", f"{conversion.heads_before} → {conversion.heads_after}"
-    if conversion.method:
-        yield "method", conversion.method
+    if conversion.way:
+        yield "method", conversion.way
     options = {name: value for name, value in conversion.options.items() if name not in ("groups", "method")}
     if options:
         yield "options", _listed(options)

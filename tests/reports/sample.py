@@ -26,6 +26,7 @@ def verification(**overrides: Any) -> Verification:
             model_type="llama",
             command="convert",
             method="mean",
+            way="mean",
             options={"groups": 4, "method": "mean", "grouping": "contiguous", "seed": 0},
             heads_before=8,
             heads_after=4,

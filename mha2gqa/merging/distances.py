@@ -1,0 +1,152 @@
+"""One shared key head whose scores come nearest to all heads' at the distances at which tokens attend.
+
+Rotary planes turn at speeds of their own. Over all distances that keeps them apart (`keys.py` merges each by
+itself), but over those that matter slow planes hardly turn, and planes of like speed turn together: there, queries
+may read what another plane holds. With R_d the rotation at distance d, S the shared head, and K_h, Q_h a head's keys
+and the second moment of its queries, this seeks S and lifts L_h that lessen
+
+    Σ_h Σ_d w_d E |Q_h^½ (R_d K_h x - L_hᵀ R_d S x)|²,
+
+each in turn by least squares, from the merge plane by plane on; no step raises it. Sums over d act on planes as
+products of numbers, so no distance is looped over. The weights w_d are a guess, see `_FALL`; no text is read.
+
+Legend: R heads of a group, E rows of a head, X inputs, P pairs of rows that turn together, N distances.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from mha2gqa.heads import Rotary
+from mha2gqa.metric import Metric
+
+_FALL = 1.5
+"""w_d = (1 + d)^-_FALL: most attention is near, and none of it is without any far. 1.75 and 2 are as good."""
+_FAR = 16384
+"""Tokens of the largest distance."""
+_ROUNDS = 20
+"""More of them gain nothing that can be measured."""
+_RIDGE = {torch.float64: 1e-12, torch.float32: 1e-7}
+"""Weight of staying where a step began, as a share of the mean energy."""
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """A shared head, and what takes each head's queries to it: q·k ≈ (lift q)·shared."""
+
+    shared_EX: torch.Tensor
+    lift_REE: torch.Tensor
+
+
+def fit_over_distances(
+    keys_REX: torch.Tensor, energy_REE: torch.Tensor, lift_REE: torch.Tensor, rotary: Rotary, inputs: Metric
+) -> SharedKeys:
+    """Find the shared keys of a group.
+
+    Args:
+        keys_REX: Keys of the heads.
+        energy_REE: Second moment of each head's queries.
+        lift_REE: Where to begin.
+        rotary: With frequencies; rows that are not rotated have a frequency of 0.
+        inputs: Metric of the inputs.
+    """
+    turn, ridge = _Turning.of(rotary, keys_REX), _RIDGE[keys_REX.dtype]
+    gram, energy_REE, lift_REE = inputs.gram(keys_REX.flatten(0, 1)).double(), energy_REE.double(), lift_REE.double()
+    mixing = torch.zeros_like(gram[: keys_REX.shape[1]])
+    for _ in range(_ROUNDS):
+        reads_REE = lift_REE @ energy_REE
+        normal = turn.queries((reads_REE @ lift_REE.mT).sum(dim=0))
+        mixing = _nearer(mixing, normal, _beside(turn.queries(reads_REE)), ridge)
+        seen = mixing @ gram
+        wanted = _beside(turn.keys(_apart(seen, len(keys_REX))))
+        lift_REE = _apart(_nearer(_beside(lift_REE), turn.keys(seen @ mixing.mT), wanted, ridge), len(keys_REX))
+    shared_EX = mixing.to(keys_REX.dtype) @ keys_REX.flatten(0, 1)
+    scale_E = turn.sizes(keys_REX).square().mean(dim=0).sqrt() / turn.sizes(shared_EX)
+    scale_E = torch.where(scale_E.isfinite() & (scale_E > 0), scale_E, torch.ones_like(scale_E))
+    return SharedKeys(shared_EX * scale_E[:, None], lift_REE.to(keys_REX.dtype) / scale_E[:, None])
+
+
+def _beside(matrices_REE: torch.Tensor) -> torch.Tensor:
+    """Return the matrices of all heads as one, `[E, R·E]`."""
+    return matrices_REE.transpose(0, 1).flatten(1)
+
+
+def _apart(matrix: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo `_beside`."""
+    return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def _nearer(found: torch.Tensor, normal_EE: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return the solution of `normal @ x = wanted`, as near to what is found already as weak directions let it be."""
+    size = (normal_EE.diagonal().mean() * ridge).clamp(min=torch.finfo(normal_EE.dtype).tiny ** 0.5)
+    firm_EE = normal_EE + size * torch.eye(len(normal_EE), dtype=normal_EE.dtype, device=normal_EE.device)
+    step: torch.Tensor = torch.linalg.solve(firm_EE, wanted - normal_EE @ found)
+    return found + step
+
+
+@dataclass(frozen=True)
+class _Turning:
+    """Weighted means over distances of R_d M R_dᵀ (`keys`) and of R_dᵀ M R_d (`queries`), M `[..., E, E]`."""
+
+    pairs_P2: torch.Tensor
+    apart_PP: torch.Tensor
+    """Σ w_d exp(-i (θ - θ') d): what becomes of products of one pair of rows, read as z, with another."""
+    together_PP: torch.Tensor
+    """Σ w_d exp(-i (θ + θ') d): of products with the other's conjugate."""
+
+    @classmethod
+    def of(cls, rotary: Rotary, keys_REX: torch.Tensor) -> "_Turning":
+        rest = rotary.rest(keys_REX.shape[1]).view(2, -1).T
+        speeds = (*rotary.frequencies, *[0.0] * len(rest))
+        apart, together = (one.to(keys_REX.device) for one in _kernels(speeds, rotary.both_ways))
+        return cls(torch.cat([rotary.planes(), rest]), apart, together)
+
+    def keys(self, matrix: torch.Tensor) -> torch.Tensor:
+        return self._mean(matrix, self.apart_PP, self.together_PP)
+
+    def queries(self, matrix: torch.Tensor) -> torch.Tensor:
+        return self._mean(matrix, self.apart_PP.conj(), self.together_PP.conj())
+
+    def sizes(self, rows_EX: torch.Tensor) -> torch.Tensor:
+        """Return for each row the length of the pair that it belongs to, `[..., E]`."""
+        square_EX = rows_EX.square().sum(dim=-1)
+        size = torch.empty_like(square_EX)
+        size[..., self.pairs_P2] = square_EX[..., self.pairs_P2].sum(dim=-1, keepdim=True).sqrt()
+        return size
+
+    def _mean(self, matrix: torch.Tensor, apart_PP: torch.Tensor, together_PP: torch.Tensor) -> torch.Tensor:
+        """Read a matrix as z ↦ a z + b z̄ from pair to pair, and multiply a and b."""
+        first, second = self.pairs_P2.T
+        blocks = [[matrix[..., rows[:, None], columns] for columns in (first, second)] for rows in (first, second)]
+        (top_left, top_right), (low_left, low_right) = blocks
+        plain = torch.complex(top_left + low_right, low_left - top_right) / 2 * apart_PP
+        mirrored = torch.complex(top_left - low_right, low_left + top_right) / 2 * together_PP
+        mean = torch.empty_like(matrix)
+        mean[..., first[:, None], first] = plain.real + mirrored.real
+        mean[..., first[:, None], second] = mirrored.imag - plain.imag
+        mean[..., second[:, None], first] = mirrored.imag + plain.imag
+        mean[..., second[:, None], second] = plain.real - mirrored.real
+        return mean
+
+
+@functools.lru_cache(maxsize=8)
+def _kernels(speeds: tuple[float, ...], both_ways: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `apart_PP` and `together_PP` of `_Turning`; real where tokens attend in both directions."""
+    speed_P = torch.tensor(speeds, dtype=torch.float64)
+    distance_N, weight_N = _distances()
+
+    def mean(angles_PP: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = torch.exp(-1j * angles_PP[..., None] * distance_N) @ weight_N.to(torch.complex128)
+        return torch.complex(value.real, torch.zeros_like(value.real)) if both_ways else value
+
+    return mean(speed_P[:, None] - speed_P), mean(speed_P[:, None] + speed_P)
+
+
+def _distances() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distances and their weights, fp64 `[N]`: each for itself when near, one for a stretch when far."""
+    edges = torch.logspace(5, torch.log2(torch.tensor(float(_FAR))).item(), 97, base=2.0, dtype=torch.float64).round()
+    starts = torch.cat([torch.arange(32, dtype=torch.float64), edges])
+    distance_N, length_N = (starts[1:] + starts[:-1] - 1) / 2, starts[1:] - starts[:-1]
+    weight_N = length_N * (1 + distance_N) ** -_FALL
+    return distance_N, weight_N / weight_N.sum()
