@@ -37,9 +37,7 @@ def save_pairs(path: Path, count: int = 80) -> Path:
     generator = torch.Generator().manual_seed(4)
     rows = []
     for _ in range(count):
-        start, length, kept = (
-            int(torch.randint(*span, (), generator=generator)) for span in ((0, 40), (4, 20), (2, 9))
-        )
+        start, length, kept = (int(torch.randint(*span, (), generator=generator)) for span in ((0, 3), (4, 16), (2, 9)))
         source = "".join(chr(65 + (start + place) % 26) for place in range(length))
         rows.append({"source": source, "target": source[-kept:][::-1]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
