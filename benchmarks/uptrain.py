@@ -61,7 +61,7 @@ def measure(arguments: str) -> dict[str, Any]:
             job.original = None
         (Path(folder) / "work").mkdir()
         quiet = lambda stage, done, total: None  # noqa: E731
-        text = prepare_text(Path(folder) / "work", options, job.subject, job.reading, job.original, quiet)
+        text = prepare_text(Path(folder) / "work", job.reading, job.original, quiet)
         stamps: list[float] = []
 
         class Clock(TrainerCallback):
@@ -73,7 +73,9 @@ def measure(arguments: str) -> dict[str, Any]:
         chosen: Trainer = (
             UptrainTrainer(job, text)
             if objective
-            else Trainer(model=job.student, args=job.arguments, train_dataset=text.training, data_collator=job.collator)
+            else Trainer(
+                model=job.student, args=job.arguments, train_dataset=text.training, data_collator=job.task.collate
+            )
         )
         chosen.add_callback(Clock())
         chosen.train()

@@ -155,7 +155,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def context_length(config: PreTrainedConfig, wanted: int | None) -> int:
+def context_length(config: PreTrainedConfig, wanted: int | None, option: str = "--context") -> int:
     """Return how many tokens a block has: what is wanted, else as many as the model reads, up to 2048.
 
     Raises:
@@ -168,7 +168,7 @@ def context_length(config: PreTrainedConfig, wanted: int | None) -> int:
         return min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT)
     if wanted < 2 or (most is not None and wanted > most):
         expected = f"2 to {most} tokens" if most else "at least 2 tokens"
-        raise TextError(f"--context {wanted} does not fit the model", expected=expected)
+        raise TextError(f"{option} {wanted} does not fit the model", expected=expected)
     return wanted
 
 

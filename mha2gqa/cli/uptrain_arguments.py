@@ -64,6 +64,12 @@ TrainingText = Annotated[
 HeldOut = Annotated[
     list[str] | None, typer.Option(help="Text to measure on; repeatable. Default: a twentieth of --data.")
 ]
+SourceColumn = Annotated[str | None, typer.Option(help="Encoder-decoders: column of tables that the encoder reads.")]
+TargetColumn = Annotated[str | None, typer.Option(help="Encoder-decoders: column that the decoder is to answer.")]
+SourcePrefix = Annotated[str | None, typer.Option(help="What stands before every source, such as 'summarize: '.")]
+SourceLang = Annotated[str | None, typer.Option(help="Language of sources, where the tokenizer knows several.")]
+TargetLang = Annotated[str | None, typer.Option(help="Language of targets, where the tokenizer knows several.")]
+TargetContext = Annotated[int | None, typer.Option(help="Tokens of a target, at most. Default: up to 128.")]
 HeldOutTokens = Annotated[int, typer.Option(help="Tokens to measure on, at most.")]
 Samples = Annotated[Path | None, typer.Option(help="File for the text of --data self, to keep and to use again.")]
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Length in optimiser steps.")]

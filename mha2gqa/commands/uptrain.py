@@ -47,9 +47,9 @@ def uptrain(
     job.load()
     with training_workspace(job.output, job.recipe, resume=options.resume, is_main=job.is_main) as work:
         with job.arguments.main_process_first(local=False, desc="reading the text"):  # all nodes see the workspace
-            text = prepare_text(work, options, job.subject, job.reading, job.original, progress)
+            text = prepare_text(work, job.reading, job.original, progress)
         if job.is_main:
-            tell({"kind": "plan", **job.report().to_json()})
+            tell({"kind": "plan", **job.report(text).to_json()})
         finished = run(job, text, tell)
         return _finish(job, text, finished, work) if job.is_main else None
 
@@ -62,16 +62,16 @@ def _finish(job: Job, text: Text, finished: Finished, work: Path) -> UptrainRepo
     options = job.options
     trained = load_trained(job.subject, finished.weights, is_adapter=options.train == "lora")
     tensors = changed_tensors(job.subject, trained, work)
+    planned = job.report(text)
     report = replace(
-        job.report(),
+        planned,
         written=True,
-        text_tokens=len(text.training) * job.context,
         losses=measure(trained, text, finished, job),
         history=finished.history,
         step=finished.step,
         changed=sum(not tensor.is_copy for tensor in tensors),
         seconds=finished.seconds,
-        tokens_per_second=finished.steps_here * job.length.tokens_per_step / max(finished.seconds, 1e-9),
+        tokens_per_second=finished.steps_here * (planned.step_tokens or 0) / max(finished.seconds, 1e-9),
     )
     write_result(job, tensors, report, loss_png(report))
     if options.report is not None:

@@ -20,7 +20,7 @@ class Watch:
     def __init__(self, progress: "Progress", *, as_json: bool) -> None:
         self._progress, self._as_json = progress, as_json
         self._tasks: dict[str, Any] = {}
-        self._tokens_per_step = 0
+        self._step_tokens = 0.0
         self._measured = ""
         self._begun: tuple[int, float] | None = None
 
@@ -35,7 +35,7 @@ class Watch:
         if self._as_json:
             print_json_line(event)
         if event["kind"] == "plan":
-            self._tokens_per_step = event["length"]["tokens_per_step"]
+            self._step_tokens = event["step_tokens"]
             if not self._as_json:
                 err.print(escape(_plan_line(event)), soft_wrap=True, style="dim")
         elif event["kind"] == "held-out":
@@ -49,7 +49,7 @@ class Watch:
     def _step(self, event: Mapping[str, Any]) -> None:
         self._begun = self._begun or (event["step"], event["seconds"])
         steps, seconds = event["step"] - self._begun[0], event["seconds"] - self._begun[1]
-        speed = f", {steps * self._tokens_per_step / seconds:,.0f} tokens/s" if seconds > 0 else ""
+        speed = f", {steps * self._step_tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
         told = f"loss {event['loss']:.4f}{speed}" + (f"; {self._measured}" if self._measured else "")
         if "training" not in self._tasks:
             self._tasks["training"] = self._progress.add_task("training", total=event["steps"])
@@ -116,9 +116,9 @@ def _share(report: "UptrainReport") -> str:
 
 
 def _repetition(report: "UptrainReport") -> str:
-    if not report.text_tokens or report.text_tokens >= report.length.tokens:
+    if report.rounds is None or report.rounds <= 1:
         return ""
-    return f", {report.text_tokens:,} tokens, read {report.length.tokens / report.text_tokens:.1f} times"
+    return f", {report.text_tokens:,} tokens, read {report.rounds:.1f} times"
 
 
 def _print_losses(losses: "Losses") -> None:

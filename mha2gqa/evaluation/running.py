@@ -9,7 +9,7 @@ Legend: B blocks of a batch, T tokens of a block, C positions of a chunk, V voca
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -90,7 +90,11 @@ class Body:
 
         What a forward is given besides the tokens (`position_ids`) is `more`.
         """
-        fed = inputs(self.model, ids_BT) | self._no_cache() | more
+        return self.answer(inputs(self.model, ids_BT) | more)
+
+    def answer(self, given: Mapping[str, torch.Tensor]) -> Callable[[slice], torch.Tensor]:
+        """Run the model as `read` does, on the keyword arguments of its forward."""
+        fed = dict(given) | self._no_cache()
         if self._inner is None:
             logits_BTV = self._logits(fed)
             return lambda positions: logits_BTV[:, positions]

@@ -74,7 +74,8 @@ def _beside(matrices_REE: torch.Tensor) -> torch.Tensor:
 
 def _apart(matrix: torch.Tensor, heads: int) -> torch.Tensor:
     """Undo `_beside`."""
-    return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
+    parts_REE: torch.Tensor = matrix.unflatten(1, (heads, -1)).transpose(0, 1)
+    return parts_REE
 
 
 def _nearer(found: torch.Tensor, normal_EE: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor:

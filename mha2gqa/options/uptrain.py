@@ -21,13 +21,26 @@ class UptrainOptions:
     """Directory to create; None is `./<name>-uptrained`."""
     data: tuple[str, ...] = ()
     """Training text: files, Hub data sets, or `self` for text that the original writes. Empty is the training text of
-    the reference checkpoint."""
+    the reference checkpoint. For an encoder-decoder tables of sources and targets."""
     held_out: tuple[str, ...] = ()
     """Text to measure on, which training does not see; empty keeps a part of the training text aside."""
     column: str | None = None
     """Column of tables that holds the text; None takes `text`, else the only one with strings."""
+    source_column: str | None = None
+    """Column of what an encoder reads (`translation.en` is one inside another); None takes `source`, else the first of
+    the only two with strings."""
+    target_column: str | None = None
+    """Column of what its decoder is to answer; None takes `target`, else the second."""
+    source_prefix: str | None = None
+    """What stands before every source, such as `summarize: `."""
+    source_lang: str | None = None
+    """Language of the sources, for a tokenizer of many languages, in its own spelling."""
+    target_lang: str | None = None
+    """Language of the targets."""
     context: int | None = None
-    """Tokens of a block; None is as many as the model reads, up to 2048."""
+    """Tokens of a block, or of a source at most; None is as many as the model reads, up to 2048, or 512 of a source."""
+    target_context: int | None = None
+    """Tokens of a target, at most; None is as many as the model reads, up to 128."""
     held_out_tokens: int = 32_768
     """Tokens to measure on, at most."""
     samples: Path | None = None

@@ -14,7 +14,8 @@ from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.errors import TextError
 from mha2gqa.reference import corpus
 from mha2gqa.texts.blocks import pack, sample_text
-from mha2gqa.texts.documents import Purpose, read_documents
+from mha2gqa.texts.documents import read_documents
+from mha2gqa.texts.tables import Purpose
 
 SELF = "self"
 """What --data says to have the model write the text."""

@@ -8,7 +8,7 @@ spaces, for one) a block holds one document and padding. Blocks are written once
 Legend: B blocks of a batch, T tokens of a block.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
 
-Row: TypeAlias = dict[str, list[int]]
+Row: TypeAlias = Mapping[str, Sequence[int]]
+"""Lists of numbers by their names: a block, or what else is a row on disk."""
 
 _PADDING = -1
 """Position of what is no token."""
@@ -89,24 +90,33 @@ def tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocab
         for start in range(0, len(document), _AT_ONCE):
             part = document[start : start + _AT_ONCE]
             ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-        if ids and max(ids) >= vocabulary:
-            raise TextError(
-                f"The tokenizer gives token {max(ids)}, and the model knows {vocabulary}",
-                expected="the tokenizer of the model",
-                remedy="Check the tokenizer's files beside the weights",
-            )
+        check_vocabulary(ids, vocabulary)
         yield ids
 
 
-class BlockFile:
-    """An Arrow file of blocks that appears at once and whole."""
+def check_vocabulary(ids: Sequence[int], vocabulary: int) -> None:
+    """Refuse tokens that the model does not know.
 
-    def __init__(self, path: Path) -> None:
+    Raises:
+        TextError: There is one.
+    """
+    if ids and max(ids) >= vocabulary:
+        raise TextError(
+            f"The tokenizer gives token {max(ids)}, and the model knows {vocabulary}",
+            expected="the tokenizer of the model",
+            remedy="Check the tokenizer's files beside the weights",
+        )
+
+
+class BlockFile:
+    """An Arrow file of rows that appears at once and whole."""
+
+    def __init__(self, path: Path, columns: Sequence[str] = ("input_ids", "position_ids")) -> None:
         self.path = path
         self.blocks = 0
         self._partial = path.with_suffix(".partial")
         self._rows: list[Row] = []
-        kinds = datasets.Features(dict.fromkeys(("input_ids", "position_ids"), datasets.List(datasets.Value("int32"))))
+        kinds = datasets.Features(dict.fromkeys(columns, datasets.List(datasets.Value("int32"))))
         self._writer = ArrowWriter(path=str(self._partial), features=kinds)
 
     def add(self, row: Row) -> None:

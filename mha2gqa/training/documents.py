@@ -6,9 +6,12 @@ in any order and on any machine. Text of too few documents is cut into pieces at
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
 
 import xxhash
+
+Document = TypeVar("Document", bound=Sized)
 
 _BUFFER = 64 << 20
 """Characters that are shuffled among one another."""
@@ -18,18 +21,24 @@ _FEW = 100
 """Documents below which text is cut up."""
 
 
-def shuffled(documents: Iterable[str], seed: int) -> Iterator[str]:
-    """Yield documents in an order that depends on the seed alone; a bounded number of them is in memory."""
+def shuffled(documents: Iterable[Document], seed: int, characters: Callable[[Any], int] = len) -> Iterator[Document]:
+    """Yield documents in an order that depends on the seed alone; a bounded number of them is in memory.
+
+    Args:
+        documents: Texts, or what else `characters` gives the size of.
+        seed: Of the order.
+        characters: Size of one.
+    """
     generator = random.Random(seed)  # noqa: S311 (no secret)
-    buffer: list[str] = []
+    buffer: list[Document] = []
     size = 0
     for document in documents:
         buffer.append(document)
-        size += len(document)
+        size += characters(document)
         while size > _BUFFER and len(buffer) > 1:
             chosen = generator.randrange(len(buffer))
             buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
-            size -= len(buffer[-1])
+            size -= characters(buffer[-1])
             yield buffer.pop()
     generator.shuffle(buffer)
     yield from buffer

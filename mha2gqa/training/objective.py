@@ -3,7 +3,7 @@
 `divergence` is the sum of KL(original || student) over the positions that count. Its gradient is computed in the same
 pass, chunk by chunk, so that beside the student's logits and their gradient, which every training has, only a chunk
 of fp32 numbers is in memory; the original's logits are never there as a whole. `hidden_error` compares the outputs of
-layers. Cross-entropy is the model's own.
+layers. Cross-entropy is the model's own, or a task's.
 
 Legend: B blocks of a batch, T tokens of a block, C positions of a chunk, V vocabulary, D width.
 """
@@ -84,28 +84,21 @@ def _log_softmax(logits_BCV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def cross_entropy(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum of the next token's losses in nats (fp64 scalar), and over how many tokens.
+def cross_entropy(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of the targets' losses in nats (fp64 scalar), and over how many of them.
 
     Args:
-        logits_BTV: Of a causal model.
-        labels_BT: The tokens; -100 is not predicted.
+        logits_BTV: Of a model.
+        targets_BT: What each position predicts; -100 for nothing.
     """
     total = torch.zeros((), dtype=torch.float64, device="cpu")
-    targets_BT = labels_BT[:, 1:].to(logits_BTV.device)
+    targets_BT = targets_BT.to(logits_BTV.device)
     step = max(1, _CHUNK // (logits_BTV.shape[0] * logits_BTV.shape[-1]))
     for start in range(0, targets_BT.shape[1], step):
         chunk = targets_BT[:, start : start + step]
         logits = logits_BTV[:, start : start + chunk.shape[1]].flatten(0, 1).float()
         total += torch.nn.functional.cross_entropy(logits, chunk.flatten(), reduction="sum").double().cpu()
     return total, (targets_BT != -100).sum().cpu()
-
-
-def predicting(labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return fp32 `[B, T]`: 1 at positions whose next token is predicted, as cross-entropy counts them."""
-    counts_BT = torch.zeros(labels_BT.shape, device=labels_BT.device)
-    counts_BT[:, :-1] = labels_BT[:, 1:] != -100
-    return counts_BT
 
 
 def hidden_error(

@@ -1,7 +1,7 @@
 """What trains: the converted attention modules, everything, only what holds keys and values, or an adapter (peft).
 
 Freezes the rest of the model, so that the optimiser has state only for what trains. Which modules are attention is
-what `models.attention_modules` says.
+what `models.attention_modules` says; those whose keys and values a conversion has left alone do not train.
 """
 
 import copy
@@ -38,11 +38,13 @@ def select_parameters(
     """
     if train == "all":
         return model.requires_grad_(requires_grad=True)
+    converted = _keys_and_values(config, record_changes)
     modules = attention_modules(config)
+    modules = [one for one in modules if any(name.startswith(f"{one}.") for name in converted)] or modules
     model.requires_grad_(requires_grad=False)
     if train == "lora":
         return _with_adapter(model, modules, lora_rank)
-    names = _inside(model, modules) if train == "attention" else _keys_and_values(config, record_changes)
+    names = _inside(model, modules) if train == "attention" else converted
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in names and parameter.is_floating_point():
             parameter.requires_grad = True

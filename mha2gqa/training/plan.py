@@ -15,16 +15,17 @@ from transformers import PreTrainedModel, TrainingArguments
 from mha2gqa.checkpoint.staging import check_output
 from mha2gqa.checkpoint.tensors import refuse_quantised
 from mha2gqa.errors import TrainingError
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.models import context_length, load_model, load_tokenizer
+from mha2gqa.models import load_model
 from mha2gqa.options import Objective, UptrainOptions
-from mha2gqa.training.blocks import Collator, keeps_documents_apart, packer_for
 from mha2gqa.training.lengths import Length, check_length, find_length
+from mha2gqa.training.pairs import pairs
 from mha2gqa.training.parameters import count_parameters, select_parameters
 from mha2gqa.training.recipe import build_arguments, check_trainer, merged_recipe, set_steps
 from mha2gqa.training.report import UptrainReport
+from mha2gqa.training.running_text import running_text
 from mha2gqa.training.subject import Subject, find_subject
-from mha2gqa.training.text import Reading, check_data, describe
+from mha2gqa.training.task import Task
+from mha2gqa.training.text import Reading, Text
 from mha2gqa.training.workspace import check_workspace, workspace_of
 
 _ADAM, _CHECKPOINTS = 8, 3
@@ -56,14 +57,11 @@ class Job:
     subject: Subject
     output: Path
     arguments: TrainingArguments
-    context: int
-    """Tokens of a block."""
+    task: Task
     length: Length
     goal: Goal
     recipe: Mapping[str, Any]
     parameters: Mapping[str, int] = field(default_factory=dict)
-    mixes: bool = True
-    """Whether a block holds several documents, kept apart in the attention."""
     student: nn.Module | None = None
     original: PreTrainedModel | None = None
 
@@ -71,11 +69,6 @@ class Job:
     def is_main(self) -> bool:
         """Whether this process prepares the text and writes."""
         return bool(self.arguments.process_index == 0)
-
-    @property
-    def collator(self) -> Collator:
-        """Makes batches of blocks."""
-        return Collator(mixes=self.mixes)
 
     def load(self) -> None:
         """Load the models, and freeze what does not train.
@@ -86,7 +79,7 @@ class Job:
         """
         record, options = self.subject.written.record, self.options
         model = load_model(self.subject.directory, dtype="float32", device="cpu")
-        self.mixes = keeps_documents_apart(model)
+        self.task = self.task.fitted(model)
         config, changes = self.subject.checkpoint.config, record.config_changes
         self.student = select_parameters(model, config, changes, options.train, options.lora_rank)
         self.parameters = count_parameters(self.student)
@@ -103,20 +96,12 @@ class Job:
 
     @property
     def reading(self) -> Reading:
-        """How text becomes blocks."""
-        tokenizer = load_tokenizer(self.subject.directory)
-        vocabulary = blueprint(self.subject.checkpoint.config).config.get_text_config(decoder=True).vocab_size
-        return Reading(
-            tokenizer=tokenizer,
-            packer=lambda: packer_for(tokenizer, self.context, mixes=self.mixes),
-            vocabulary=vocabulary,
-            tokens=self.length.tokens,
-            held_out_tokens=self.options.held_out_tokens,
-            device=self.arguments.device,
-        )
+        """How much is read."""
+        return Reading(options=self.options, task=self.task, tokens=self.length.tokens, device=self.arguments.device)
 
-    def report(self) -> UptrainReport:
-        """Return what is planned."""
+    def report(self, text: Text | None = None) -> UptrainReport:
+        """Return what is planned, with the measures of the text once that is there."""
+        rows_per_step = self.length.tokens_per_step / self.task.row_tokens
         return UptrainReport(
             converted=str(self.subject.directory),
             original=self._original_name,
@@ -127,12 +112,14 @@ class Job:
             objective=self.goal.objective,
             parameters=self.parameters,
             length=self.length,
-            text=describe(self.options, self.subject),
+            text=self.task.describe(),
             learning_rate=self.arguments.learning_rate,
             processes=self.arguments.world_size,
             device=str(self.arguments.device),
-            mixes=self.mixes,
+            mixes=self.task.mixes,
             recipe=self.recipe,
+            text_tokens=None if text is None else text.tokens,
+            step_tokens=None if text is None else rows_per_step * text.tokens / len(text.training),
         )
 
     @property
@@ -152,15 +139,15 @@ def plan_job(options: UptrainOptions) -> Job:
     _check_weights(options)
     subject = find_subject(options)
     refuse_quantised(subject.checkpoint.config)
-    check_data(options, subject)
+    task: Task = (pairs if subject.learns_from_pairs else running_text)(subject, options)
+    task.check()
     output = options.output or Path(f"{subject.name}-uptrained")
     check_output(output, subject.directory, sum(info.size for info in subject.checkpoint.tensors), force=options.force)
     check_workspace(output, resume=options.resume, force=options.force)
-    context = context_length(blueprint(subject.checkpoint.config).config, options.context)
-    arguments = build_arguments(options, context, workspace_of(output))
+    arguments = build_arguments(options, task.row_tokens, workspace_of(output))
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     original = None if subject.original is None else subject.original.directory
-    length = find_length(options, original, batch * context)
+    length = find_length(options, original, batch * task.row_tokens)
     set_steps(arguments, length.steps, options.trainer)
     goal = Goal(
         objective=subject.objective,
@@ -171,7 +158,7 @@ def plan_job(options: UptrainOptions) -> Job:
     if options.best and arguments.eval_strategy == "no":
         raise TrainingError("--best needs measurements, and eval_strategy is 'no'", remedy="Leave one of them out")
     recipe = merged_recipe(options, arguments) | {"objective": subject.objective}
-    return Job(options, subject, output, arguments, context, length, goal, recipe)
+    return Job(options, subject, output, arguments, task, length, goal, recipe)
 
 
 def _check_weights(options: UptrainOptions) -> None:

@@ -54,7 +54,9 @@ class UptrainReport:
     device: str
     recipe: Mapping[str, Any] = field(repr=False)
     text_tokens: int | None = None
-    """Tokens of training text on disk; what is more of the length is repetition."""
+    """Tokens of training text on disk; what is read more is repetition."""
+    step_tokens: float | None = None
+    """Tokens of a step as they are read: of pairs, which the length counts as full, there are fewer."""
     mixes: bool = True
     """Whether a block holds several documents, kept apart in the attention."""
     losses: Losses | None = None
@@ -68,6 +70,13 @@ class UptrainReport:
     """Of training, in this process."""
     tokens_per_second: float | None = None
     """Of training, measurements included, in this process."""
+
+    @property
+    def rounds(self) -> float | None:
+        """How often the training text is read."""
+        if not self.text_tokens or self.step_tokens is None:
+            return None
+        return self.length.steps * self.step_tokens / self.text_tokens
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """Return a series of the log: step, value."""

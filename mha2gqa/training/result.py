@@ -108,7 +108,7 @@ def measure(trained: PreTrainedModel, text: Text, finished: Finished, job: Job) 
         placed: Any = trained
         placed.to(device)
         batch = job.arguments.per_device_eval_batch_size
-        total, count = loss_sums(trained, text.held_out, job.collator, batch, device).tolist()
+        total, count = loss_sums(trained, text.held_out, job.task, batch, device).tolist()
     before = next((entry for entry in finished.history if "eval_loss" in entry), {})
     return Losses(
         before=before.get("eval_loss", math.nan),

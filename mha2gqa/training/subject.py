@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
 from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
 from mha2gqa.checkpoint.record import WrittenRecord, read_record
@@ -32,6 +35,11 @@ class Subject:
         return self.directory.resolve().name
 
     @property
+    def learns_from_pairs(self) -> bool:
+        """Whether it is an encoder-decoder, whose sources and targets are two texts."""
+        return kind_of(blueprint(self.checkpoint.config).model) == "encoder-decoder"
+
+    @property
     def of_reference(self) -> bool:
         """Whether the original is the checkpoint that ships with the package."""
         return self.original is not None and self.original.directory.resolve() == reference_directory().resolve()
@@ -43,7 +51,7 @@ def find_subject(options: UptrainOptions) -> Subject:
     Raises:
         PairError: One cannot be found, or they do not belong together.
         CheckpointError: One of them is damaged.
-        TrainingError: Running text does not train a model of this kind, or the objective needs the original, and it
+        TrainingError: Text does not train a model of this kind, or the objective needs the original, and it
             is not at hand, or is what the checkpoint answers like already.
     """
     directory = find_converted() if options.converted is None else options.converted
@@ -85,16 +93,15 @@ def _is_original(written: WrittenRecord) -> bool:
 
 def _check_kind(checkpoint: Checkpoint) -> None:
     model = blueprint(checkpoint.config).model
-    kind, name = kind_of(model), type(model).__name__
-    why = None
-    if kind == "encoder-decoder":
-        why = f"{name} learns from pairs of an input and an output, and this trains on running text"
-    elif sees_ahead(model) or kind == "masked" or model.main_input_name != "input_ids" or not model.can_generate():
-        why = f"{name} has no next token to predict from tokens alone"
-    if why is not None:
+    kind, name, reads = kind_of(model), type(model).__name__, model.main_input_name
+    if reads != "input_ids":
+        raise TrainingError(f"{name} reads {reads}, and this trains on text", expected="a model that reads text")
+    if kind == "encoder-decoder" and not _answers_text_with_text(model):
+        raise TrainingError(f"{name} does not answer text with text", expected="a text-to-text class of transformers")
+    if kind != "encoder-decoder" and (sees_ahead(model) or kind == "masked" or not model.can_generate()):
         raise TrainingError(
-            why,
-            expected="a causal language model with its head",
+            f"{name} has no next token to predict from tokens alone",
+            expected="a language model with its head: causal, or from text to text",
             remedy="Refine it instead: mha2gqa convert --refine distil",
         )
     dtypes = {info.dtype for info in checkpoint.tensors}
@@ -102,8 +109,16 @@ def _check_kind(checkpoint: Checkpoint) -> None:
         raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*DTYPES]}")
 
 
+def _answers_text_with_text(model: PreTrainedModel) -> bool:
+    names = {kind.__name__ for kind in type(model).__mro__}  # a class that ships is one of transformers' own, too
+    return bool(names & {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()})
+
+
 def _check_heads(checkpoint: Checkpoint, written: WrittenRecord) -> None:
-    heads = max(count.heads for count in find_counts(checkpoint.config, blueprint(checkpoint.config)))
+    counts = find_counts(checkpoint.config, blueprint(checkpoint.config))
+    changed = {tuple(change["path"]) for change in written.record.config_changes}
+    moved = [count for count in counts if changed & {*count.paths}]  # an encoder may have been left alone
+    heads = max(count.heads for count in moved or counts)
     if heads != written.record.target_heads:
         raise PairError(
             f"{checkpoint.directory} has {heads} KV heads, and its record says {written.record.target_heads}",

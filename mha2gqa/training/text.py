@@ -1,28 +1,24 @@
-"""Decides what a run reads, and has it as blocks on disk: to learn from, and, never overlapping, to measure on.
+"""Has what a run reads as rows on disk: to learn from, and, never overlapping, to measure on.
 
-Text is read in order, shuffled through a buffer, tokenised once, and only as far as the run needs it: a corpus may be
-larger than the disk.
+What is read and how it becomes rows is the task's (`task.py`). It is read in order, shuffled through a buffer,
+tokenised once, and only as far as the run needs it: a corpus may be larger than the disk.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from mha2gqa.errors import TextError
 from mha2gqa.options import UptrainOptions
-from mha2gqa.reference import corpus
-from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
-from mha2gqa.training.blocks import BlockFile, Packer, read_blocks, tokenise
-from mha2gqa.training.documents import cut_if_few, is_held_out, key_of, shuffled
+from mha2gqa.training.blocks import BlockFile, Row, read_blocks
+from mha2gqa.training.documents import is_held_out
 from mha2gqa.training.samples import read_samples, write_samples
-from mha2gqa.training.subject import Subject
+from mha2gqa.training.task import Task, row_count
 
 _TRAINING, _HELD_OUT = "training.arrow", "held-out.arrow"
 _SAMPLED_MORE = 1.1
@@ -33,150 +29,101 @@ _SAMPLED_MORE = 1.1
 class Text:
     """What a run reads."""
 
-    description: str
     training: Any
-    """Blocks, as a data set."""
+    """Rows, as a data set."""
     held_out: Any
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on disk to learn from; what is more of a run is repetition."""
+        return row_count(self.training)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How text becomes blocks."""
+    """How much of what becomes rows."""
 
-    tokenizer: PreTrainedTokenizerBase
-    packer: Callable[[], Packer]
-    vocabulary: int
+    options: UptrainOptions
+    task: Task
     tokens: int
     """To learn from, at most; what there is less is repeated."""
-    held_out_tokens: int
     device: torch.device
     """Where the original writes."""
 
 
-def check_data(options: UptrainOptions, subject: Subject) -> None:
-    """Refuse data that is missing, before a model is loaded.
-
-    Raises:
-        TextError: There is none, it stands beside `self`, or a file does not exist or is empty.
-    """
-    if SELF in options.data and len(options.data) > 1:
-        raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
-    if not options.data and not subject.of_reference:
-        raise TextError(
-            "Uptraining needs text, and none was given",
-            expected="--data with files or Hub data sets like what the model was trained on",
-            remedy="Or let the original write it: --data self",
-        )
-    if SELF in options.data and subject.original is None:
-        raise TextError("--data self is written by the original, which is not at hand", remedy="Name it: --against")
-    for names in (() if SELF in options.data else options.data, options.held_out):
-        next(read_documents(names, options.column, "calibration"), None)
-
-
-def describe(options: UptrainOptions, subject: Subject) -> str:
-    """Return where the text comes from, as a phrase."""
-    if SELF in options.data:
-        return f"text sampled from the original itself (temperature 1, seed {options.seed})"
-    return f"text from {', '.join(options.data)}" if options.data else "training text of the reference checkpoint"
-
-
 def prepare_text(
-    work: Path,
-    options: UptrainOptions,
-    subject: Subject,
-    reading: Reading,
-    original: PreTrainedModel | None,
-    progress: Callable[[str, int, int], object],
+    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
 ) -> Text:
-    """Have the blocks on disk, if they are not there from an interrupted run.
+    """Have the rows on disk, if they are not there from an interrupted run.
 
     Args:
         work: Where they go.
-        options: What to read.
-        subject: What is trained.
-        reading: How it becomes blocks.
+        reading: What becomes rows, and how.
         original: Writes the text of `self`.
-        progress: Told of samples and blocks.
+        progress: Told of samples and rows.
 
     Raises:
         TextError: The text is unreadable or too short, or the tokenizer does not fit.
     """
     training, held_out = work / _TRAINING, work / _HELD_OUT
     if not (training.is_file() and held_out.is_file()):
-        _write(work, options, reading, original, progress)
-    return Text(description=describe(options, subject), training=read_blocks(training), held_out=read_blocks(held_out))
+        _write(work, reading, original, progress)
+    return Text(training=read_blocks(training), held_out=read_blocks(held_out))
 
 
 def _write(
-    work: Path,
-    options: UptrainOptions,
-    reading: Reading,
-    original: PreTrainedModel | None,
-    progress: Callable[[str, int, int], object],
+    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
 ) -> None:
-    training = _Sink(work / _TRAINING, reading.packer(), reading.tokens)
-    held_out = _Sink(work / _HELD_OUT, reading.packer(), reading.held_out_tokens)
-    apart = _fill_apart(held_out, options, reading)
-    stream = _sampled(work, options, reading, original, progress) if SELF in options.data else _read(options, reading)
-    for key, ids in stream:
+    task = reading.task
+    training = _Sink(work / _TRAINING, task, max(1, -(-reading.tokens // task.row_tokens)), count=lambda row: 1)
+    held_out = _Sink(work / _HELD_OUT, task, reading.options.held_out_tokens, count=_tokens_of)
+    apart = _fill_apart(held_out, task)
+    is_sampled = SELF in reading.options.data
+    stream = _sampled(work, reading, original, progress) if is_sampled else task.training()
+    for key, item in stream:
         if apart is None and is_held_out(key):
-            held_out.add(ids)
+            held_out.add(item)
         elif key not in (apart or ()):
-            progress("packing", training.add(ids), training.wanted)
+            progress("packing", training.add(item), training.wanted)
         if training.is_full and held_out.is_full:
             break
     for sink, what in ((training, "to learn from"), (held_out, "to measure on")):
-        sink.finish(what)
+        if not sink.finish():
+            raise task.too_short(what)
 
 
-def _fill_apart(held_out: "_Sink", options: UptrainOptions, reading: Reading) -> set[int] | None:
-    """Fill the held-out part with text of its own, where there is some; return its documents' keys."""
-    if options.held_out:
-        documents = read_documents(options.held_out, options.column, "evaluation")
-    elif not options.data:
-        documents = corpus.read_documents(corpus.held_out_files())
-    else:
+def _tokens_of(row: Row) -> int:
+    return sum(len(numbers) for name, numbers in row.items() if name != "position_ids")
+
+
+def _fill_apart(held_out: "_Sink", task: Task) -> set[int] | None:
+    """Fill the held-out part with text of its own, where there is some; return its keys."""
+    stream = task.held_out()
+    if stream is None:
         return None
     keys = set()
-    for key, ids in _with_keys(documents, reading):
+    for key, item in stream:
         keys.add(key)
-        held_out.add(ids)
+        held_out.add(item)
         if held_out.is_full:
             break
     return keys
 
 
-def _read(options: UptrainOptions, reading: Reading) -> Iterator[tuple[int, list[int]]]:
-    if not options.data:
-        documents = corpus.read_documents(corpus.training_files())
-    else:
-        documents = cut_if_few(read_documents(options.data, options.column, "calibration"))
-    return _with_keys(shuffled(documents, options.seed), reading)
-
-
-def _with_keys(documents: Iterable[str], reading: Reading) -> Iterator[tuple[int, list[int]]]:
-    one, other = itertools.tee(documents)
-    return zip(map(key_of, one), tokenise(other, reading.tokenizer, reading.vocabulary), strict=True)
-
-
 def _sampled(
-    work: Path,
-    options: UptrainOptions,
-    reading: Reading,
-    original: PreTrainedModel | None,
-    progress: Callable[[str, int, int], object],
+    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
 ) -> Iterator[tuple[int, list[int]]]:
     if original is None:
-        raise RuntimeError("check_data has refused --data self without the original")
-    path = options.samples or work / "samples.jsonl"
+        raise RuntimeError("the task has refused --data self without the original")
+    options, path = reading.options, reading.options.samples or work / "samples.jsonl"
     placed: Any = original
     placed.to(reading.device)
     write_samples(
         path,
         original,
-        reading.tokenizer,
-        tokens=int(reading.tokens * _SAMPLED_MORE) + reading.held_out_tokens,
-        context=reading.packer().context,
+        reading.task.tokenizer,
+        tokens=int(reading.tokens * _SAMPLED_MORE) + options.held_out_tokens,
+        context=reading.task.row_tokens,
         seed=options.seed,
         progress=partial(progress, "sampling"),
     )
@@ -185,35 +132,28 @@ def _sampled(
 
 
 class _Sink:
-    """Documents on their way into a file of blocks, up to a number of tokens."""
+    """What is read on its way into a file of rows, until they count for as much as is wanted."""
 
-    def __init__(self, path: Path, packer: Packer, tokens: int) -> None:
-        self.wanted = max(1, -(-tokens // packer.context))
-        self._file, self._packer = BlockFile(path), packer
+    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[Row], int]) -> None:
+        self.wanted, self._count, self._done = wanted, count, 0
+        self._file, self._rows_of = BlockFile(path, task.columns), task.packing()
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many blocks as are wanted."""
-        return self._file.blocks >= self.wanted
+        """Whether there is as much as is wanted."""
+        return self._done >= self.wanted
 
-    def add(self, ids: list[int]) -> int:
-        """Take in a document; return how many blocks are full with it."""
-        before = self._file.blocks
-        for row in self._packer.add(ids):
+    def add(self, item: Any) -> int:
+        """Take in a document or a pair; return what the rows that are full with it count for."""
+        before = self._done
+        for row in self._rows_of(item):
             if not self.is_full:
                 self._file.add(row)
-        return self._file.blocks - before
+                self._done += self._count(row)
+        return self._done - before
 
-    def finish(self, what: str) -> None:
-        """Close the file.
-
-        Raises:
-            TextError: There is not one block.
-        """
-        if not self._file.blocks:
-            raise TextError(
-                f"The text has not one block of {self._packer.context} tokens {what}",
-                expected=f"at least {20 * self._packer.context:,} tokens, of which a twentieth is kept aside",
-                remedy="Give more text with --data, or a smaller --context",
-            )
-        self._file.finish()
+    def finish(self) -> bool:
+        """Close the file; return whether there is a row in it."""
+        if self._done:
+            self._file.finish()
+        return bool(self._done)

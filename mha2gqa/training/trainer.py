@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from mha2gqa.errors import TrainingError
 from mha2gqa.evaluation.running import Body
 from mha2gqa.training.held_out import loss_sums
-from mha2gqa.training.objective import divergence, hidden_error, predicting
+from mha2gqa.training.objective import divergence, hidden_error
 from mha2gqa.training.plan import Job
 from mha2gqa.training.text import Text
 from mha2gqa.training.workspace import newest_checkpoint
@@ -38,9 +38,10 @@ class UptrainTrainer(Trainer):
             args=job.arguments,
             train_dataset=text.training,
             eval_dataset=text.held_out,
-            data_collator=job.collator,
+            data_collator=job.task.collate,
+            compute_loss_func=job.task.loss,
         )
-        self._goal, self._original = job.goal, job.original
+        self._goal, self._task, self._original = job.goal, job.task, job.original
         self._body: Any = None
         self.original_loss: float | None = None
 
@@ -51,18 +52,24 @@ class UptrainTrainer(Trainer):
         lm_weight, weight = self._goal.weights
         if not weight:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        counts_BT = predicting(inputs["labels"])
-        fed = {name: value for name, value in inputs.items() if name != "labels" or lm_weight}
+        labels_BT = inputs["labels"]
+        counts_BT = (self._task.targets(labels_BT) != -100).float()
+        fed = {name: value for name, value in inputs.items() if name != "labels"}
         wants_hidden = self._goal.hidden_weight > 0
-        more = {"num_items_in_batch": num_items_in_batch} if lm_weight and self.model_accepts_loss_kwargs else {}
-        outputs = model(**fed, **more, use_cache=False, **({"output_hidden_states": True} if wants_hidden else {}))
-        wanted, hidden = self._ask_original(inputs, outputs.logits, wants_hidden=wants_hidden)
+        more: dict[str, Any] = {"output_hidden_states": True} if wants_hidden else {}
+        if lm_weight and self._task.loss is None:
+            more |= {"labels": labels_BT}
+            more |= {"num_items_in_batch": num_items_in_batch} if self.model_accepts_loss_kwargs else {}
+        outputs = model(**fed, **more, use_cache=False)
+        wanted, hidden = self._ask_original(fed, outputs.logits, wants_hidden=wants_hidden)
         loss = weight * divergence(wanted, outputs.logits, counts_BT, self._goal.temperature)
         if wants_hidden:
-            loss = loss + self._goal.hidden_weight * hidden_error(hidden, outputs.hidden_states[1:], counts_BT)
+            states = self._task.hidden_states(outputs)[1:]
+            loss = loss + self._goal.hidden_weight * hidden_error(hidden, states, counts_BT)
         loss = loss / (counts_BT.sum() if num_items_in_batch is None else num_items_in_batch)
         if lm_weight:
-            loss = loss + lm_weight * outputs.loss
+            own = self._task.loss
+            loss = loss + lm_weight * (outputs.loss if own is None else own(outputs, labels_BT, num_items_in_batch))
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -81,18 +88,15 @@ class UptrainTrainer(Trainer):
             raise _not_finite(self.state.global_step + 1, self._get_learning_rate(), Path(str(self.args.output_dir)))
         return loss
 
-    def _ask_original(self, inputs: Any, like_BTV: torch.Tensor, *, wants_hidden: bool) -> tuple[Any, Any]:
+    def _ask_original(self, fed: Any, like_BTV: torch.Tensor, *, wants_hidden: bool) -> tuple[Any, Any]:
         """Run the original once; return what gives its logits at a range of positions, and its hidden states."""
         original = self._placed(like_BTV.device)
-        positions = {name: inputs[name] for name in ("position_ids",) if name in inputs}
         with torch.no_grad(), self.compute_loss_context_manager():
             if wants_hidden or not self._body:
-                outputs = original(
-                    input_ids=inputs["input_ids"], **positions, use_cache=False, output_hidden_states=wants_hidden
-                )
-                hidden = outputs.hidden_states[1:] if wants_hidden else None
+                outputs = original(**fed, use_cache=False, output_hidden_states=wants_hidden)
+                hidden = self._task.hidden_states(outputs)[1:] if wants_hidden else None
                 return (lambda span: outputs.logits[:, span]), hidden
-            return self._body.read(inputs["input_ids"], **positions), None
+            return self._body.answer(fed), None
 
     def _placed(self, device: torch.device) -> PreTrainedModel:
         """Return the original where the student is; the first call puts it there, or shards it."""
@@ -137,9 +141,8 @@ class UptrainTrainer(Trainer):
 
     def _mean_loss(self, model: nn.Module) -> float:
         size, rank, world = self.args.per_device_eval_batch_size, self.args.process_index, self.args.world_size
-        collate: Any = self.data_collator
         with self.compute_loss_context_manager():
-            sums = loss_sums(model, self.eval_dataset, collate, size, self.args.device, rank, world)
+            sums = loss_sums(model, self.eval_dataset, self._task, size, self.args.device, rank, world)
         total = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return float(total[0] / total[1])
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mha2gqa.errors import TextError
-from mha2gqa.texts.documents import Purpose, read_documents
+from mha2gqa.texts.documents import read_documents
+from mha2gqa.texts.tables import Purpose
 from tests.hub_server import HubServer
 
 CONFIGS = """---

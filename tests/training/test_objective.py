@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from mha2gqa.training import objective
-from mha2gqa.training.objective import cross_entropy, divergence, hidden_error, predicting
+from mha2gqa.training.objective import cross_entropy, divergence, hidden_error
 
 
 def _logits(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -82,14 +82,9 @@ def test_cross_entropy_is_that_of_torch_and_leaves_out_what_is_not_predicted() -
     labels = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(3))
     labels[0, 3] = labels[1, 0] = -100
     total, count = cross_entropy(_logits(1), labels)
-    wanted = functional.cross_entropy(_logits(1)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    assert count == 11
+    wanted = functional.cross_entropy(_logits(1).flatten(0, 1), labels.flatten(), reduction="sum")
+    assert count == 12
     assert total.item() == pytest.approx(wanted.item(), rel=1e-6)
-
-
-def test_a_position_counts_when_its_next_token_is_predicted() -> None:
-    labels = torch.tensor([[-100, 5, -100, 7]])
-    assert predicting(labels).tolist() == [[1.0, 0.0, 1.0, 0.0]]
 
 
 def test_the_hidden_error_is_relative_to_the_energy() -> None:
