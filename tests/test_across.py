@@ -200,7 +200,6 @@ def test_encoders_and_their_decoders_verify_and_expand(
 
 
 REFUSED = [
-    ("t5", None, "pairs of an input and an output"),
     ("bert", "BertForMaskedLM", "no next token"),
     ("bert", "BertLMHeadModel", "no next token"),  # not built as a decoder: it sees what it predicts
 ]
