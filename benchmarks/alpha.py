@@ -24,10 +24,7 @@ RATES = {
     ("all", "lm"): 1e-3,
     ("all", "distil"): 1e-3,
 }
-"""Learning rate of each combination: the better of 1e-3 and 3e-3 (`--rates`) at alpha 0.01, mean to 4 KV heads.
-
-`all, lm` was tried at 1e-3 alone.
-"""
+"""Learning rate of each combination: the better of 1e-3 and 3e-3 (`--rates`) at alpha 0.01, mean to 4 KV heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +134,7 @@ _LOOKS = {
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw the loss above the original's against alpha, a panel for each start and number of KV heads."""
+    """Draw the loss above the original's against alpha at the chosen rates, a panel for each start and KV heads."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -164,7 +161,12 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 def _panel(axes: Any, runs: Sequence[Run]) -> None:
     for (train, objective), (colour, mark, line) in _LOOKS.items():
         same = sorted(
-            (one for one in runs if (one.train, one.objective) == (train, objective)), key=lambda one: one.alpha
+            (
+                one
+                for one in runs
+                if (one.train, one.objective, one.rate) == (train, objective, RATES[train, objective])
+            ),
+            key=lambda one: one.alpha,
         )
         if same:
             losses = [same[0].measured["before"], *(one.measured["after"] for one in same)]
