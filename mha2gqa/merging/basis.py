@@ -1,58 +1,36 @@
 """One shared block of rows for the heads of a group, where each head may multiply it by any matrix.
 
 Value head h reaches the model as `Wo_h Wv_h x`: for any invertible M, (M⁻¹ Wv_h, Wo_h M) computes the same.
-So the best shared block is no mean. With Wo_h = Q_h T_h (Q_h orthonormal) it is the truncated singular value
-decomposition of the stacked `T_h Wv_h` in the metric of the inputs (Eckart and Young 1936), taken from its
-Gram matrix. Keys that are not rotated are the same problem with the queries in the place of Wo.
+So the best shared block is no mean. With V the rows of all heads, C the metric of the inputs and W = Tᵀ T that of
+what reads the rows, it is the truncated singular value decomposition of T V in C (Eckart and Young 1936), taken from
+its Gram matrix; each head's rows are then sought in it by least squares. Keys that are not rotated are the same
+problem with the queries in the place of Wo.
 
-Legend: R heads of a group, F rows of a head, X inputs.
+Legend: R heads of a group, F rows of a head, N = R·F rows of all heads, X inputs.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from mha2gqa.metric import Metric
+from mha2gqa.merging.leading import leading_eigenvectors
 
 _NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-7}
-"""Share of a counterpart's largest energy below which a direction counts as not used."""
+"""Share of the mean energy below which a direction counts as not used."""
 
 
 @dataclass(frozen=True)
 class SharedBasis:
-    """A shared block, and what each head multiplies it with: head's rows ≈ lift @ shared."""
+    """A shared block as a mixture of the heads' rows, and what each head multiplies it with.
 
-    shared_FX: torch.Tensor
+    Head's rows ≈ lift @ mixing @ all heads' rows: `mixing` is `[F, N]`.
+    """
+
+    mixing: torch.Tensor
     lift_RFF: torch.Tensor
 
 
-def weights(energy_RFF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return T_h, with which a head's rows are what their counterpart sees of them, and its inverse.
-
-    Args:
-        energy_RFF: T_hᵀ T_h: the Gram matrix of the output columns (or of the queries) that read the rows.
-    """
-    values, vectors = torch.linalg.eigh(energy_RFF.double())
-    floor = values.amax(dim=-1, keepdim=True) * _NEGLIGIBLE[energy_RFF.dtype]
-    root = values.clamp(min=0).maximum(floor).clamp(min=torch.finfo(values.dtype).tiny ** 0.5).sqrt()
-    return root[..., None] * vectors.mT, vectors / root[..., None, :]
-
-
-def weighted_gram(rows_RFX: torch.Tensor, weight_RFF: torch.Tensor, inputs: Metric) -> torch.Tensor:
-    """Return the Gram matrix of all heads' weighted rows `T_h rows_h`, fp64 `[R·F, R·F]`.
-
-    Args:
-        rows_RFX: Rows of the heads.
-        weight_RFF: T_h, see `weights`.
-        inputs: Metric of the inputs.
-    """
-    gram = inputs.gram(rows_RFX.flatten(0, 1)).double()
-    for _ in range(2):  # from the left, and by symmetry from the right
-        gram = (weight_RFF @ gram.unflatten(0, weight_RFF.shape[:2])).flatten(0, 1).mT
-    return gram
-
-
-def share_basis(rows_RFX: torch.Tensor, energy_RFF: torch.Tensor, inputs: Metric) -> SharedBasis:
+def share_basis(rows_RFX: torch.Tensor, weight_NN: torch.Tensor, gram_NN: torch.Tensor) -> SharedBasis:
     """Find the shared block of a group.
 
     The block is turned and scaled to lie as near as it can to the mean of the heads, which changes nothing
@@ -60,29 +38,42 @@ def share_basis(rows_RFX: torch.Tensor, energy_RFF: torch.Tensor, inputs: Metric
 
     Args:
         rows_RFX: Rows of the heads.
-        energy_RFF: What reads them, see `weights`.
-        inputs: Metric of the inputs.
+        weight_NN: W: how much errors of the rows matter, alone and together.
+        gram_NN: Gram matrix of the rows in the metric of the inputs.
     """
     heads, width = rows_RFX.shape[:2]
-    weight_RFF, inverse_RFF = weights(energy_RFF)
-    gram = weighted_gram(rows_RFX, weight_RFF, inputs)
-    leading_RFF = torch.linalg.eigh(gram).eigenvectors[:, -width:].unflatten(0, (heads, width))
-    mixing = (leading_RFF.mT @ weight_RFF).transpose(0, 1).flatten(1)
-    shared_FX = mixing.to(rows_RFX.dtype) @ rows_RFX.flatten(0, 1)
-    turn_FF = _towards(shared_FX, rows_RFX)
-    lift_RFF = inverse_RFF @ leading_RFF @ torch.linalg.inv(turn_FF)
-    return SharedBasis(turn_FF.to(rows_RFX.dtype) @ shared_FX, lift_RFF.to(rows_RFX.dtype))
+    root_NN, gram = _root(weight_NN), gram_NN.double()
+    mixing_FN = leading_eigenvectors(root_NN @ gram @ root_NN.mT, width).mT @ root_NN
+    mixing_FN = _towards(mixing_FN.to(rows_RFX.dtype) @ rows_RFX.flatten(0, 1), rows_RFX) @ mixing_FN
+    seen_FN = mixing_FN @ gram
+    lift_FN = torch.linalg.solve(_firm(seen_FN @ mixing_FN.mT, gram_NN.dtype), seen_FN)
+    lift_RFF = lift_FN.mT.unflatten(0, (heads, width))
+    return SharedBasis(mixing_FN.to(rows_RFX.dtype), lift_RFF.to(rows_RFX.dtype))
 
 
-def basis_loss(gram: torch.Tensor, width: int) -> torch.Tensor:
-    """Return what sharing loses of the weighted rows' energy, a number.
+def basis_loss(weight_NN: torch.Tensor, gram_NN: torch.Tensor, width: int) -> float:
+    """Return what sharing loses of the weighted rows' energy.
 
     Args:
-        gram: `weighted_gram` of one group.
+        weight_NN: W.
+        gram_NN: Gram matrix of the rows in the metric of the inputs.
         width: F.
     """
-    lost: torch.Tensor = torch.linalg.eigvalsh(gram)[..., :-width].clamp(min=0).sum()
-    return lost
+    root_NN = _root(weight_NN)
+    energies_N = torch.linalg.eigvalsh(root_NN @ gram_NN.double() @ root_NN.mT)
+    return float(energies_N[:-width].clamp(min=0).sum())
+
+
+def _root(weight_NN: torch.Tensor) -> torch.Tensor:
+    """Return T with Tᵀ T = W, fp64."""
+    lower: torch.Tensor = torch.linalg.cholesky(_firm(weight_NN.double(), weight_NN.dtype))
+    return lower.mT
+
+
+def _firm(moment: torch.Tensor, known_to: torch.dtype) -> torch.Tensor:
+    """Return a moment with a little energy in every direction."""
+    size = (moment.diagonal().mean() * _NEGLIGIBLE[known_to]).clamp(min=torch.finfo(moment.dtype).tiny ** 0.5)
+    return moment + size * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
 def _towards(shared_FX: torch.Tensor, rows_RFX: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,7 @@
 """Merges the keys of a group; the queries take up what each head is multiplied with.
 
-Rotary embedding turns each plane by an angle that depends on position alone, so a plane, read as one complex
-row, may be multiplied by any complex number c when its queries are multiplied by 1/c̄. A norm over each head
-leaves a sign per plane; one over all heads has a gain per channel, which takes up a real number. Rows that
-are not rotated are merged as values are, with the queries in the place of the outputs. Where the speeds of the
-planes are known, the result is then improved over all planes at once (`distances.py`).
+Free keys have a file of their own (`free_keys.py`). A norm over each head leaves a sign per rotary plane; one over
+all heads has a gain per channel, which takes up a real number.
 
 Legend: as in `heads.py`, with R KV heads of a group for K, S query heads of a KV head, N rows of a plane.
 """
@@ -14,8 +11,7 @@ from dataclasses import replace
 import torch
 
 from mha2gqa.heads import AttentionHeads, Statistics
-from mha2gqa.merging.basis import share_basis
-from mha2gqa.merging.distances import SharedKeys, fit_over_distances
+from mha2gqa.merging.free_keys import by_kv_head, merge_free_keys
 from mha2gqa.merging.planes import share_planes
 from mha2gqa.metric import Metric
 
@@ -27,52 +23,12 @@ def merge_keys(heads: AttentionHeads, known: Statistics) -> AttentionHeads:
         heads: The heads of a group.
         known: Of the inputs.
     """
-    planes, rest = heads.rotary.planes(), heads.rotary.rest(heads.k_KEX.shape[1])
     if heads.keys == "free":
-        return _FreeKeys(heads, known).merged(planes, rest.flatten())
+        return merge_free_keys(heads, known)
     merge = _KeyMerge(heads, known)
-    merge.scale(planes)
-    merge.scale(rest)
+    merge.scale(heads.rotary.planes())
+    merge.scale(heads.rotary.rest(heads.k_KEX.shape[1]))
     return merge.group()
-
-
-class _FreeKeys:
-    """Fills the shared keys part by part, and the matrix that takes each head's queries to them."""
-
-    def __init__(self, heads: AttentionHeads, known: Statistics) -> None:
-        self._heads, self._known = heads, known
-        self._shared_EX = torch.zeros_like(heads.k_KEX[0])
-        self._lift_REE = heads.k_KEX.new_zeros(*heads.k_KEX.shape[:2], heads.k_KEX.shape[1])
-
-    def merged(self, planes_P2: torch.Tensor, rest_U: torch.Tensor) -> AttentionHeads:
-        """Return the merged group."""
-        if len(planes_P2):
-            self._turn(planes_P2)
-        if len(rest_U):
-            self._mix(rest_U)
-        shared = SharedKeys(self._shared_EX, self._lift_REE)
-        rotary, keys_REX = self._heads.rotary, self._heads.k_KEX
-        if rotary.frequencies and len(keys_REX) > 1:
-            energy_REE = query_energies(self._heads, torch.arange(keys_REX.shape[1]), self._known.query_inputs)
-            shared = fit_over_distances(keys_REX, energy_REE, self._lift_REE, rotary, self._known.inputs)
-        q_RSEX = shared.lift_REE[:, None] @ _by_kv_head(self._heads, self._heads.q_HEX)
-        return replace(self._heads, q_HEX=q_RSEX.flatten(0, 1), k_KEX=shared.shared_EX[None])
-
-    def _turn(self, planes_P2: torch.Tensor) -> None:
-        """Merge rotary planes as complex rows."""
-        weight_RP = plane_weights(self._heads, planes_P2, self._known.query_inputs)
-        merged = share_planes(self._heads.k_KEX[:, planes_P2], weight_RP, self._known.inputs, "free")
-        self._shared_EX[planes_P2] = merged.shared_PNX
-        (first, second), factor_RP = planes_P2.T, merged.factor_RP
-        self._lift_REE[:, first, first] = self._lift_REE[:, second, second] = factor_RP.real
-        self._lift_REE[:, first, second], self._lift_REE[:, second, first] = factor_RP.imag, -factor_RP.imag
-
-    def _mix(self, rows_U: torch.Tensor) -> None:
-        """Merge rows that are not rotated as one block."""
-        energy_RUU = query_energies(self._heads, rows_U, self._known.query_inputs)
-        basis = share_basis(self._heads.k_KEX[:, rows_U], energy_RUU, self._known.inputs)
-        self._shared_EX[rows_U] = basis.shared_FX
-        self._lift_REE[:, rows_U[:, None], rows_U] = basis.lift_RFF.mT
 
 
 class _KeyMerge:
@@ -81,8 +37,8 @@ class _KeyMerge:
     def __init__(self, heads: AttentionHeads, known: Statistics) -> None:
         self._heads, self._known = heads, known
         self._k_REX = effective_keys(heads)
-        self._q_RSEX = _by_kv_head(heads, heads.q_HEX).clone()
-        self._q_gain_RSE = None if heads.q_gain_HE is None else _by_kv_head(heads, heads.q_gain_HE).clone()
+        self._q_RSEX = by_kv_head(heads, heads.q_HEX).clone()
+        self._q_gain_RSE = None if heads.q_gain_HE is None else by_kv_head(heads, heads.q_gain_HE).clone()
         self._shared_EX = torch.zeros_like(self._k_REX[0])
 
     def scale(self, planes_PN: torch.Tensor) -> None:
@@ -124,24 +80,14 @@ def resized_gains(merged: AttentionHeads, heads: AttentionHeads, inputs: Metric)
 
 def plane_weights(heads: AttentionHeads, planes_PN: torch.Tensor, query_inputs: Metric) -> torch.Tensor:
     """Return how much an error of each key plane matters: the root of its queries' energy, `[K, P]`."""
-    energy_KSPN = _by_kv_head(heads, query_inputs.energies(heads.q_HEX))[:, :, planes_PN]
+    energy_KSPN = by_kv_head(heads, query_inputs.energies(heads.q_HEX))[:, :, planes_PN]
     if heads.keys == "normed":  # its queries have a norm of their own
         energy_KSPN = energy_KSPN / energy_KSPN.sum(dim=(2, 3), keepdim=True)
     if heads.q_gain_HE is not None:
-        energy_KSPN = energy_KSPN * _by_kv_head(heads, heads.q_gain_HE)[:, :, planes_PN].square()
+        energy_KSPN = energy_KSPN * by_kv_head(heads, heads.q_gain_HE)[:, :, planes_PN].square()
     return energy_KSPN.sum(dim=(1, 3)).sqrt()
-
-
-def query_energies(heads: AttentionHeads, rows_U: torch.Tensor, query_inputs: Metric) -> torch.Tensor:
-    """Return the second moment of the queries that meet each head's unrotated keys, `[K, U, U]`."""
-    return _by_kv_head(heads, query_inputs.gram(heads.q_HEX[:, rows_U])).sum(dim=1)
 
 
 def effective_keys(heads: AttentionHeads) -> torch.Tensor:
     """Return the keys with the gains of a norm over all heads, `[K, E, X]`."""
     return heads.k_KEX if heads.k_gain_KE is None else heads.k_KEX * heads.k_gain_KE[..., None]
-
-
-def _by_kv_head(heads: AttentionHeads, queries_H: torch.Tensor) -> torch.Tensor:
-    queries_KS: torch.Tensor = queries_H.unflatten(0, (len(heads.k_KEX), -1))
-    return queries_KS

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from mha2gqa.heads import NOTHING_KNOWN, AttentionHeads, Freedom, Statistics
-from mha2gqa.merging.basis import basis_loss, weighted_gram, weights
-from mha2gqa.merging.keys import effective_keys, plane_weights, query_energies
+from mha2gqa.merging.basis import basis_loss
+from mha2gqa.merging.distances import fit_over_distances, own_grams, scores_energy
+from mha2gqa.merging.free_keys import query_energies, rows_of_heads, share_plane_by_plane
+from mha2gqa.merging.keys import effective_keys, plane_weights
 from mha2gqa.merging.planes import plane_grams, plane_loss
+from mha2gqa.merging.values import value_weights
 from mha2gqa.metric import Metric
 
 GroupLoss = Callable[[Sequence[int]], float]
@@ -33,7 +36,7 @@ def group_loss(heads: AttentionHeads, statistics: Statistics | None) -> GroupLos
 
     def loss(group: Sequence[int]) -> float:
         members = torch.tensor(group, device=heads.k_KEX.device)
-        lost = [sum(float(part(members)) for part in side) for side in sides]
+        lost = [sum(part(members) for part in side) for side in sides]
         return sum(one / total for one, total in zip(lost, totals, strict=True) if total > 0)
 
     return loss
@@ -43,43 +46,59 @@ class _Planes:
     """Planes or channels of all heads."""
 
     def __init__(self, rows_KPNX: torch.Tensor, weight_KP: torch.Tensor, inputs: Metric, freedom: Freedom) -> None:
-        self._gram_PKK = plane_grams(rows_KPNX, weight_KP, inputs, freedom)
+        self._gram_PKK = plane_grams(rows_KPNX, weight_KP, inputs)
         self._freedom = freedom
-        self.total = float(self._gram_PKK.diagonal(dim1=-2, dim2=-1).real.sum())
+        self.total = float(self._gram_PKK.diagonal(dim1=-2, dim2=-1).sum())
 
-    def __call__(self, members: torch.Tensor) -> torch.Tensor:
-        return plane_loss(self._gram_PKK[:, members[:, None], members], self._freedom)
-
-
-class _Block:
-    """Blocks of rows of all heads."""
-
-    def __init__(self, rows_KFX: torch.Tensor, energy_KFF: torch.Tensor, inputs: Metric) -> None:
-        self._gram = weighted_gram(rows_KFX, weights(energy_KFF)[0], inputs).to(rows_KFX.dtype)
-        self._width = rows_KFX.shape[1]
-        self.total = float(self._gram.trace())
-
-    def __call__(self, members: torch.Tensor) -> torch.Tensor:
-        rows = (members[:, None] * self._width + torch.arange(self._width, device=members.device)).flatten()
-        return basis_loss(self._gram[rows[:, None], rows], self._width)
+    def __call__(self, members: torch.Tensor) -> float:
+        return float(plane_loss(self._gram_PKK[:, members[:, None], members], self._freedom))
 
 
-def _keys(heads: AttentionHeads, known: Statistics) -> Iterator[_Planes | _Block]:
-    planes, rest = heads.rotary.planes(), heads.rotary.rest(heads.k_KEX.shape[1])
+class _FreeValues:
+    """Values that each head may multiply by any matrix."""
+
+    def __init__(self, heads: AttentionHeads, inputs: Metric) -> None:
+        self._gram = inputs.gram(heads.v_KFX.flatten(0, 1))
+        self._o_KSDF = heads.o_HDF.unflatten(0, (len(heads.v_KFX), -1))
+        self._width = heads.v_KFX.shape[1]
+        columns_KDF = self._o_KSDF.flatten(1, 2)
+        own_KFF = own_grams(self._gram, len(columns_KDF))
+        self.total = float((columns_KDF.mT @ columns_KDF * own_KFF).sum())
+
+    def __call__(self, members: torch.Tensor) -> float:
+        rows = rows_of_heads(members, self._width)
+        return basis_loss(value_weights(self._o_KSDF[members]), self._gram[rows[:, None], rows], self._width)
+
+
+class _FreeKeys:
+    """Keys that no norm holds."""
+
+    def __init__(self, heads: AttentionHeads, known: Statistics) -> None:
+        self._k_KEX, self._rotary = heads.k_KEX, heads.rotary
+        self._gram = known.inputs.gram(heads.k_KEX.flatten(0, 1))
+        self._energy_KEE = query_energies(heads, known.query_inputs)
+        self.total = scores_energy(self._gram, self._energy_KEE, heads.rotary)
+
+    def __call__(self, members: torch.Tensor) -> float:
+        rows = rows_of_heads(members, self._k_KEX.shape[1])
+        gram, energy_REE = self._gram[rows[:, None], rows], self._energy_KEE[members]
+        start = share_plane_by_plane(self._k_KEX[members], gram, energy_REE, self._rotary)
+        return fit_over_distances(start, gram, energy_REE, self._rotary)[1]
+
+
+def _keys(heads: AttentionHeads, known: Statistics) -> Iterator[_Planes | _FreeKeys]:
+    if heads.keys == "free":
+        yield _FreeKeys(heads, known)
+        return
     keys = effective_keys(heads)
-    if len(planes):
-        weight_KP = plane_weights(heads, planes, known.query_inputs)
-        yield _Planes(keys[:, planes], weight_KP, known.inputs, heads.keys)
-    if len(rest) and heads.keys == "free":
-        energy_KUU = query_energies(heads, rest.flatten(), known.query_inputs)
-        yield _Block(keys[:, rest.flatten()], energy_KUU, known.inputs)
-    elif len(rest):
-        yield _Planes(keys[:, rest], plane_weights(heads, rest, known.query_inputs), known.inputs, heads.keys)
+    for planes_PN in (heads.rotary.planes(), heads.rotary.rest(keys.shape[1])):
+        if len(planes_PN):
+            weight_KP = plane_weights(heads, planes_PN, known.query_inputs)
+            yield _Planes(keys[:, planes_PN], weight_KP, known.inputs, heads.keys)
 
 
-def _values(heads: AttentionHeads, inputs: Metric) -> _Planes | _Block:
-    columns_KDF = heads.o_HDF.unflatten(0, (-1, heads.queries_per_head)).flatten(1, 2)
+def _values(heads: AttentionHeads, inputs: Metric) -> _Planes | _FreeValues:
     if heads.values == "free":
-        return _Block(heads.v_KFX, columns_KDF.mT @ columns_KDF, inputs)
-    weight_KF = columns_KDF.square().sum(dim=1).sqrt()
+        return _FreeValues(heads, inputs)
+    weight_KF = heads.o_HDF.unflatten(0, (-1, heads.queries_per_head)).square().sum(dim=(1, 2)).sqrt()
     return _Planes(heads.v_KFX[:, :, None], weight_KF, inputs, heads.values)

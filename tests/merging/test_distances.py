@@ -8,8 +8,9 @@ import torch
 
 from mha2gqa.heads import Rotary
 from mha2gqa.merging import distances
-from mha2gqa.merging.basis import basis_loss, weighted_gram, weights
-from mha2gqa.merging.distances import SharedKeys, fit_over_distances
+from mha2gqa.merging.basis import basis_loss
+from mha2gqa.merging.distances import SharedKeys, fit_over_distances, scores_energy
+from mha2gqa.merging.free_keys import share_plane_by_plane
 from mha2gqa.metric import Full
 
 HEADS, WIDTH, INPUTS = 3, 8, 12
@@ -29,7 +30,10 @@ FACTOR = random(INPUTS, INPUTS, seed=0)
 METRIC = Full(FACTOR @ FACTOR.T)
 KEYS = random(HEADS, WIDTH, INPUTS, seed=1)
 ENERGY = (lambda queries: queries @ queries.mT)(random(HEADS, WIDTH, 2 * WIDTH, seed=2))
-START = SharedKeys(KEYS.mean(dim=0), torch.eye(WIDTH, dtype=torch.float64).repeat(HEADS, 1, 1))
+ROWS = KEYS.flatten(0, 1)
+GRAM = METRIC.gram(ROWS)
+EYE = torch.eye(WIDTH, dtype=torch.float64)
+START = SharedKeys(EYE.repeat(1, HEADS) / HEADS, EYE.repeat(HEADS, 1, 1))
 
 
 def rotation(rotary: Rotary, distance: float) -> torch.Tensor:
@@ -55,7 +59,7 @@ def error(keys: SharedKeys, rotary: Rotary) -> float:
     total = 0.0
     for weight, turn in turns(rotary):
         for head in range(HEADS):
-            difference = turn @ KEYS[head] - keys.lift_REE[head].T @ turn @ keys.shared_EX
+            difference = turn @ KEYS[head] - keys.lift_REE[head].T @ turn @ keys.mixing @ ROWS
             total += weight * float((ENERGY[head] * (difference @ METRIC.moment_XX @ difference.T)).sum())
     return total
 
@@ -65,15 +69,15 @@ def test_every_round_brings_the_scores_nearer(rotary: Rotary, monkeypatch: pytes
     errors = [error(START, rotary)]
     for rounds in (1, 2, 5, 20):
         monkeypatch.setattr(distances, "_ROUNDS", rounds)
-        errors.append(error(fit_over_distances(KEYS, ENERGY, START.lift_REE, rotary, METRIC), rotary))
+        errors.append(error(fit_over_distances(START, GRAM, ENERGY, rotary)[0], rotary))
     assert all(after < before * (1 - 1e-4) for before, after in itertools.pairwise(errors)), errors
 
 
 @pytest.mark.parametrize("rotary", CASES.values(), ids=CASES)
 def test_queries_are_lifted_by_least_squares(rotary: Rotary) -> None:
-    found = fit_over_distances(KEYS, ENERGY, START.lift_REE, rotary, METRIC)
+    found, _ = fit_over_distances(START, GRAM, ENERGY, rotary)
     weighted = [(math.sqrt(weight) * turn, FACTOR) for weight, turn in turns(rotary)]
-    seen = torch.cat([(turn @ found.shared_EX @ root).T for turn, root in weighted])
+    seen = torch.cat([(turn @ found.mixing @ ROWS @ root).T for turn, root in weighted])
     for head in range(HEADS):
         wanted = torch.cat([(turn @ KEYS[head] @ root).T for turn, root in weighted])
         torch.testing.assert_close(
@@ -84,8 +88,8 @@ def test_queries_are_lifted_by_least_squares(rotary: Rotary) -> None:
 def test_what_does_not_turn_is_one_free_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "_ROUNDS", 300)
     still = Rotary(8, "half", (0.0,) * 4)
-    found = error(fit_over_distances(KEYS, ENERGY, START.lift_REE, still, METRIC), still)
-    least = basis_loss(weighted_gram(KEYS, weights(ENERGY)[0], METRIC), WIDTH)
+    found = error(fit_over_distances(START, GRAM, ENERGY, still)[0], still)
+    least = basis_loss(torch.block_diag(*ENERGY), GRAM, WIDTH)
     assert least <= found * (1 + 1e-9) and found < 1.001 * least
 
 
@@ -102,7 +106,30 @@ def test_heads_that_are_one_head_stay_it(rotary: Rotary) -> None:
         lifts[head, rest[:, None], rest] = random(len(rest), len(rest), seed=head)
     shared = random(WIDTH, INPUTS, seed=3)
     keys = lifts.mT @ shared
-    found = fit_over_distances(keys, ENERGY, lifts, rotary, METRIC)
+    rows = keys.flatten(0, 1)
+    found, lost = fit_over_distances(SharedKeys(START.mixing, lifts), METRIC.gram(rows), ENERGY, rotary)
+    assert lost < 1e-9 * scores_energy(METRIC.gram(rows), ENERGY, rotary)
     for distance in (0, 3, 700):
         turn = rotation(rotary, distance)
-        torch.testing.assert_close(found.lift_REE.mT @ turn @ found.shared_EX, turn @ keys, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(found.lift_REE.mT @ turn @ found.mixing @ rows, turn @ keys, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("rotary", CASES.values(), ids=CASES)
+def test_it_says_what_is_lost(rotary: Rotary) -> None:
+    found, lost = fit_over_distances(START, GRAM, ENERGY, rotary)
+    assert lost == pytest.approx(error(found, rotary), rel=1e-6)
+
+
+def test_planes_of_unknown_speeds_are_merged_each_by_itself() -> None:
+    known = Rotary(4, "half", (1.0, 2.0**0.5))
+    unknown = Rotary(4, "half")
+    start = share_plane_by_plane(KEYS, GRAM, ENERGY, unknown)
+    found, lost = fit_over_distances(start, GRAM, ENERGY, unknown)
+    turned = [rotation(known, distance) for distance in range(5000)]  # all angles, the two unlike each other
+    errors = [
+        float((ENERGY[head] * (difference @ METRIC.moment_XX @ difference.T)).sum())
+        for turn in turned
+        for head in range(HEADS)
+        for difference in [turn @ KEYS[head] - found.lift_REE[head].T @ turn @ found.mixing @ ROWS]
+    ]
+    assert lost == pytest.approx(sum(errors) / len(turned), rel=1e-2)
