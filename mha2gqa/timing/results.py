@@ -129,7 +129,7 @@ class Side:
 
     name: str
     kv_heads: int
-    """The largest number, where layers differ."""
+    """That are cached; the largest number, where layers differ."""
     parameters: int
     weights: int
     """Bytes of all weights."""

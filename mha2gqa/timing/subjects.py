@@ -44,9 +44,10 @@ class Subject:
 
     @property
     def kv_heads(self) -> int:
-        """KV heads; the largest number, where layers differ."""
+        """KV heads that are cached; the largest number, where layers differ."""
         counted = config_with_heads(self.config_json)
-        return max(count.heads for count in find_counts(counted, blueprint(counted)))
+        counts = find_counts(counted, blueprint(counted))
+        return max(count.heads for count in counts if count.part != "encoder")
 
     @property
     def query_heads(self) -> int:
@@ -133,7 +134,7 @@ def read_to(subjects: Subjects, tokens: int) -> Subjects:
 
 
 def _check_kind(subject: Subject) -> None:
-    """Refuse a model that does not write text token by token, or whose source is none.
+    """Refuse a model that does not write text token by token, or whose encoder reads none.
 
     Raises:
         TimingError: It does not.
@@ -145,10 +146,10 @@ def _check_kind(subject: Subject) -> None:
     if not subject.has_encoder:
         return
     if not answers_text_with_text(model):
-        reads = f"reads {model.main_input_name}" if model.main_input_name != "input_ids" else "writes no text"
+        does = "writes no text" if model.main_input_name == "input_ids" else f"reads {model.main_input_name}"
         raise TimingError(
-            f"{name} {reads}, and a batch of it is no tokens of a given number",
-            expected="a model that answers text with text",
+            f"{name} {does}, and of models with an encoder those are timed that answer text with text",
+            expected="a text-to-text class of transformers",
         )
     counted = config_with_heads(subject.config_json)
     plan = blueprint(counted)
