@@ -291,7 +291,7 @@ def test_other_encoders_are_refused_with_the_reason(refuse: Any, model_type: str
     refuse("bench", "--shape", "own.json", "-g", 2, says=(says,))
 
 
-@pytest.mark.parametrize(("model_type", "target"), [("t5", 70), ("bart", 70), (T5GEMMA, 12)])  # within its window
+@pytest.mark.parametrize(("model_type", "target"), [("t5", 70), ("bart", 70), (T5GEMMA, 5)])  # within its window
 def test_a_shape_with_an_encoder(cli: Any, model_type: str, target: int) -> None:
     shape = shape_of(model_type, Path("own.json"))
     options = ("--batch", 2, "--context", 100, "--target-context", target, "--turns", 1, "--tokens", 1)

@@ -115,6 +115,7 @@ PARAMETERS = {  # as the models' own cards and papers give them
     "phi-3-mini": 3_821_079_552,
     "olmo-1b": 1_176_764_416,
     "qwen1.5-0.5b": 463_987_712,
+    "t5-large": 737_668_096,
 }
 
 
