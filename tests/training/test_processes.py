@@ -1,6 +1,6 @@
 """Two processes, with DDP, with FSDP2 and on two nodes, learn as one with the same global batch, and refuse as one.
 
-Both tasks do, running text and pairs; losses agree to 1e-4, and weights to a hundredth of what training moves them.
+Both tasks do, running text and pairs; losses agree to 1e-4, and weights to a thousandth of what training moves them.
 """
 
 import json
@@ -122,7 +122,7 @@ def test_two_processes_learn_pairs_as_one_does(
         assert two.keys() == one.keys()
         moved = sum((one[key] - start[key]).square().sum().item() for key in one)
         apart = sum((two[key] - one[key]).square().sum().item() for key in one)
-        assert apart < 1e-4 * moved, name
+        assert apart < 1e-6 * moved, name
 
 
 def test_two_processes_that_were_killed_go_on_as_if_they_had_not_been(
