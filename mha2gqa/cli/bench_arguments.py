@@ -61,9 +61,12 @@ Contexts = Annotated[
     str | None,
     typer.Option(
         metavar="N,...",
-        help="Tokens in the cache. Default: 1024, 4096 and 16384 as far as the model reads.",
+        help="Tokens in the cache, or of the source. Default: 1024, 4096 and 16384 as far as the model reads.",
         callback=_numbers,
     ),
+]
+TargetContext = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in an encoder-decoder's own cache. Default: up to 32.")
 ]
 Caches = Annotated[
     str | None, typer.Option(metavar=",".join(CACHES), help="Caches. Default: both.", callback=_known(CACHES))

@@ -13,7 +13,8 @@ import torch
 from mha2gqa.options import BenchOptions
 from mha2gqa.reports.page import check_place, write_page
 from mha2gqa.timing.attention import repeats_heads
-from mha2gqa.timing.engines import GRAPHS, Running, check_engine, open_engines
+from mha2gqa.timing.engine import Filled
+from mha2gqa.timing.engines import GRAPHS, Running, check_encoder, check_engine, open_engines
 from mha2gqa.timing.grid import Grid, check_fits, find_grid, fitting_memory, free_memory
 from mha2gqa.timing.limits import Costs, costs, largest_that_runs, why_not_faster
 from mha2gqa.timing.machine import device_name, machine, versions
@@ -43,18 +44,20 @@ def bench(options: BenchOptions, progress: Progress = ignore_progress) -> BenchR
     started = time.monotonic()
     kinds = check_engine(options)
     subjects = find_subjects(options)
+    check_encoder(options, subjects)
     grid = find_grid(options, subjects, kinds)
     if options.report is not None:
         check_place(options.report)
-    subjects = read_to(subjects, max(grid.contexts) + grid.room) if subjects.random_weights else subjects
+    subjects = read_to(subjects, grid.longest) if subjects.random_weights else subjects
     first, second = (costs(one.config_json, subjects.dtype.itemsize) for one in subjects.both)
     free = free_memory(subjects.device)
     memory = fitting_memory(options, free)
-    check_fits(grid, (first, second), free, shared=subjects.random_weights)
+    check_fits(grid, (first, second), free, shared=subjects.shares_weights)
     running = open_engines(options, subjects, grid)
     report = BenchReport(
         model_type=str(subjects.original.config_json.get("model_type")),
         random_weights=subjects.random_weights,
+        target_context=grid.target,
         original=_side(subjects.original, first),
         converted=_side(subjects.converted, second),
         setting=_setting(options, subjects, running, memory),
@@ -76,7 +79,8 @@ def _side(subject: Subject, cost: Costs) -> Side:
         kv_heads=subject.kv_heads,
         parameters=cost.parameters,
         weights=cost.weights,
-        cache_per_token=cost.cache(1),
+        cache_per_token=cost.cache(Filled(1)),
+        cross_cache_per_token=cost.cache(Filled(0, 1)),
     )
 
 
@@ -123,19 +127,19 @@ def _decode(
 
 
 def _fits(running: Running, subjects: Subjects, grid: Grid, sides: tuple[Costs, Costs], memory: int) -> Iterator[Fit]:
-    for context in grid.contexts:
-        most = [side.largest_batch(context, memory) for side in sides]
+    for filled in grid.filled:
+        most = [side.largest_batch(filled, memory) for side in sides]
         tried = None
         if subjects.device.startswith(GRAPHS):
-            tried = _tried(running, context, most)
-        yield Fit(context=context, original=most[0], converted=most[1], tried=tried)
+            tried = _tried(running, filled, most)
+        yield Fit(context=filled.context, original=most[0], converted=most[1], tried=tried)
 
 
-def _tried(running: Running, context: int, most: list[int]) -> tuple[int, int] | None:
+def _tried(running: Running, filled: Filled, most: list[int]) -> tuple[int, int] | None:
     """Return the largest batches that run on an accelerator beside the weights of both models."""
     found = []
     for engine, batch in zip(running.engines, most, strict=True):
         if not isinstance(engine, TransformersEngine):
             return None
-        found.append(largest_that_runs(lambda size, run=engine.runs: run(size, context), batch))  # type: ignore[misc]
+        found.append(largest_that_runs(lambda size, run=engine.runs: run(size, filled), batch))  # type: ignore[misc]
     return found[0], found[1]

@@ -15,7 +15,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 Kind: TypeAlias = Literal["causal", "encoder-decoder", "masked", "embedding"]
 Result = TypeVar("Result")
@@ -37,6 +41,12 @@ def kind_of(model: PreTrainedModel) -> Kind:
     if names & {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}:
         return "masked"
     return "embedding" if names & _HEADLESS else "causal"
+
+
+def answers_text_with_text(model: PreTrainedModel) -> bool:
+    """Return whether a class reads a text and writes another."""
+    names = {kind.__name__ for kind in type(model).__mro__}
+    return bool(names & {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()})
 
 
 def sees_ahead(model: PreTrainedModel) -> bool:

@@ -6,6 +6,7 @@ with a sliding window no more tokens than fit into it, and latent attention (MLA
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +62,8 @@ def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) 
     if not counts:
         return _latent_layers(plan)
     found: dict[str, CacheLayer] = {}
-    for count in counts:
-        for change in find_changes(config_json, plan, by_module, count, _another(count)):
-            if change.rule.cached:
-                _add(found, plan, count, change)
+    for count, change in _cached_changes(config_json, plan, counts):
+        _add(found, plan, count, change)
     return [found[module] for module in dict.fromkeys(_tree_order(plan, found))]
 
 
@@ -79,9 +78,30 @@ def cross_cache_bytes(layers: list[CacheLayer], itemsize: int, groups: int | Non
     return sum(layer.numbers(groups) for layer in layers if layer.cross) * itemsize
 
 
+def cross_projections(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) -> frozenset[str]:
+    """Return the tensors, as named in the module tree, that compute the keys and values of cross-attention.
+
+    Args:
+        config_json: The config.
+        plan: Its blueprint.
+        counts: Its numbers of KV heads.
+    """
+    changes = [change for _, change in _cached_changes(config_json, plan, counts)]
+    there = ((name, change.module(name)) for change in changes for name, (shape, _) in change.names.items() if shape)
+    return frozenset(name for name, module in there if is_cross_attention(module))
+
+
 def is_cross_attention(module: str) -> bool:
     """Return whether an attention module reads the keys and values of another sequence, by its name."""
     return any(word in module.lower() for word in _CROSS)
+
+
+def _cached_changes(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) -> Iterator[tuple[Count, Change]]:
+    """Yield the tensors whose rows the cache holds, with the count that they depend on."""
+    for count in counts:
+        for change in find_changes(config_json, plan, by_module, count, _another(count)):
+            if change.rule.cached:
+                yield count, change
 
 
 def _another(count: Count) -> int:

@@ -24,7 +24,10 @@ class BenchOptions:
     batch: tuple[int, ...] = (1, 8)
     """Sequences that are decoded at a time; each is measured with each context."""
     context: tuple[int, ...] = ()
-    """Tokens in the cache before the first one is decoded; empty is 1024, 4096 and 16384 as far as the model reads."""
+    """Tokens in the cache before the first one is decoded, of an encoder-decoder those of the source; empty is 1024,
+    4096 and 16384 as far as the model reads."""
+    target_context: int | None = None
+    """Of an encoder-decoder, tokens in the decoder's own cache before the first one is decoded; None is up to 32."""
     cache: tuple[CacheKind, ...] = ()
     """Caches to measure with; empty is both."""
     attention: Attention | None = None

@@ -47,11 +47,12 @@ def step_by_context(report: BenchReport) -> Plot | None:
     rows = [row for row in report.decode if row.batch == batch]
     if len({row.context for row in rows}) < 2:
         return None
-    with drawing("step", f"Time of a decode step against the context, batch {batch}, for both models.") as plot:
+    of = report.context_name
+    with drawing("step", f"Time of a decode step against the {of}, batch {batch}, for both models.") as plot:
         for marker, kind in zip(_MARKERS, dict.fromkeys(row.cache for row in rows), strict=False):
             _lines(plot.axes, [row for row in rows if row.cache == kind], kind, marker)
         plot.axes.set_xscale("log", base=2)
-        plot.axes.set(xlabel="context (tokens)", ylabel="milliseconds a step", ylim=(0, None))
+        plot.axes.set(xlabel=f"{of} (tokens)", ylabel="milliseconds a step", ylim=(0, None))
         plot.axes.set_xticks(sorted({row.context for row in rows}))
         plot.axes.xaxis.set_major_formatter(lambda tokens, _: _context(tokens))
         plot.axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.6)

@@ -10,7 +10,7 @@ from mha2gqa.checkpoint.sizes import format_size
 from mha2gqa.reports import bench_figures
 from mha2gqa.reports.page import render
 from mha2gqa.timing.results import BenchReport
-from mha2gqa.timing.summary import facts, notes, tables
+from mha2gqa.timing.summary import caches, facts, notes, tables
 
 Tile = dict[str, str]
 
@@ -31,18 +31,18 @@ def bench_page(report: BenchReport) -> str:
 
 
 def _tiles(report: BenchReport) -> Iterator[Tile]:
-    before, after = report.original.cache_per_token, report.converted.cache_per_token
-    note = f"a token; {after / max(1, before):.1%} of the original"
-    yield {"name": "KV cache", "before": format_size(before), "value": format_size(after), "note": note}
+    for one in caches(report):
+        note = f"a {one.token}; {one.share:.1%} of the original"
+        yield {"name": one.name, "before": format_size(one.before), "value": format_size(one.after), "note": note}
     if report.decode:
         row = max(report.decode, key=lambda row: (row.batch * row.context, row.ratio.median))
-        note = f"batch {row.batch}, context {row.context}, {row.cache} cache"
+        note = f"batch {row.batch}, {report.context_name} {row.context}, {row.cache} cache"
         yield {"name": "Decode, times as fast", "before": "", "value": f"{row.ratio.median:.2f}", "note": note}
         note = f"by which it can be {row.limit:.2f} times as fast"
         moved = {"before": format_size(row.step_bytes[0]), "value": format_size(row.step_bytes[1])}
         yield {"name": "Bytes of that step", **moved, "note": note}
     if report.fits:
         fit = report.fits[-1]
-        note = f"context {fit.context}, in {format_size(report.setting.memory)}, by bytes"
+        note = f"{report.context_name} {fit.context}, in {format_size(report.setting.memory)}, by bytes"
         values = {"before": f"{fit.original:,}", "value": f"{fit.converted:,}"}
         yield {"name": "Largest batch", **values, "note": note}

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mha2gqa.errors import TimingError
+from mha2gqa.evaluation.running import inputs
 
 GROUPED = "grouped"
 
@@ -36,7 +37,7 @@ def grouped_attention(
     """
     batch, heads, length, width = query_BHTE.shape
     groups = key_BGSE.shape[1]
-    is_plain = options.get("softcap") is None and options.get("position_bias") is None
+    is_plain = options.get("softcap") is None
     shares_mask = attention_mask is None or attention_mask.shape[1] == 1
     if length != 1 or groups == heads or not (is_plain and shares_mask):
         output, _ = sdpa_attention_forward(
@@ -44,6 +45,9 @@ def grouped_attention(
         )
         return output, None
     packed_BGRE = query_BHTE.reshape(batch, groups, heads // groups, width)
+    if (bias := options.get("position_bias")) is not None:  # T5's; each query head has its own
+        mask_BHTS = create_position_bias_mask(bias, attention_mask, False, query_BHTE, key_BGSE)
+        attention_mask = mask_BHTS.reshape(len(mask_BHTS), groups, heads // groups, -1)
     output_BGRE = torch.nn.functional.scaled_dot_product_attention(
         packed_BGRE, key_BGSE, value_BGSE, attn_mask=attention_mask, scale=scaling
     )
@@ -75,7 +79,7 @@ def use_attention(model: PreTrainedModel, name: str | None) -> str:
 @torch.no_grad()
 def _probe(model: Any) -> None:
     """Run two tokens: some implementations refuse a dtype or a soft-capping only when they meet it."""
-    model(torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+    model(**inputs(model, torch.zeros(1, 2, dtype=torch.int64)))
 
 
 def own(model: PreTrainedModel) -> str:

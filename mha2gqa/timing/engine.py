@@ -3,7 +3,27 @@
 Each engine is a module that knows one library; `measure.py` knows none of them.
 """
 
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Tokens that the caches of a sequence hold when decoding begins."""
+
+    own: int
+    """Of the decoder itself."""
+    source: int = 0
+    """That an encoder has read; 0 without one."""
+
+    @property
+    def context(self) -> int:
+        """The tokens that `--context` names: a decoder's own, or those of a source."""
+        return self.source or self.own
+
+    def with_room(self, tokens: int) -> "Filled":
+        """Return it with `tokens` more of the decoder; a source does not grow."""
+        return replace(self, own=self.own + tokens)
 
 
 class Decoding(Protocol):
@@ -21,7 +41,7 @@ class Engine(Protocol):
     """A loaded model."""
 
     def prefill(self, batch: int, tokens: int) -> float:
-        """Return the seconds from a batch of prompts to the first new token of each."""
+        """Return the seconds from a batch of prompts, or of sources, to the first new token of each."""
 
-    def start(self, batch: int, context: int, kind: str, room: int) -> Decoding:
-        """Return a batch with `context` tokens in its cache, and room for `room` more."""
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> Decoding:
+        """Return a batch with as many tokens in its caches, and room for `room` more of the decoder."""

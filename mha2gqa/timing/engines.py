@@ -14,6 +14,7 @@ from pathlib import Path
 from mha2gqa.errors import TimingError
 from mha2gqa.options import BenchOptions
 from mha2gqa.timing.attention import use_attention
+from mha2gqa.timing.encoder_decoder_engine import EncoderDecoderEngine
 from mha2gqa.timing.engine import Engine
 from mha2gqa.timing.grid import Grid
 from mha2gqa.timing.subjects import Subjects
@@ -62,6 +63,19 @@ def check_engine(options: BenchOptions) -> tuple[str, ...]:
     return (OWN,)
 
 
+def check_encoder(options: BenchOptions, subjects: Subjects) -> None:
+    """Refuse an engine that does not run models with an encoder.
+
+    Raises:
+        TimingError: It does not.
+    """
+    if subjects.has_encoder and options.engine != "transformers":
+        raise TimingError(
+            f"--engine {options.engine} runs decoders alone here, and {subjects.original.name} has an encoder",
+            expected="--engine transformers",
+        )
+
+
 def open_engines(options: BenchOptions, subjects: Subjects, grid: Grid) -> Running:
     """Load both models.
 
@@ -73,10 +87,11 @@ def open_engines(options: BenchOptions, subjects: Subjects, grid: Grid) -> Runni
         models = subjects.load(options.seed)
         first, second = (use_attention(model, options.attention) for model in models)
         on_graphs = subjects.device.startswith(GRAPHS)
-        engines = (TransformersEngine(models[0], options.seed), TransformersEngine(models[1], options.seed))
+        kind = EncoderDecoderEngine if subjects.has_encoder else TransformersEngine
+        engines = (kind(models[0], options.seed), kind(models[1], options.seed))
         return Running(engines, first if first == second else f"{first}, {second}", on_graphs)
     directories = [Path(str(one.directory)) for one in subjects.both]
-    length = max(grid.contexts) + grid.room
+    length = grid.longest
     size = min(one.vocabulary for one in subjects.both)
     dtype = str(subjects.dtype).removeprefix("torch.")
     package = (_PACKAGES[options.engine],)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mha2gqa.errors import TimingError
+from mha2gqa.timing.engine import Filled
 
 _GGML_TYPES = {"float32": 0, "float16": 1, "bfloat16": 30}
 """Dtype -> number in `ggml_type`."""
@@ -58,10 +59,10 @@ class LlamaCppEngine:
         self.llama.sample(temp=0.0)
         return time.perf_counter() - started
 
-    def start(self, batch: int, context: int, kind: str, room: int) -> "LlamaCppSequence":
-        """Return a sequence whose `context` tokens have been read."""
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> "LlamaCppSequence":
+        """Return a sequence of which as many tokens have been read."""
         self.llama.reset()
-        self.llama.eval(self._ids(context))
+        self.llama.eval(self._ids(filled.own))
         return LlamaCppSequence(self.llama)
 
     def _ids(self, tokens: int) -> list[int]:

@@ -7,7 +7,7 @@ model: only what `engine.py` asks of them.
 from collections.abc import Callable
 from dataclasses import replace
 
-from mha2gqa.timing.engine import Engine
+from mha2gqa.timing.engine import Engine, Filled
 from mha2gqa.timing.limits import Costs
 from mha2gqa.timing.results import Decode, Prefill, Ratio, Times
 
@@ -42,7 +42,7 @@ def take_turns(first: Turn, second: Turn, turns: int) -> tuple[Times, Times, Rat
 def time_decode(
     engines: tuple[Engine, Engine],
     sides: tuple[Costs, Costs],
-    point: tuple[str, int, int],
+    point: tuple[str, int, Filled],
     *,
     room: int,
     tokens: int,
@@ -54,24 +54,24 @@ def time_decode(
     Args:
         engines: Original and converted.
         sides: Their bytes.
-        point: Kind of cache, batch and context.
-        room: Tokens that a cache needs beyond the context.
+        point: Kind of cache, batch, and what its caches hold when decoding begins.
+        room: Tokens that a cache needs beyond that.
         tokens: Steps of a turn.
         turns: Turns of each that count.
         reason: Returns why a row is not faster, as `why_not_faster`.
     """
-    kind, batch, context = point
-    first, second = (engine.start(batch, context, kind, room) for engine in engines)
-    held = context + (room if kind == "static" else 0)
+    kind, batch, filled = point
+    first, second = (engine.start(batch, filled, kind, room) for engine in engines)
+    held = filled.with_room(room if kind == "static" else 0)
     original, converted, ratio = take_turns(lambda: first.turn(tokens), lambda: second.turn(tokens), turns)
     row = Decode(
         batch=batch,
-        context=context,
+        context=filled.context,
         cache=kind,
         original=original,
         converted=converted,
         ratio=ratio,
-        step_bytes=(sides[0].step(batch, context), sides[1].step(batch, context)),
+        step_bytes=(sides[0].step(batch, filled), sides[1].step(batch, filled)),
         cache_bytes=(batch * sides[0].cache(held), batch * sides[1].cache(held)),
         cache_measured=(first.cache_bytes, second.cache_bytes),
     )
@@ -79,7 +79,7 @@ def time_decode(
 
 
 def time_prefill(engines: tuple[Engine, Engine], batch: int, tokens: int, turns: int) -> Prefill:
-    """Measure reading a batch of prompts of `tokens` tokens."""
+    """Measure reading a batch of prompts, or of sources, of `tokens` tokens."""
     first, second = engines
     original, converted, ratio = take_turns(
         lambda: [first.prefill(batch, tokens)], lambda: [second.prefill(batch, tokens)], turns

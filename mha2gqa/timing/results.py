@@ -54,7 +54,7 @@ class Decode:
 
     batch: int
     context: int
-    """Tokens in the cache before the first one is decoded."""
+    """Tokens in the cache before the first one is decoded; of an encoder-decoder those of the source."""
     cache: str
     """`dynamic`, `static`, or the engine's own."""
     original: Times
@@ -90,11 +90,11 @@ class Decode:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefill:
-    """Reading a batch of prompts into an empty cache, up to the first new token."""
+    """Reading a batch of prompts, or of sources, into an empty cache, up to the first new token."""
 
     batch: int
     tokens: int
-    """Of each prompt."""
+    """Of each prompt, or source."""
     original: Times
     converted: Times
     ratio: Ratio
@@ -113,7 +113,7 @@ class Prefill:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The largest batch that fits into memory at one context length."""
+    """The largest batch that fits into memory at one length of context, or of source."""
 
     context: int
     original: int
@@ -129,12 +129,14 @@ class Side:
 
     name: str
     kv_heads: int
-    """The largest number, where layers differ."""
+    """That are cached; the largest number, where layers differ."""
     parameters: int
     weights: int
     """Bytes of all weights."""
     cache_per_token: int
     """Bytes that a token adds to the cache of one sequence, while no window is full."""
+    cross_cache_per_token: int
+    """Bytes that a token of a source takes in the cache of cross-attention; 0 without an encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,9 @@ class BenchReport:
     model_type: str
     random_weights: bool
     """Whether the models are a shape with random weights."""
+    target_context: int | None
+    """Tokens in an encoder-decoder's own cache before the first one is decoded, whose contexts are the lengths of
+    sources; None without an encoder."""
     original: Side
     converted: Side
     setting: Setting
@@ -169,6 +174,11 @@ class BenchReport:
     prefill: tuple[Prefill, ...]
     fits: tuple[Fit, ...]
     seconds: float
+
+    @property
+    def context_name(self) -> str:
+        """What the contexts are lengths of."""
+        return "context" if self.target_context is None else "source"
 
     @property
     def disturbed(self) -> int:

@@ -18,10 +18,11 @@ from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.devices import DTYPES, find_device
 from mha2gqa.errors import CheckpointError, TimingError
 from mha2gqa.evaluation.pair import find_pair
-from mha2gqa.evaluation.running import kind_of
+from mha2gqa.evaluation.running import answers_text_with_text, kind_of
 from mha2gqa.families.blueprint import ConfigJson, blueprint
+from mha2gqa.families.cache import cross_projections
 from mha2gqa.families.counts import decoders, find_counts, rewrite
-from mha2gqa.hosts import config_with_heads
+from mha2gqa.hosts import config_with_heads, has_hosts, host_config
 from mha2gqa.models import load_model, set_plain_generation
 from mha2gqa.options import BenchOptions
 from mha2gqa.targets import convert_targets
@@ -43,14 +44,20 @@ class Subject:
 
     @property
     def kv_heads(self) -> int:
-        """KV heads; the largest number, where layers differ."""
+        """KV heads that are cached; the largest number, where layers differ."""
         counted = config_with_heads(self.config_json)
-        return max(count.heads for count in find_counts(counted, blueprint(counted)))
+        counts = find_counts(counted, blueprint(counted))
+        return max(count.heads for count in counts if count.part != "encoder")
 
     @property
     def query_heads(self) -> int:
         """Query heads of a layer."""
         return decoders(blueprint(self.config_json))[0].query_heads
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads, and a decoder writes."""
+        return kind_of(blueprint(self.config_json).model) == "encoder-decoder"
 
     @property
     def vocabulary(self) -> int:
@@ -77,6 +84,17 @@ class Subjects:
         """Whether they are a shape."""
         return self.original.directory is None
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the second model has the first one's weights, wherever they have the same shape."""
+        first, second = (blueprint(one.config_json).module_shapes.keys() for one in self.both)
+        return self.random_weights and first == second
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads, and a decoder writes."""
+        return self.original.has_encoder
+
     def load(self, seed: int) -> tuple[PreTrainedModel, PreTrainedModel]:
         """Load both, ready to run."""
         if self.random_weights:
@@ -100,11 +118,8 @@ def find_subjects(options: BenchOptions) -> Subjects:
     if device == "auto":
         raise TimingError("Models are timed on one device", expected="--device cuda, mps or cpu")
     original, converted = _shape(options) if options.shape is not None else _pair(options)
-    model = blueprint(original.config_json).model
-    if kind_of(model) != "causal" or not model.can_generate():
-        raise TimingError(
-            f"{type(model).__name__} does not write text token by token", expected="a language model with a KV cache"
-        )
+    for subject in (original, converted):
+        _check_kind(subject)
     return Subjects(original, converted, device, _dtype(options.dtype, device, original.config_json))
 
 
@@ -116,6 +131,33 @@ def read_to(subjects: Subjects, tokens: int) -> Subjects:
         longer = {} if most is None else {"max_position_embeddings": max(most, tokens)}
         sides.append(replace(side, config_json={**side.config_json, **longer}))
     return replace(subjects, original=sides[0], converted=sides[1])
+
+
+def _check_kind(subject: Subject) -> None:
+    """Refuse a model that does not write text token by token, or whose encoder reads none.
+
+    Raises:
+        TimingError: It does not.
+    """
+    model = blueprint(subject.config_json).model
+    name = type(model).__name__
+    if kind_of(model) not in ("causal", "encoder-decoder") or not model.can_generate():
+        raise TimingError(f"{name} does not write text token by token", expected="a language model with a KV cache")
+    if not subject.has_encoder:
+        return
+    if not answers_text_with_text(model):
+        does = "writes no text" if model.main_input_name == "input_ids" else f"reads {model.main_input_name}"
+        raise TimingError(
+            f"{name} {does}, and of models with an encoder those are timed that answer text with text",
+            expected="a text-to-text class of transformers",
+        )
+    counted = config_with_heads(subject.config_json)
+    plan = blueprint(counted)
+    if not cross_projections(counted, plan, find_counts(counted, plan)):
+        raise TimingError(
+            f"{name} has no cross-attention of its own, so the bytes of its caches are not known by formula",
+            expected="a decoder whose cross-attention has keys and values of its own",
+        )
 
 
 def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
@@ -136,9 +178,9 @@ def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
     if options.groups is None:
         raise TimingError("--shape needs --groups", expected="the number of KV heads of the second model")
     config_json = _shape_config(str(options.shape))
-    targets = convert_targets(config_json, options.groups)
+    counted = host_config(config_json, options.groups)[1] if has_hosts(config_json) else config_json
     name = Path(str(options.shape)).name.removesuffix(".json")
-    converted = rewrite(config_json, targets)
+    converted = rewrite(counted, convert_targets(counted, options.groups))
     return Subject(name, config_json, None), Subject(f"{name}, {options.groups} KV heads", converted, None)
 
 

@@ -8,19 +8,9 @@ from mha2gqa.timing.results import SPREAD_BOUND, BenchReport, Decode, Fit, Prefi
 
 Row = tuple[str, ...]
 DISTURBED = "disturbed"
-_DECODE: Row = (
-    "batch",
-    "context",
-    "cache",
-    "ms a step",
-    "converted",
-    "ratio (turns)",
-    "limit",
-    "cache bytes",
-    "remark",
-)
-_PREFILL: Row = ("batch", "prompt", "tokens/s", "converted", "ratio (turns)", "remark")
-_FIT: Row = ("context", "largest batch", "converted")
+_DECODE: Row = ("cache", "ms a step", "converted", "ratio (turns)", "limit", "cache bytes", "remark")
+_PREFILL: Row = ("tokens/s", "converted", "ratio (turns)", "remark")
+_FIT: Row = ("largest batch", "converted")
 
 
 @dataclass(frozen=True)
@@ -33,14 +23,47 @@ class Table:
     remarks: bool = True
 
 
+@dataclass(frozen=True)
+class Cache:
+    """What a token takes in a cache of one sequence."""
+
+    name: str
+    token: str
+    """Which token."""
+    before: int
+    """Bytes in the original."""
+    after: int
+    """Bytes in the converted model."""
+
+    @property
+    def share(self) -> float:
+        """What is left of the original's."""
+        return self.after / max(1, self.before)
+
+
+def caches(report: BenchReport) -> list[Cache]:
+    """Return the caches that a model has: of a decoder, or of both kinds of attention behind an encoder."""
+    sides = (report.original, report.converted)
+    before, after = (side.cache_per_token for side in sides)
+    if report.target_context is None:
+        return [Cache("KV cache", "token", before, after)]
+    cross = Cache("Cache of the source", "token of the source", *(side.cross_cache_per_token for side in sides))
+    return [cross, Cache("Cache of the target", "token of the target", before, after)]
+
+
 def facts(report: BenchReport) -> Iterator[tuple[str, str]]:
     """Yield what was measured, on what, and by what."""
     setting = report.setting
     yield "original", _side(report.original)
     yield "converted", _side(report.converted)
     yield "weights", "random" if report.random_weights else "the checkpoints'"
-    share = report.converted.cache_per_token / max(1, report.original.cache_per_token)
-    yield "cache", f"{_cache(report.original)} -> {_cache(report.converted)} a token ({share:.0%})"
+    held = (
+        f"{format_size(one.before)} -> {format_size(one.after)} a {one.token} ({one.share:.0%})"
+        for one in caches(report)
+    )
+    yield "cache", ", ".join(held)
+    if report.target_context is not None:
+        yield "target", f"{report.target_context} tokens in the decoder's own cache when decoding begins"
     compiled = ", static cache compiled" if setting.compiled else ""
     yield "run by", f"{setting.engine}, attention {setting.attention}, {setting.dtype}{compiled}"
     yield "run on", f"{setting.device}, {setting.threads} threads"
@@ -50,10 +73,12 @@ def facts(report: BenchReport) -> Iterator[tuple[str, str]]:
 
 def tables(report: BenchReport) -> Iterator[Table]:
     """Yield the measurements."""
-    yield Table("decode", _DECODE, tuple(map(_decode, report.decode)))
-    yield Table("prefill", _PREFILL, tuple(map(_prefill, report.prefill)))
+    length = report.context_name
+    read = "prompt" if report.target_context is None else length
+    yield Table("decode", ("batch", length, *_DECODE), tuple(map(_decode, report.decode)))
+    yield Table("prefill", ("batch", read, *_PREFILL), tuple(map(_prefill, report.prefill)))
     tried = any(fit.tried for fit in report.fits)
-    header = (*_FIT, "ran", "converted") if tried else _FIT
+    header = (length, *_FIT, *(("ran", "converted") if tried else ()))
     yield Table("largest batch", header, tuple(_fit(fit, tried=tried) for fit in report.fits), remarks=False)
 
 
@@ -61,8 +86,13 @@ def notes(report: BenchReport) -> Iterator[str]:
     """Yield what to know when reading the tables."""
     yield (
         "ratio: original through converted, median and range of the turns; limit: the same of the bytes that a step "
-        "must move (all weights once, the cache of the batch)."
+        "must move (all weights that it reads once, the cache of the batch)."
     )
+    if report.target_context is not None:
+        yield (
+            "source: tokens in the cache of cross-attention, which a decode step reads without the encoder and without "
+            "the weights that made it; prefill: the encoder reads the source, and the decoder writes its first token."
+        )
     yield (
         f"The largest batch is by the bytes of weights and cache, in {format_size(report.setting.memory)}; what an "
         "engine needs beside them comes off it."
@@ -77,10 +107,6 @@ def notes(report: BenchReport) -> Iterator[str]:
 def _side(side: Side) -> str:
     weights = f"{side.parameters:,} parameters, {format_size(side.weights)}"
     return f"{side.name}: {side.kv_heads} KV heads, {weights}"
-
-
-def _cache(side: Side) -> str:
-    return format_size(side.cache_per_token)
 
 
 def _decode(row: Decode) -> Row:

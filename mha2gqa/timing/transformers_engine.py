@@ -8,15 +8,19 @@ Legend: B sequences, T tokens.
 """
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache, StoppingCriteria
 from transformers.cache_utils import CacheLayerMixin
 
 from mha2gqa.evaluation.behaviour import held_bytes
+from mha2gqa.timing.engine import Filled
 
+Inputs: TypeAlias = dict[str, Any]
+"""What `generate` is given."""
 _READ = 4
 """Tokens that are read for real before a cache is filled: enough for state that is no cache (convolutions)."""
 
@@ -42,7 +46,7 @@ def now(device: torch.device) -> float:
 
 
 class TransformersEngine:
-    """A model that transformers runs."""
+    """A decoder that transformers runs."""
 
     def __init__(self, model: PreTrainedModel, seed: int) -> None:
         self.model = model
@@ -50,26 +54,30 @@ class TransformersEngine:
 
     def prefill(self, batch: int, tokens: int) -> float:
         """Return the seconds from a batch of prompts to the first new token of each."""
-        ids_BT = self._random_ids(batch, tokens)
+        inputs = self.prompts(batch, tokens)
         started = now(self.model.device)
-        _, times = generate(self.model, ids_BT, None, 1)
+        _, times = generate(self.model, 1, inputs)
         return times[0] - started
 
-    @torch.no_grad()
-    def start(self, batch: int, context: int, kind: str, room: int) -> "CachedBatch":
-        """Return a batch with `context` tokens in its cache, and room for `room` more."""
-        ids_BT = self._random_ids(batch, context + 1)
-        cache = empty_cache(self.model, kind, context + room)
-        run: Any = self.model
-        read = min(_READ, context)
-        run(ids_BT[:, :read], past_key_values=cache, use_cache=True)
-        fill(cache, batch, context - read)
-        return CachedBatch(self.model, cache, ids_BT)
+    def prompts(self, batch: int, tokens: int) -> Inputs:
+        """Return a batch of prompts that were not read yet."""
+        return going_on(self._random_ids(batch, tokens))
 
-    def runs(self, batch: int, context: int) -> bool:
-        """Return whether a batch of `context` tokens can be decoded without running out of memory."""
+    @torch.no_grad()
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> "CachedBatch":
+        """Return a batch with as many tokens in its cache, and room for `room` more."""
+        ids_BT = self._random_ids(batch, filled.own + 1)
+        cache = empty_cache(self.model, kind, filled.own + room)
+        run: Any = self.model
+        read = min(_READ, filled.own)
+        run(ids_BT[:, :read], past_key_values=cache, use_cache=True)
+        fill(cache, batch, filled.own - read)
+        return CachedBatch(self.model, ids_BT, lambda ids: going_on(ids, past_key_values=cache), held_bytes(cache))
+
+    def runs(self, batch: int, filled: Filled) -> bool:
+        """Return whether a batch with as many tokens in its caches can be decoded without running out of memory."""
         try:
-            self.start(batch, context, "static", 3).turn(1)
+            self.start(batch, filled, "static", 3).turn(1)
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -84,19 +92,25 @@ class TransformersEngine:
 class CachedBatch:
     """Sequences of which all tokens but the last are in the cache."""
 
-    def __init__(self, model: PreTrainedModel, cache: Cache, ids_BT: torch.Tensor) -> None:
-        self._model, self._cache, self._ids_BT = model, cache, ids_BT
-        self.cache_bytes = held_bytes(cache)
+    def __init__(
+        self, model: PreTrainedModel, ids_BT: torch.Tensor, inputs: Callable[[torch.Tensor], Inputs], cache_bytes: int
+    ) -> None:
+        """Begin with the tokens `ids_BT`; `inputs` returns what `generate` needs to go on from some."""
+        self._model, self._ids_BT, self._inputs = model, ids_BT, inputs
+        self.cache_bytes = cache_bytes
 
     def turn(self, tokens: int) -> list[float]:
         """Decode one token that is not counted (`generate` sets itself up), and return the seconds of `tokens` more."""
-        self._ids_BT, times = generate(self._model, self._ids_BT, self._cache, tokens + 1)
+        self._ids_BT, times = generate(self._model, tokens + 1, self._inputs(self._ids_BT))
         return [after - before for before, after in pairwise(times)]
 
 
-def generate(
-    model: PreTrainedModel, ids_BT: torch.Tensor, cache: Cache | None, tokens: int
-) -> tuple[torch.Tensor, list[float]]:
+def going_on(ids_BT: torch.Tensor, **more: Any) -> Inputs:
+    """Return what a decoder goes on from: these tokens, all of them, and `more`."""
+    return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), **more}
+
+
+def generate(model: PreTrainedModel, tokens: int, inputs: Inputs) -> tuple[torch.Tensor, list[float]]:
     """Write `tokens` tokens greedily.
 
     Returns:
@@ -104,14 +118,7 @@ def generate(
     """
     clock = Clock(model.device)
     run: Any = model.generate
-    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-    written_BT: torch.Tensor = run(
-        input_ids=ids_BT,
-        attention_mask=torch.ones_like(ids_BT),
-        max_new_tokens=tokens,
-        stopping_criteria=[clock],
-        **options,
-    )
+    written_BT: torch.Tensor = run(**inputs, max_new_tokens=tokens, stopping_criteria=[clock])
     return written_BT, clock.times
 
 
@@ -125,12 +132,13 @@ def fill(cache: Cache, batch: int, tokens: int) -> None:
     """Add `tokens` random keys and values to every attention layer of a cache that has seen some already."""
     for index, layer in enumerate(cache.layers):
         if tokens > 0 and isinstance(layer, CacheLayerMixin) and isinstance(layer.keys, torch.Tensor):
-            keys, values = (_random_like(one, batch, tokens) for one in _states(layer))
+            keys, values = random_states(layer, batch, tokens)
             cache.update(keys, values, index)
 
 
-def _states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return layer.keys, layer.values
+def random_states(layer: Any, batch: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random keys and values of `tokens` tokens, as wide as those that a layer of a cache has seen."""
+    return _random_like(layer.keys, batch, tokens), _random_like(layer.values, batch, tokens)
 
 
 def _random_like(states: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mha2gqa.timing.engine import Filled
+
 _SHARE = 0.45
 """Of the device's memory, for each of two models."""
 
@@ -37,9 +39,9 @@ class VllmEngine:
         """Return the seconds from a batch of prompts to the first new token of each."""
         return self.seconds(batch, tokens, 1)
 
-    def start(self, batch: int, context: int, kind: str, room: int) -> "VllmBatch":
-        """Return a batch of prompts of `context` tokens; vLLM keeps their caches itself."""
-        return VllmBatch(self, batch, context)
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> "VllmBatch":
+        """Return a batch of prompts of as many tokens; vLLM keeps their caches itself."""
+        return VllmBatch(self, batch, filled.own)
 
     def seconds(self, batch: int, tokens: int, new: int) -> float:
         """Return how long `new` tokens of each of `batch` prompts take."""

@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-
 from mha2gqa.checkpoint.pieces import DTYPES
 from mha2gqa.checkpoint.reader import Checkpoint, read_checkpoint
 from mha2gqa.checkpoint.record import WrittenRecord, read_record
 from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.errors import OriginalMissingError, PairError, SourceError, TrainingError
 from mha2gqa.evaluation.pair import find_converted, find_pair
-from mha2gqa.evaluation.running import kind_of, sees_ahead
+from mha2gqa.evaluation.running import answers_text_with_text, kind_of, sees_ahead
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.options import Objective, UptrainOptions
@@ -96,7 +93,7 @@ def _check_kind(checkpoint: Checkpoint) -> None:
     kind, name, reads = kind_of(model), type(model).__name__, model.main_input_name
     if reads != "input_ids":
         raise TrainingError(f"{name} reads {reads}, and this trains on text", expected="a model that reads text")
-    if kind == "encoder-decoder" and not _answers_text_with_text(model):
+    if kind == "encoder-decoder" and not answers_text_with_text(model):
         raise TrainingError(f"{name} does not answer text with text", expected="a text-to-text class of transformers")
     if kind != "encoder-decoder" and (sees_ahead(model) or kind == "masked" or not model.can_generate()):
         raise TrainingError(
@@ -107,11 +104,6 @@ def _check_kind(checkpoint: Checkpoint) -> None:
     dtypes = {info.dtype for info in checkpoint.tensors}
     if not dtypes & set(DTYPES):
         raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*DTYPES]}")
-
-
-def _answers_text_with_text(model: PreTrainedModel) -> bool:
-    names = {kind.__name__ for kind in type(model).__mro__}  # a class that ships is one of transformers' own, too
-    return bool(names & {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()})
 
 
 def _check_heads(checkpoint: Checkpoint, written: WrittenRecord) -> None:

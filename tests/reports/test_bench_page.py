@@ -32,13 +32,16 @@ def decode(batch: int, context: int, cache: str, measured: float) -> Decode:
 
 
 def report(name: str = "olmo-1b") -> BenchReport:
-    side = Side(name=name, kv_heads=16, parameters=10**9, weights=4 * 10**9, cache_per_token=1 << 18)
+    side = Side(
+        name=name, kv_heads=16, parameters=10**9, weights=4 * 10**9, cache_per_token=1 << 18, cross_cache_per_token=0
+    )
     prefill = Prefill(
         batch=8, tokens=64, original=times(2.0), converted=times(1.0), ratio=Ratio(median=2, low=1, high=3)
     )
     return BenchReport(
         model_type=name,
         random_weights=True,
+        target_context=None,
         original=side,
         converted=dataclasses.replace(side, kv_heads=2, cache_per_token=1 << 15),
         setting=Setting(

@@ -1,5 +1,8 @@
 """The attention implementations: `grouped` computes what a loop over heads computes, and repeats nothing."""
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,10 +10,15 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.integrations import sdpa_attention
 
+from mha2gqa import BenchOptions
 from mha2gqa.errors import TimingError
 from mha2gqa.timing import attention
 from mha2gqa.timing.attention import grouped_attention, own, repeats_heads, use_attention
+from mha2gqa.timing.encoder_decoder_engine import EncoderDecoderEngine
+from mha2gqa.timing.engine import Filled
+from mha2gqa.timing.subjects import find_subjects
 from tests.families.tiny import tiny_config, tiny_model
+from tests.training.pair_subjects import family
 
 
 class Module(torch.nn.Module):
@@ -53,6 +61,23 @@ def test_grouped_is_attention(length: int, masked: bool, compiled: bool) -> None
     output, weights = run(Module(), query, key, value, mask, scaling=8**-0.5)
     assert weights is None
     torch.testing.assert_close(output.double(), loop(query, key, value, mask), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.float32])
+def test_grouped_adds_the_bias_of_each_query_head(mask: torch.dtype | None) -> None:
+    query, key, value = states(1)
+    generator = torch.Generator().manual_seed(9)
+    bias = torch.randn(1, 6, 1, 7, generator=generator)
+    seen = torch.ones(2, 1, 1, 7, dtype=torch.bool).tril(2)
+    given = None if mask is None else seen if mask == torch.bool else torch.zeros(seen.shape).masked_fill(~seen, -1e30)
+    output, _ = grouped_attention(Module(), query, key, value, given, scaling=1.0, position_bias=bias)
+    expected = torch.zeros(2, 1, 6, 8)
+    for b in range(2):
+        for h in range(6):
+            scores = key[b, h // 3] @ query[b, h, 0] + bias[0, h, 0]
+            scores = scores if mask is None else scores.masked_fill(~seen[b, 0, 0], -torch.inf)
+            expected[b, 0, h] = scores.softmax(-1) @ value[b, h // 3]
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
 def count_repeats(monkeypatch: pytest.MonkeyPatch, run: Any, masked: bool) -> int:
@@ -98,6 +123,34 @@ def test_every_implementation_gives_the_same_logits(model_type: str, static: boo
         logits[name] = model(ids[:, 11:], past_key_values=cache, use_cache=True).logits
     for name in ("sdpa", attention.GROUPED):
         torch.testing.assert_close(logits[name], logits["eager"], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("model_type", ["t5", "umt5", "bart", "marian"])
+def test_every_implementation_writes_the_same_behind_an_encoder(
+    model_type: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(model_type)
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**config.to_dict(), "architectures": [family(model_type).architecture]}))
+    _, model = find_subjects(BenchOptions(shape=str(path), groups=2)).load(seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    batch = EncoderDecoderEngine(model, 1).start(2, Filled(6, 9), kind, 4)
+    ids, known = batch._ids_BT, batch._inputs(batch._ids_BT)
+    logits = {}
+    run: Any = model
+    for name in ("eager", "sdpa", attention.GROUPED):
+        assert use_attention(model, name) == own(model) == name
+        inputs = copy.deepcopy(known) | {"decoder_input_ids": ids[:, -1:]}
+        if name == attention.GROUPED:
+            monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: pytest.fail("falls back"))
+        inputs.pop("decoder_attention_mask")
+        with torch.no_grad():
+            logits[name] = run(**inputs, use_cache=True).logits
+    for name in ("sdpa", attention.GROUPED):
+        torch.testing.assert_close(logits[name], logits["eager"], atol=1e-4, rtol=1e-4)
 
 
 def test_an_implementation_that_is_not_there_is_refused() -> None:

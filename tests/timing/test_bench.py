@@ -12,9 +12,10 @@ import torch
 
 from mha2gqa import BenchOptions, bench
 from mha2gqa.reports.bench_page import bench_page
+from mha2gqa.timing.engine import Filled
 from mha2gqa.timing.results import BenchReport
 from mha2gqa.timing.subjects import find_subjects
-from mha2gqa.timing.transformers_engine import TransformersEngine, generate
+from mha2gqa.timing.transformers_engine import TransformersEngine, generate, going_on
 from tests.evaluation.subjects import converted
 from tests.families.tiny import save_tiny, tiny_config, tiny_model
 
@@ -74,11 +75,11 @@ def test_decoding_from_a_cache_writes_what_generation_writes() -> None:
     model: Any = tiny_model(tiny_config("llama", num_key_value_heads=2))
     model.generation_config.eos_token_id = None
     engine = TransformersEngine(model, seed=1)
-    batch = engine.start(2, 4, "static", 20)  # as many tokens as are read for real
+    batch = engine.start(2, Filled(4), "static", 20)  # as many tokens as are read for real
     ids = batch._ids_BT.clone()
     assert len(batch.turn(3)) == 3
     assert len(batch.turn(2)) == 2
-    expected, _ = generate(model, ids, None, 4 + 3)
+    expected, _ = generate(model, 4 + 3, going_on(ids))
     torch.testing.assert_close(batch._ids_BT, expected)
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from mha2gqa.evaluation.behaviour import held_bytes
+from mha2gqa.timing.engine import Filled
 from mha2gqa.timing.limits import Costs, costs, largest_that_runs, why_not_faster
 from mha2gqa.timing.results import Decode, Ratio, Times
 from mha2gqa.timing.transformers_engine import fill
@@ -40,7 +41,7 @@ def test_the_cache_of_a_run_is_that_of_the_formula(kind: str, context: int) -> N
     model(torch.randint(3, 90, (batch, context)), past_key_values=cache, use_cache=True)
     # Between two tokens transformers keeps one less than the window, which the next token then fills.
     missing = sum(layer.numbers() * 4 for layer in cost.layers if layer.window and layer.window <= context)
-    assert held_bytes(cache) == batch * (cost.cache(context) - missing)
+    assert held_bytes(cache) == batch * (cost.cache(Filled(context)) - missing)
 
 
 @pytest.mark.parametrize("kind", ["MHA", "GQA", "MQA", "windows", "some windows"])
@@ -48,7 +49,7 @@ def test_a_static_cache_has_room_for_what_the_formula_says(kind: str) -> None:
     model, config_json = model_of(kind)
     cache = StaticCache(config=model.config, max_cache_len=24)
     model(torch.randint(3, 90, (2, 5)), past_key_values=cache, use_cache=True)
-    assert held_bytes(cache) == 2 * costs(config_json, 4).cache(24)
+    assert held_bytes(cache) == 2 * costs(config_json, 4).cache(Filled(24))
 
 
 @pytest.mark.parametrize("kind", ["GQA", "windows", "some windows"])
@@ -76,17 +77,17 @@ def test_a_step_reads_every_weight_but_a_table_that_is_looked_up(tied: bool) -> 
     table = model.model.embed_tokens.weight.numel()
     assert (cost.parameters, cost.weights) == (weights, 2 * weights)
     assert cost.read == 2 * (weights if tied else weights - table)
-    assert cost.step(5, 7) == cost.read + 5 * cost.cache(7)
+    assert cost.step(5, Filled(7)) == cost.read + 5 * cost.cache(Filled(7))
 
 
 @pytest.mark.parametrize("memory", [0, 10_000, 1_000_000, 10_000_000])
 def test_the_largest_batch_fits_and_one_more_does_not(memory: int) -> None:
     _, config_json = model_of("GQA")
     cost = costs(config_json, 4)
-    batch = cost.largest_batch(100, memory)
+    batch = cost.largest_batch(Filled(100), memory)
     if batch:
-        assert cost.weights + batch * cost.cache(100) <= memory
-    assert cost.weights + (batch + 1) * cost.cache(100) > memory
+        assert cost.weights + batch * cost.cache(Filled(100)) <= memory
+    assert cost.weights + (batch + 1) * cost.cache(Filled(100)) > memory
 
 
 @pytest.mark.parametrize(("most", "true"), [(0, 0), (1, 0), (1, 1), (7, 3), (16, 16), (100, 37), (1000, 999)])
@@ -154,4 +155,4 @@ def test_rates_and_limit_follow_from_the_fields() -> None:
 def test_costs_are_of_the_dtype() -> None:
     _, config_json = model_of("GQA")
     both: list[Costs] = [costs(config_json, size) for size in (2, 4)]
-    assert both[1].cache(9) == 2 * both[0].cache(9) == 4 * 2 * 2 * 2 * 16 * 9
+    assert both[1].cache(Filled(9)) == 2 * both[0].cache(Filled(9)) == 4 * 2 * 2 * 2 * 16 * 9

@@ -7,6 +7,7 @@ import pytest
 
 from mha2gqa.errors import GroupsError, TimingError
 from mha2gqa.options import BenchOptions
+from mha2gqa.timing.engine import Filled
 from mha2gqa.timing.grid import Grid, check_fits, find_grid
 from mha2gqa.timing.limits import costs
 from mha2gqa.timing.measure import take_turns, time_decode, time_prefill
@@ -28,8 +29,8 @@ class Counted:
         self.log.append(self.name)
         return self.step * batch * tokens
 
-    def start(self, batch: int, context: int, kind: str, room: int) -> "Counted":
-        self.asked.append((batch, context, kind, room))
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> "Counted":
+        self.asked.append((batch, filled, kind, room))
         return self
 
     def turn(self, tokens: int) -> list[float]:
@@ -58,15 +59,15 @@ def test_a_row_says_what_was_measured_and_what_the_bytes_are() -> None:
     log: list[str] = []
     engines = (Counted("a", 0.3, log), Counted("b", 0.1, log))
     settings: dict[str, Any] = {"room": 10, "tokens": 4, "turns": 2, "reason": lambda row: f"limit {row.limit:.3f}"}
-    row = time_decode(engines, (sides[0], sides[1]), ("static", 8, 1024), **settings)
-    assert engines[0].asked == engines[1].asked == [(8, 1024, "static", 10)]
+    row = time_decode(engines, (sides[0], sides[1]), ("static", 8, Filled(1024)), **settings)
+    assert engines[0].asked == engines[1].asked == [(8, Filled(1024), "static", 10)]
     assert (row.original.median, row.original.count, row.ratio.median) == (0.3, 8, pytest.approx(3.0))
-    assert row.step_bytes == tuple(side.read + 8 * side.cache(1024) for side in sides)
-    assert row.cache_bytes == tuple(8 * side.cache(1034) for side in sides)
+    assert row.step_bytes == tuple(side.read + 8 * side.cache(Filled(1024)) for side in sides)
+    assert row.cache_bytes == tuple(8 * side.cache(Filled(1034)) for side in sides)
     assert row.reason == f"limit {row.step_bytes[0] / row.step_bytes[1]:.3f}"
     slow = (Counted("a", 0.1, log), Counted("b", 0.1, log))
-    dynamic = time_decode(slow, (sides[0], sides[1]), ("dynamic", 1, 16), **settings)
-    assert dynamic.cache_bytes == tuple(side.cache(16) for side in sides)
+    dynamic = time_decode(slow, (sides[0], sides[1]), ("dynamic", 1, Filled(16)), **settings)
+    assert dynamic.cache_bytes == tuple(side.cache(Filled(16)) for side in sides)
 
 
 def test_prefill_counts_the_tokens_of_the_batch() -> None:
@@ -79,7 +80,7 @@ def test_prefill_counts_the_tokens_of_the_batch() -> None:
 def test_the_grid_of_a_shape_is_what_was_asked_for() -> None:
     options = dataclasses.replace(TINY, batch=(8, 1, 8), context=(64, 16), prefill_tokens=32, tokens=3, turns=2)
     grid = find_grid(options, find_subjects(options), ("dynamic", "static"))
-    assert grid.points[:3] == [("dynamic", 1, 16), ("static", 1, 16), ("dynamic", 8, 16)]
+    assert grid.points[:3] == [("dynamic", 1, Filled(16)), ("static", 1, Filled(16)), ("dynamic", 8, Filled(16))]
     assert len(grid.points) == 8
     assert grid.room == 3 * 4 + 1
     assert grid.prompts == ((1, 16), (1, 32), (8, 4))
@@ -88,7 +89,7 @@ def test_the_grid_of_a_shape_is_what_was_asked_for() -> None:
 def test_a_grid_that_does_not_fit_is_refused_with_its_bytes() -> None:
     sides = tuple(costs(one.config_json, 4) for one in find_subjects(TINY).both)
     grid = Grid((1, 8), (1024, 4096), ("static",), 10, ())
-    weights, caches = sides[0].weights, sum(8 * side.cache(4106) for side in sides)
+    weights, caches = sides[0].weights, sum(8 * side.cache(Filled(4106)) for side in sides)
     check_fits(grid, (sides[0], sides[1]), weights + caches, shared=True)
     with pytest.raises(TimingError, match=r"Batch 8 at context 4096 does not fit: 4.4 GiB of weights and 8.0 GiB and"):
         check_fits(grid, (sides[0], sides[1]), weights + caches - 1, shared=True)
@@ -99,7 +100,7 @@ def test_a_grid_that_does_not_fit_is_refused_with_its_bytes() -> None:
 @pytest.mark.parametrize("path", sorted(SHAPES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_shape_can_be_benched(path: Any) -> None:
     subjects = find_subjects(BenchOptions(shape=path.stem, groups=1))
-    before, after = (costs(one.config_json, 2).cache(1) for one in subjects.both)
+    before, after = (costs(one.config_json, 2).cache(Filled(1)) for one in subjects.both)
     assert subjects.random_weights
     assert before == after * subjects.original.kv_heads
     assert find_subjects(BenchOptions(shape=str(path), groups=1)) == subjects
@@ -114,6 +115,7 @@ PARAMETERS = {  # as the models' own cards and papers give them
     "phi-3-mini": 3_821_079_552,
     "olmo-1b": 1_176_764_416,
     "qwen1.5-0.5b": 463_987_712,
+    "t5-large": 737_668_096,
 }
 
 

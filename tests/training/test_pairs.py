@@ -1,5 +1,6 @@
 """Uptraining of encoder-decoders: the loss against transformers' own class in fp64, what trains, and what comes out."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_the_held_out_losses_are_those_of_transformers_and_of_other_sources(
     assert len(sources) < len(rows["training"])
     assert report.text_tokens == sum(len(source) + len(target) for source, target in rows["training"])
     assert report.rounds == pytest.approx(4 * 20 / len(rows["training"]))
+
+
+def test_the_held_out_pairs_count_with_their_sources_and_targets(subject: tuple[Path, Path], rows: Rows) -> None:
+    trained(pair_options(subject, steps=1, held_out=(str(subject[1]),), held_out_tokens=100, data=(_more(subject[1]),)))
+    tokens = [len(source) + len(target) for source, target in rows["held-out"]]
+    assert sum(tokens[:-1]) < 100 <= sum(tokens)
+    assert sum(len(source) for source, _ in rows["held-out"]) < 100
+
+
+def _more(pairs: Path) -> str:
+    """Write pairs that the others are not among."""
+    more = pairs.with_name("more.jsonl")
+    more.write_text("".join(json.dumps({"source": "!" * count, "target": "?"}) + "\n" for count in range(3, 20)))
+    return str(more)
 
 
 def test_accumulated_batches_count_every_token_once(subject: tuple[Path, Path]) -> None:

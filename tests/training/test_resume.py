@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from mha2gqa.errors import TrainingError
 from mha2gqa.training import run as training_run
 from mha2gqa.training.workspace import newest_checkpoint, workspace_of
+from tests.training.pair_subjects import save_pair_subject
 from tests.training.subjects import QUICK, save_subject, trained
 
 STEPS = 9
@@ -28,7 +30,7 @@ def subject(tmp_path: Path) -> tuple[Path, Path]:
 
 def _recipe(subject: tuple[Path, Path]) -> Path:
     """A recipe of nine steps, saved at every second."""
-    content = {"data": [str(subject[1])], "context": 32, "steps": STEPS, "held_out_tokens": 200, "trainer": QUICK}
+    content = {"data": [str(subject[1])], "context": 24, "steps": STEPS, "held_out_tokens": 200, "trainer": QUICK}
     path = subject[0].parent / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -49,9 +51,11 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("save", [save_subject, partial(save_pair_subject, dropout_rate=0.2)], ids=["text", "pairs"])
 def test_a_killed_run_goes_on_bit_for_bit(
-    subject: tuple[Path, Path], tmp_path: Path, tree: Callable[[Path], dict[str, bytes | None]]
+    save: Callable[[Path], tuple[Path, Path]], tmp_path: Path, tree: Callable[[Path], dict[str, bytes | None]]
 ) -> None:
+    subject = save(tmp_path)
     whole = subprocess.run(
         _command(subject, tmp_path / "whole"), capture_output=True, text=True, env=_environment(), check=True
     )
