@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from mha2gqa.symmetric import symmetric_product
+
 
 class Metric(Protocol):
     """A second moment M of inputs, positive semidefinite."""
@@ -36,7 +38,7 @@ class Even:
 
     def gram(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return R Rᵀ."""
-        return rows_NX @ rows_NX.mT
+        return symmetric_product(rows_NX, rows_NX)
 
     def energies(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return the squared lengths."""
@@ -56,7 +58,7 @@ class Full:
 
     def gram(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return R M Rᵀ."""
-        return rows_NX @ self.moment_XX @ rows_NX.mT
+        return symmetric_product(rows_NX @ self.moment_XX, rows_NX)
 
     def energies(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return the diagonal of R M Rᵀ."""
@@ -77,7 +79,7 @@ class LowRank:
     def gram(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return R diag(d) Rᵀ + (R F)(R F)ᵀ."""
         seen_NS = rows_NX @ self.factor_XS
-        return (rows_NX * self.diagonal_X) @ rows_NX.mT + seen_NS @ seen_NS.mT
+        return symmetric_product(rows_NX * self.diagonal_X, rows_NX) + symmetric_product(seen_NS, seen_NS)
 
     def energies(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return the diagonal of the same."""

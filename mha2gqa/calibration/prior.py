@@ -24,6 +24,9 @@ from mha2gqa.metric import LowRank
 
 _SHARE = 0.5
 """Size of what an attention layer adds, beside that of the embeddings."""
+_EVEN = 0.9
+"""Share of even inputs in the guess for queries. Beside 0, the reference loses a quarter less, a verse model a 25th
+less, and TinyStories-656K with 2 KV heads a 25th more; among keys and values it is not better everywhere."""
 _ROWS = 8192
 """Embedding rows that are looked at, evenly spaced."""
 _RANK = 256
@@ -61,10 +64,8 @@ class Prior:
         if gain_D is not None:
             gain = gain_D.to(diagonal)
             diagonal, factor = diagonal * gain.square(), factor * gain[:, None]
-        if has_bias:
-            diagonal, factor = functional.pad(diagonal, (0, 1), value=1.0), functional.pad(factor, (0, 0, 0, 1))
-        guess = LowRank(diagonal, factor)
-        return Statistics(guess, guess)
+        queries = (1 - _EVEN) * diagonal + _EVEN * _energy((diagonal, factor)), factor * (1 - _EVEN) ** 0.5
+        return Statistics(_guess((diagonal, factor), has_bias=has_bias), _guess(queries, has_bias=has_bias))
 
     def add(self, output_DZ: torch.Tensor) -> None:
         """Take in an output projection that writes into the stream."""
@@ -132,6 +133,19 @@ def norm_gains(norm: nn.Module, tensors: Mapping[str, torch.Tensor], width: int)
 
 def _sized(moment: _Moment) -> _Moment:
     """Return a moment of mean energy 1 a channel."""
-    diagonal, factor = moment
-    size = (diagonal.sum() + factor.square().sum()) / len(diagonal)
+    (diagonal, factor), size = moment, _energy(moment)
     return diagonal / size, factor / size.sqrt()
+
+
+def _energy(moment: _Moment) -> torch.Tensor:
+    """Return the mean energy of a channel, a number."""
+    diagonal, factor = moment
+    return (diagonal.sum() + factor.square().sum()) / len(diagonal)
+
+
+def _guess(moment: _Moment, *, has_bias: bool) -> LowRank:
+    """Return a moment as a metric; with biases, of one more input that is always 1."""
+    diagonal, factor = moment
+    if has_bias:
+        diagonal, factor = functional.pad(diagonal, (0, 1), value=1.0), functional.pad(factor, (0, 0, 0, 1))
+    return LowRank(diagonal, factor)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mha2gqa.calibration.replay import Call
+from mha2gqa.symmetric import symmetric_product
 
 RIDGE = 1e-4
 """λ as a share of the mean energy of an entry of z."""
@@ -46,7 +47,7 @@ def refit(module: nn.Module, output: str, pairs: Iterable[tuple[Call, torch.Tens
             z_NZ = seen["inputs"].flatten(0, -2)
             y_ND = wanted.to(device).flatten(0, -2)
             y_ND = y_ND if bias is None else y_ND - bias
-            moment_ZZ += (z_NZ.mT @ z_NZ).double()
+            moment_ZZ += symmetric_product(z_NZ.mT, z_NZ.mT).double()
             cross_DZ += (y_ND.mT.to(z_NZ.dtype) @ z_NZ).double()
             tokens += len(z_NZ)
     finally:

@@ -17,6 +17,7 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads import Statistics
 from mha2gqa.metric import Full
+from mha2gqa.symmetric import symmetric_product
 
 
 class Moments:
@@ -71,7 +72,7 @@ class Moments:
         x_NX = inputs.detach().flatten(0, -2).float()
         if self._layer.has_bias:
             x_NX = torch.cat([x_NX, x_NX.new_ones(len(x_NX), 1)], dim=1)
-        moment = x_NX.mT @ x_NX
+        moment = symmetric_product(x_NX.mT, x_NX.mT)
         if name in self._sums:
             self._sums[name] += moment
         else:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from mha2gqa.heads import NOTHING_KNOWN, AttentionHeads, Freedom, Statistics
-from mha2gqa.merging.basis import basis_loss
 from mha2gqa.merging.distances import fit_over_distances, own_grams, scores_energy
 from mha2gqa.merging.free_keys import query_energies, rows_of_heads, share_plane_by_plane
 from mha2gqa.merging.keys import effective_keys, plane_weights
+from mha2gqa.merging.leading import lost_energy
 from mha2gqa.merging.planes import plane_grams, plane_loss
 from mha2gqa.merging.values import value_weights
 from mha2gqa.metric import Metric
@@ -67,7 +67,7 @@ class _FreeValues:
 
     def __call__(self, members: torch.Tensor) -> float:
         rows = rows_of_heads(members, self._width)
-        return basis_loss(value_weights(self._o_KSDF[members]), self._gram[rows[:, None], rows], self._width)
+        return lost_energy(value_weights(self._o_KSDF[members]), self._gram[rows[:, None], rows], self._width)
 
 
 class _FreeKeys:

@@ -14,6 +14,7 @@ from mha2gqa.heads import AttentionHeads
 from mha2gqa.merging.basis import share_basis
 from mha2gqa.merging.planes import share_planes
 from mha2gqa.metric import Metric
+from mha2gqa.symmetric import symmetric_product
 
 _TOGETHER = 0.3
 """Correlation of what two query heads read. From 0.2 to 0.5 all is well; 0 loses up to a fifth more, 1 much more."""
@@ -47,5 +48,5 @@ def value_weights(o_RSDF: torch.Tensor) -> torch.Tensor:
     """
     columns, together_DN = o_RSDF.flatten(1, 2), o_RSDF.sum(dim=1).transpose(0, 1).flatten(1)
     alone = torch.block_diag(*(columns.mT @ columns))
-    weights: torch.Tensor = (1 - _TOGETHER) * alone + _TOGETHER * (together_DN.mT @ together_DN)
+    weights: torch.Tensor = (1 - _TOGETHER) * alone + _TOGETHER * symmetric_product(together_DN.mT, together_DN.mT)
     return weights

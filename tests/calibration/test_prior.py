@@ -23,10 +23,9 @@ def whole(guess: LowRank) -> torch.Tensor:
 
 
 def guessed(prior: Prior, gain: torch.Tensor | None, *, has_bias: bool = False) -> LowRank:
-    statistics = prior.statistics(gain, has_bias=has_bias)
-    assert isinstance(statistics.inputs, LowRank)
-    assert statistics.query_inputs == statistics.inputs
-    return statistics.inputs
+    guess = prior.statistics(gain, has_bias=has_bias).inputs
+    assert isinstance(guess, LowRank)
+    return guess
 
 
 def written(embedding: torch.Tensor, outputs: list[torch.Tensor]) -> torch.Tensor:
@@ -49,6 +48,10 @@ def test_a_narrow_model_has_its_whole_moment(has_bias: bool) -> None:
     wanted = torch.block_diag(gained, torch.ones(1, 1, dtype=torch.float64)) if has_bias else gained
     found = whole(guessed(prior, gain, has_bias=has_bias))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+    queries = prior.statistics(gain, has_bias=has_bias).query_inputs
+    assert isinstance(queries, LowRank)
+    wanted[:width, :width] = 0.1 * gained + 0.9 * gained.trace() / width * torch.eye(width, dtype=torch.float64)
+    torch.testing.assert_close(whole(queries), wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
 def test_a_wide_model_keeps_what_stands_out_and_every_channels_energy() -> None:
@@ -73,4 +76,7 @@ def test_a_wide_model_keeps_what_stands_out_and_every_channels_energy() -> None:
 
 def test_without_an_embedding_inputs_count_as_even() -> None:
     for embedding in (None, random(50, 24, seed=0)):
-        assert torch.equal(whole(guessed(Prior(embedding, 16, CPU), None)), torch.eye(16, dtype=torch.float64))
+        statistics = Prior(embedding, 16, CPU).statistics(None, has_bias=False)
+        for guess in (statistics.inputs, statistics.query_inputs):
+            assert isinstance(guess, LowRank)
+            torch.testing.assert_close(whole(guess), torch.eye(16, dtype=torch.float64), rtol=1e-6, atol=0)

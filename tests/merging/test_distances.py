@@ -8,9 +8,9 @@ import torch
 
 from mha2gqa.heads import Rotary
 from mha2gqa.merging import distances
-from mha2gqa.merging.basis import basis_loss
 from mha2gqa.merging.distances import SharedKeys, fit_over_distances, scores_energy
 from mha2gqa.merging.free_keys import share_plane_by_plane
+from mha2gqa.merging.leading import lost_energy
 from mha2gqa.metric import Full
 
 HEADS, WIDTH, INPUTS = 3, 8, 12
@@ -89,7 +89,7 @@ def test_what_does_not_turn_is_one_free_block(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(distances, "_ROUNDS", 300)
     still = Rotary(8, "half", (0.0,) * 4)
     found = error(fit_over_distances(START, GRAM, ENERGY, still)[0], still)
-    least = basis_loss(torch.block_diag(*ENERGY), GRAM, WIDTH)
+    least = lost_energy(torch.block_diag(*ENERGY), GRAM, WIDTH)
     assert least <= found * (1 + 1e-9) and found < 1.001 * least
 
 
