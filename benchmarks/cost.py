@@ -33,11 +33,13 @@ from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.families.modules import attention_layers
 
-SPEED_16, SPEED_32, MOVED = 400e12, 40e12, 20e9
-"""What an H200 is taken to do: operations a second in bf16 and in fp32 (40 % and 60 % of its peaks), and bytes a
+SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
+"""What an H200 is taken to do: operations a second in bf16, fp32 and fp64 (40, 60 and 30 % of its peaks), and bytes a
 second between its memory and the host's."""
-DECOMPOSITION = 0.05
-"""Seconds it is taken to need for the eigenvectors of one Gram matrix of values."""
+DECOMPOSITION, LAUNCHES = 0.05, 1e-3
+"""Seconds it is taken to need for the eigenvectors of one Gram matrix of values, and to start one round of the fit."""
+FIT_ROUNDS, VALUE_ROUNDS = 20, 8
+"""Rounds of the fit over distances and of the search for values that small models took, or fewer."""
 
 
 def main() -> None:
@@ -63,34 +65,47 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     """Return the operations of each step, for all layers."""
     layers, width, heads, groups = options.layers, options.width, options.heads, options.groups
     head, shared, tokens = width // heads, heads // groups, options.calibration
-    stack = shared * head
+    stack, half = shared * head, (5 / 8 if shared * head >= 1024 else 1)
     forward = 2 * tokens * layers * (4 * width**2 + 3 * width * options.mlp)
     attention = 2 * tokens * (4 * width**2) + 2 * tokens * 2 * options.context * width
+    whole = 2 / 3 * stack**3 + 4 * stack**3 + 9 * stack**3  # a root, two products, eigenvectors
+    values = min(whole, VALUE_ROUNDS * 2 * 2 * stack**2 * 2 * head) if shared >= 8 else whole
     return {
         "plain forward over the calibration text": forward,
-        "statistics (x xᵀ of every layer)": 2 * tokens * layers * width**2,
+        "statistics (x xᵀ of every layer)": 5 / 8 * 2 * tokens * layers * width**2,
         "rows of q, k and v in that metric": layers * 3 * 2 * width**3,
         "rows of q, k and v in the guess of aligned alone": layers * 3 * 2 * width**2 * 256,
         "the guess itself": layers * 4 * 2 * width**2 * 128 + 4 * 2 * 8192 * width * 256,
-        "values: Gram matrices and eigenvectors": layers * groups * (2 * stack**2 * width + 9 * stack**3),
-        "keys: Gram matrices of planes": layers * groups * (head // 2) * 2 * (2 * shared) ** 2 * width,
+        "Gram matrices of k, v and o": layers * groups * 3 * half * 2 * stack**2 * width,
+        "values: what is kept of them": layers * groups * values,
+        "keys: the fit over distances": layers * groups * FIT_ROUNDS * _fit_round(stack, head),
         "outputs and queries take up the change": layers * 2 * 2 * width**2 * head,
-        "grouping: eigenvalues of every pair": layers * heads**2 / 2 * 4 / 3 * (2 * head) ** 3,
-        "refit: z zᵀ, y zᵀ and a solution": layers * (4 * tokens * width**2 + 2 / 3 * width**3),
+        "grouping: values and keys of every pair": layers
+        * (heads * (heads - 1) / 2)
+        * (17 * (2 * head) ** 3 + FIT_ROUNDS * _fit_round(2 * head, head)),
+        "refit: z zᵀ, y zᵀ and a solution": layers * ((2 + 5 / 4) * tokens * width**2 + 2 / 3 * width**3),
         "distil (300 steps of 4096 tokens)": layers * 3 * attention / tokens * 4096 * 300,
         "refinement's own passes (teacher, student twice)": 3 * forward,
     }
+
+
+def _fit_round(stack: int, head: int) -> float:
+    """Return the operations of one round of `fit_over_distances`: products with the Gram matrix, and small ones."""
+    return 2 * head * stack**2 + 12 * head**2 * stack + 2 * 2 / 3 * head**3
 
 
 def projection(options: argparse.Namespace) -> float:
     """Return the seconds of `--method aligned --refine distil` on an H200: arithmetic, decompositions and moves."""
     work = arithmetic(options)
     half: float = sum(number for name, number in work.items() if name.startswith(("distil", "refinement")))
-    single = sum(work[name] for name in work if name.startswith(("statistics", "rows of q, k and v in that", "refit")))
+    single = sum(
+        work[name] for name in work if name.startswith(("statistics", "rows of q, k and v in that", "Gram", "refit"))
+    )
     # Of every token: inputs and outputs kept, then read to merge, to refit and to measure; four outputs of blocks.
     moved: float = options.layers * options.width * 2 * (10 * options.calibration + 2 * 300 * 4096)
-    decomposed: float = options.layers * options.groups * DECOMPOSITION
-    return half / SPEED_16 + single / SPEED_32 + moved / MOVED + decomposed
+    decomposed: float = options.layers * options.groups * (DECOMPOSITION + FIT_ROUNDS * LAUNCHES)
+    fitted = work["keys: the fit over distances"] / SPEED_64
+    return half / SPEED_16 + single / SPEED_32 + fitted + moved / MOVED + decomposed
 
 
 def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:

@@ -36,7 +36,7 @@ def frontier(sweep: Sweep) -> Plot | None:
         if chosen := sweep.recommended:
             place = ([chosen.cache], [chosen.measured.loss.converted])
             axes.plot(*place, "o", color=INK, fillstyle="none", markersize=13, markeredgewidth=1.4)
-            axes.annotate("recommended", (place[0][0], place[1][0]), (0, 12), textcoords="offset points", ha="center")
+            axes.annotate("recommended", (place[0][0], place[1][0]), (-12, 8), textcoords="offset points", ha="right")
         _set_axes(axes, sweep, points)
         legend(axes)
     caption = "Down and to the left is better. No point beats those on the line in both; the dotted line is the limit."
