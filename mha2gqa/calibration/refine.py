@@ -38,7 +38,7 @@ _KEPT_ASIDE = 8
 """One batch in so many, at least one, measures what the others improve."""
 _SMALLER = 0.3
 """Share of the rate for a second training. Steps that suit most layers can be too long for the queries and keys of
-some: those of a 384 wide BERT get worse on the very text that they are trained on."""
+some: in a 384 wide BERT, 0.03 lowered errors on text kept aside that 0.1 left or raised."""
 
 
 @dataclass(frozen=True, kw_only=True)
