@@ -15,7 +15,7 @@ import importlib.util
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,10 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mha2gqa import ConvertOptions, convert
+from mha2gqa.calibration.refine import Refinement
 from mha2gqa.models import load_model, load_tokenizer
 
 GROUPS = (6, 4, 3, 1)
-METHODS = ("mean", "aligned", "aligned on text", "distil")
+REFINEMENTS: Mapping[str, Refinement] = {"+ refit": "refit", "+ distil": "distil"}
+METHODS = ("mean", "aligned", "aligned on text", *REFINEMENTS)
 BATCH = 64
 
 
@@ -72,7 +74,7 @@ def options(method: str, arguments: argparse.Namespace, groups: int, output: Pat
         groups=groups,
         output=output,
         method="mean" if method == "mean" else "aligned",
-        refine="distil" if method == "distil" else None,
+        refine=REFINEMENTS.get(method),
         data=text,
         tokens=arguments.tokens,
         context=128,

@@ -3,6 +3,7 @@
     WAYS                what is asked for; each is planned, converted, recorded, described and verified
     same bytes          for the same seed, whatever the memory for activations
     the options file    a recipe, and the text that the reference brings with it
+    smaller steps       a layer that training makes worse is trained again
 
 Refusals are in `test_refine_refused.py`, interrupted runs in `test_refine_interrupted.py`.
 """
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from mha2gqa import ConvertOptions, convert
+from mha2gqa.calibration import refine
+from mha2gqa.calibration.distil import DistilOptions, distil
 from tests.evaluation.subjects import flip_bit, save_source, save_text
 
 ATTENTION = {f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in (0, 1) for part in "qkvo"}
@@ -209,3 +213,22 @@ def test_the_reference_brings_its_own_text(cli: Any, tmp_path: Path) -> None:
     assert "data" not in written["options"]
     for layer in written["layers"]:
         assert layer["errors"]["refit"] <= layer["errors"]["merged"] < 1
+
+
+def test_a_layer_that_training_makes_worse_is_trained_with_smaller_steps(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+
+    def watched(module: Any, names: Any, pairs: Any, options: DistilOptions, device: Any) -> None:
+        rates.append(options.rate)
+        if len(rates) == 1:
+            module.v_proj.weight.data.mul_(100)
+        else:
+            distil(module, names, pairs, options, device)
+
+    monkeypatch.setattr(refine, "distil", watched)
+    text, output = (str(tmp_path / "text.txt"),), tmp_path / "out"
+    convert(ConvertOptions(model=str(source), groups=1, refine="distil", data=text, steps=100, output=output))
+    assert rates == pytest.approx([0.1, 0.03, 0.1])
+    assert all(one["errors"]["distil"] < one["errors"]["refit"] for one in record(output)["layers"])

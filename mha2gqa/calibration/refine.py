@@ -3,13 +3,16 @@
 For each attention layer: its inputs come from the layers that are already converted, its target is the
 original layer's output on the original's own inputs. Heads are merged by the statistics of those very inputs;
 then the output projection is refitted in closed form, and with `distil` the layer is trained for a few
-hundred steps. A step that does not help on batches kept aside is taken back, so no step makes a layer worse.
+hundred steps. A step that does not help on batches kept aside is taken back, so no step makes a layer worse;
+training is then tried once more with smaller steps.
 A finished layer is written at once; a run that was interrupted goes on behind it.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -33,6 +36,9 @@ Batch = TypeVar("Batch")
 
 _KEPT_ASIDE = 8
 """One batch in so many, at least one, measures what the others improve."""
+_SMALLER = 0.3
+"""Share of the rate for a second training. Steps that suit most layers can be too long for the queries and keys of
+some: in a 384 wide BERT, 0.03 lowered errors on text kept aside that 0.1 left or raised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,9 @@ class Refiner:
         if self._uses(module) == 1:
             steps.take("refit", lambda: self._refit(layer, module, steps))
         if self._uses(module) == 1 and self._refinement != "refit":
-            steps.take("distil", lambda: self._distil(layer, module, steps))
+            for rate in (self._options.rate, _SMALLER * self._options.rate):
+                if steps.take("distil", partial(self._distil, layer, module, steps, rate)):
+                    break
         tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
         report = LayerReport(
             module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors=steps.errors
@@ -151,9 +159,10 @@ class Refiner:
     def _refit(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps") -> None:
         refit(module, layer.output.removesuffix(".weight"), steps.training, self._student.device)
 
-    def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps") -> None:
+    def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps", rate: float) -> None:
         trained = copy.deepcopy(module).float()
-        distil(trained, layer.changed, steps.training, self._options, self._student.device)
+        options = replace(self._options, rate=rate)
+        distil(trained, layer.changed, steps.training, options, self._student.device)
         install(module, {name: trained.get_parameter(name).detach() for name in layer.changed})
 
 
@@ -167,17 +176,18 @@ class _Steps:
         self.errors: dict[str, float] = {}
         self._module, self._dtypes, self._device = module, dtypes, device
 
-    def take(self, name: str, step: Callable[[], object]) -> None:
-        """Take a step; what it leaves is rounded as the checkpoint's file rounds it."""
+    def take(self, name: str, step: Callable[[], object]) -> bool:
+        """Take a step, what it leaves rounded as the checkpoint's file rounds it; return whether it was kept."""
         before = {name: self._module.get_parameter(name).detach().clone() for name in self._dtypes}
         step()
         rounded = {key: self._module.get_parameter(key).detach().to(dtype) for key, dtype in self._dtypes.items()}
         install(self._module, rounded)
-        error = self._error()
-        if self.errors and not error < min(self.errors.values()):
+        error, least = self._error(), min(self.errors.values(), default=math.inf)
+        is_kept = not self.errors or error < least
+        if not is_kept:
             install(self._module, before)
-            error = min(self.errors.values())
-        self.errors[name] = error
+        self.errors[name] = error if is_kept else least
+        return is_kept
 
     @torch.no_grad()
     def _error(self) -> float:

@@ -12,22 +12,15 @@ where a model has it, is untouched.
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2ForQuestionAnswering,
-    GPT2ForSequenceClassification,
-    GPT2ForTokenClassification,
-    GPT2LMHeadModel,
-    GPT2Model,
-)
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
 
-class GPT2GQAConfig(GPT2Config):
+class GPT2GQAConfig(transformers.GPT2Config):
     """GPT-2's config with a number of key/value heads; None is one for each query head."""
 
     model_type = "gpt2_gqa"
@@ -100,21 +93,6 @@ class GroupedModel:
         self.post_init()
 
 
-class GPT2GQAModel(GroupedModel, GPT2Model):
-    """`GPT2Model`."""
-
-
-class GPT2GQALMHeadModel(GroupedModel, GPT2LMHeadModel):
-    """`GPT2LMHeadModel`."""
-
-
-class GPT2GQAForSequenceClassification(GroupedModel, GPT2ForSequenceClassification):
-    """`GPT2ForSequenceClassification`."""
-
-
-class GPT2GQAForTokenClassification(GroupedModel, GPT2ForTokenClassification):
-    """`GPT2ForTokenClassification`."""
-
-
-class GPT2GQAForQuestionAnswering(GroupedModel, GPT2ForQuestionAnswering):
-    """`GPT2ForQuestionAnswering`."""
+for head in ("Model", "LMHeadModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"):
+    native = getattr(transformers, f"GPT2{head}")
+    globals()[f"GPT2GQA{head}"] = type(f"GPT2GQA{head}", (GroupedModel, native), {"__module__": __name__})

@@ -10,15 +10,15 @@ holds as many, and each is read by `num_attention_heads / num_key_value_heads` n
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM, OPTForQuestionAnswering, OPTForSequenceClassification, OPTModel
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.opt import modeling_opt
 from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoderLayer
 
 
-class OPTGQAConfig(OPTConfig):
+class OPTGQAConfig(transformers.OPTConfig):
     """OPT's config with a number of key/value heads; None is one for each query head."""
 
     model_type = "opt_gqa"
@@ -80,17 +80,6 @@ class GroupedModel:
         self.post_init()
 
 
-class OPTGQAModel(GroupedModel, OPTModel):
-    """`OPTModel`."""
-
-
-class OPTGQAForCausalLM(GroupedModel, OPTForCausalLM):
-    """`OPTForCausalLM`."""
-
-
-class OPTGQAForSequenceClassification(GroupedModel, OPTForSequenceClassification):
-    """`OPTForSequenceClassification`."""
-
-
-class OPTGQAForQuestionAnswering(GroupedModel, OPTForQuestionAnswering):
-    """`OPTForQuestionAnswering`."""
+for head in ("Model", "ForCausalLM", "ForSequenceClassification", "ForQuestionAnswering"):
+    native = getattr(transformers, f"OPT{head}")
+    globals()[f"OPTGQA{head}"] = type(f"OPTGQA{head}", (GroupedModel, native), {"__module__": __name__})

@@ -22,32 +22,13 @@ from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-
-class T5GQAConfig(transformers.T5Config):
-    """T5's config with numbers of key/value heads."""
-
-    model_type = "t5_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class MT5GQAConfig(transformers.MT5Config):
-    """mT5's config with numbers of key/value heads."""
-
-    model_type = "mt5_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
-
-
-class UMT5GQAConfig(transformers.UMT5Config):
-    """UMT5's config with numbers of key/value heads."""
-
-    model_type = "umt5_gqa"
-    decoder_key_value_heads: int | None = None
-    cross_key_value_heads: int | None = None
-    encoder_key_value_heads: int | None = None
+NATIVE = {
+    transformers.T5Config: T5Attention,
+    transformers.MT5Config: MT5Attention,
+    transformers.UMT5Config: UMT5Attention,
+}
+"""Config of transformers -> the attention of its models."""
+COUNTS = ("decoder_key_value_heads", "cross_key_value_heads", "encoder_key_value_heads")
 
 
 def eager_attention(
@@ -126,7 +107,7 @@ class GroupedAttention(nn.Module):
 
 
 class SharedBiasAttention(GroupedAttention):
-    """A form of attention whose first layer computes the position bias for all."""
+    """T5's and mT5's form: the first layer computes the position bias for all."""
 
     def forward(
         self,
@@ -141,16 +122,8 @@ class SharedBiasAttention(GroupedAttention):
         return self.attend(hidden_states, key_value_states, position_bias, past_key_values, mask, **kwargs)
 
 
-class T5GQAAttention(SharedBiasAttention, T5Attention):
-    """T5's."""
-
-
-class MT5GQAAttention(SharedBiasAttention, MT5Attention):
-    """mT5's."""
-
-
-class UMT5GQAAttention(GroupedAttention, UMT5Attention):
-    """UMT5's: every layer has a position bias of its own."""
+class OwnBiasAttention(GroupedAttention):
+    """UMT5's form: every layer has a position bias of its own."""
 
     def forward(
         self,
@@ -165,7 +138,10 @@ class UMT5GQAAttention(GroupedAttention, UMT5Attention):
         return found[0], found[2]
 
 
-GROUPED = {T5Attention: T5GQAAttention, MT5Attention: MT5GQAAttention, UMT5Attention: UMT5GQAAttention}
+GROUPED = {
+    native: type(native.__name__, (OwnBiasAttention if native is UMT5Attention else SharedBiasAttention, native), {})
+    for native in NATIVE.values()
+}
 """Attention of transformers -> the same with grouped heads."""
 
 
@@ -182,6 +158,13 @@ class GroupedModel:
         self.post_init()
 
 
+def with_key_value_heads(native: type) -> type:
+    """Return a config class of transformers with numbers of key/value heads; None leaves a kind as it is."""
+    body = {"__module__": __name__, "__annotations__": dict.fromkeys(COUNTS, int | None), **dict.fromkeys(COUNTS)}
+    name = native.__name__.replace("Config", "GQAConfig")
+    return type(name, (native,), body | {"model_type": f"{native.model_type}_gqa"})
+
+
 def with_grouped_heads(native: type, config_class: type) -> type:
     """Return a model class of transformers with grouped attention: `T5GQAModel` of `T5Model`."""
     family = config_class.__name__.removesuffix("GQAConfig")
@@ -193,8 +176,10 @@ HEADS = (
     *("Model", "ForConditionalGeneration", "EncoderModel"),
     *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
 )
-for config_class in (T5GQAConfig, MT5GQAConfig, UMT5GQAConfig):
+for native_config in NATIVE:
+    config_class = with_key_value_heads(native_config)
+    globals()[config_class.__name__] = config_class
     for head in HEADS:
-        native = getattr(transformers, config_class.__name__.removesuffix("GQAConfig") + head)
+        native = getattr(transformers, native_config.__name__.removesuffix("Config") + head)
         model_class = with_grouped_heads(native, config_class)
         globals()[model_class.__name__] = model_class

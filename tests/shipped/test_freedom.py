@@ -16,8 +16,8 @@ from tests.families.gauge import disguised, shuffled, unmerged
 
 from .subjects import SUBJECTS, Subject
 
-_FIXED = {"deberta", "deberta-v2"}
-_ORDERED = {"bloom", "mpt", "t5", "mt5", "umt5"} | _FIXED
+FIXED = {"deberta", "deberta-v2"}
+_ORDERED = {"bloom", "mpt", "t5", "mt5", "umt5"} | FIXED
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
@@ -30,7 +30,7 @@ def test_random_numbers_of_the_allowed_kinds_change_nothing(subject: Subject, tm
     source = blueprint(content)
     layers = attention_layers(content, source, [(count, 2) for count in find_counts(content, source)])
     modules = 2 * (3 if subject.seq2seq else 1)
-    assert len(layers) == (0 if subject.model_type in _FIXED else modules)
+    assert len(layers) == (0 if subject.model_type in FIXED else modules)
     model = load_model(tmp_path / "same", dtype="float64")
     inputs = {name: one.double() if one.is_floating_point() else one for name, one in subject.forward_inputs().items()}
     inputs.pop("attention_mask", None)

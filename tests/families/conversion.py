@@ -1,0 +1,63 @@
+"""A conversion by `mean` or `aligned` inside the original, without files, and heads that are one head in disguise."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mha2gqa.calibration.student import build_student, install, own_tensors
+from mha2gqa.families.attention import AttentionLayer, gather, scatter
+from mha2gqa.families.blueprint import ConfigJson, blueprint
+from mha2gqa.families.counts import find_counts, rewrite
+from mha2gqa.families.modules import attention_layers
+from mha2gqa.grouping import contiguous
+from mha2gqa.heads import AttentionHeads
+from mha2gqa.merging.aligned import aligned
+
+from .gauge import disguised, unmerged
+
+
+class Conversion:
+    """The conversion of a config to a number of KV heads."""
+
+    def __init__(self, content: ConfigJson, groups: int) -> None:
+        source = blueprint(content)
+        self._content = content
+        self._targets = [(count, min(count.heads, groups)) for count in find_counts(content, source)]
+        self.layers = attention_layers(content, source, self._targets)
+
+    def merged(self, original: PreTrainedModel, method: str) -> PreTrainedModel:
+        student = build_student(original, rewrite(self._content, self._targets), self.layers)
+        for layer in self.layers:
+            tensors = own_tensors(original, layer)
+            groups = contiguous(layer.kv_heads, layer.groups)
+            heads = gather(layer, tensors)
+            if method == "mean":
+                heads = dataclasses.replace(heads, keys="fixed", values="fixed")
+            install(student.get_submodule(layer.module), scatter(layer, aligned(heads, groups), groups, tensors))
+        return student
+
+    def disguise(self, model: PreTrainedModel) -> None:
+        """Make all heads of a group one head, and multiply each with random numbers that change nothing."""
+        generator = torch.Generator().manual_seed(3)
+        for layer in self.layers:
+            tensors = own_tensors(model, layer)
+            whole = unmerged(layer, tensors)
+            heads = disguised(_repeated(gather(whole, tensors), layer), generator)
+            same = tuple((head,) for head in range(layer.kv_heads))
+            install(model.get_submodule(layer.module), scatter(whole, heads, same, tensors))
+
+
+def _repeated(heads: AttentionHeads, layer: AttentionLayer) -> AttentionHeads:
+    """The first key and value head of each group, in the place of all of its heads."""
+
+    def repeat(heads_KN: Tensor) -> Tensor:
+        return (
+            heads_KN.unflatten(0, (layer.groups, -1))[:, :1]
+            .expand(-1, layer.kv_heads // layer.groups, *[-1] * (heads_KN.dim() - 1))
+            .flatten(0, 1)
+        )
+
+    gain = None if heads.k_gain_KE is None else repeat(heads.k_gain_KE)
+    return dataclasses.replace(heads, k_KEX=repeat(heads.k_KEX), v_KFX=repeat(heads.v_KFX), k_gain_KE=gain)
