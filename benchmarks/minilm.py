@@ -77,7 +77,7 @@ def options(method: str, arguments: argparse.Namespace, groups: int, output: Pat
         refine=REFINEMENTS.get(method),
         data=text,
         tokens=arguments.tokens,
-        context=128,
+        context=arguments.context,
         steps=arguments.steps,
     )
 
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, nargs="+", default=GROUPS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--context", type=int, default=32, help="tokens of a block of text; sentences are short")
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     arguments.model = arguments.model or installed()
