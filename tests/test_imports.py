@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
     {"errors"},
     {"options"},
+    {"symmetric"},
     {"metric"},
     {"heads"},
     {"grouping"},

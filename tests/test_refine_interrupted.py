@@ -22,7 +22,7 @@ DISTIL = ("--method", "aligned", "--refine", "distil", "--data", "text.txt", "--
 JOINT = (*DISTIL[:3], "joint", *DISTIL[4:])
 WEIGHTS = "mha2gqa.checkpoint.layers.write_tensors"
 MOMENTS = {
-    "training the second layer": (DISTIL, Moment("mha2gqa.calibration.refine.distil", 2), 1),
+    "in the second layer": (DISTIL, Moment("mha2gqa.calibration.refine.refit", 2), 1),
     "before the second layer is written": (DISTIL, Moment(WEIGHTS, 2), 1),
     "after the last layer is written": (DISTIL, Moment(WEIGHTS, 2, after=True), 0),
     "before the output is written": (DISTIL, Moment("os.pwrite"), 0),
@@ -31,7 +31,7 @@ MOMENTS = {
     "between layers that were trained together": (JOINT, Moment(WEIGHTS, 4), 0),
     "after training together": (JOINT, Moment(WEIGHTS, 4, after=True), 0),
 }
-"""Options, where the run ends, and how many layers the next run has to train."""
+"""Options, where the run ends, and how many layers the next run has to refine."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,13 +59,13 @@ def work(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What this process trains: a layer each, or all together."""
+    """What this process refines: a layer each, or trains: all together."""
     done: list[str] = []
 
     def counted(name: str, train: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: (done.append(name), train(*args))[1]
 
-    monkeypatch.setattr(refine, "distil", counted("layer", refine.distil))
+    monkeypatch.setattr(refine, "refit", counted("layer", refine.refit))  # once a layer; training may be twice
     monkeypatch.setattr(layerwise, "train_jointly", counted("together", layerwise.train_jointly))
     return done
 
@@ -111,7 +111,7 @@ def same_result(work: Path) -> bool:
 
 
 def test_an_interruption_says_where_the_layers_stay(work: Path, cli: Any, trained: list[str]) -> None:
-    log = ended(work, MOMENTS["training the second layer"][1], signal.SIGINT, DISTIL)
+    log = ended(work, MOMENTS["in the second layer"][1], signal.SIGINT, DISTIL)
     stay = f"What was finished stays in {work / '.out.layers'}, and the same command goes on from there."
     assert f"error: Interrupted. {stay}" in log
     assert "nothing was left" not in log
@@ -153,7 +153,7 @@ def test_what_was_made_of_something_else_is_made_again(work: Path, cli: Any, tra
 
 
 def test_two_at_once(work: Path, cli: Any) -> None:
-    child = Child(work, MOMENTS["training the second layer"][1], request(DISTIL))
+    child = Child(work, MOMENTS["in the second layer"][1], request(DISTIL))
     second = cli(*request(DISTIL))
     assert second.code == 1
     assert "error: Another run is writing out" in second.err.splitlines()[-1]

@@ -190,10 +190,10 @@ def test_a_full_disk_keeps_what_was_finished(
     last = answer.err.splitlines()[-1]
     assert "Writing out failed: No space left on device" in last
     assert f"What was finished stays in {tmp_path / '.out.layers'}, and the same command goes on" in last
-    trained = []
-    monkeypatch.setattr(refine, "distil", lambda *args, train=refine.distil: (trained.append(1), train(*args)))
+    refined = []
+    monkeypatch.setattr(refine, "refit", lambda *args, refit=refine.refit: (refined.append(1), refit(*args))[1])
     assert cli(*request).code == 0
-    assert trained == [1]
+    assert refined == [1]
     results = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
     assert results[0] == results[1]
     assert {path.name for path in tmp_path.iterdir()} == {"source", "text.txt", "out", "whole"}
