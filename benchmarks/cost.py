@@ -39,7 +39,7 @@ second between its memory and the host's."""
 DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 """Seconds it is taken to need for the eigenvectors of one Gram matrix of values, and to start one round of the fit."""
 FIT_ROUNDS, VALUE_ROUNDS = 20, 8
-"""Rounds of the fit over distances and of the search for values that small models took, or fewer."""
+"""Rounds of the fit over distances and of the search for values; small models took about as many, or fewer."""
 
 
 def main() -> None:

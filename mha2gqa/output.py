@@ -18,7 +18,8 @@ from mha2gqa.checkpoint.record import Record, write_record
 from mha2gqa.checkpoint.sizes import parse_size
 from mha2gqa.checkpoint.source import Source
 from mha2gqa.checkpoint.staging import check_output, staged
-from mha2gqa.checkpoint.writer import OutputFile, Progress, divide, write_weights
+from mha2gqa.checkpoint.threads import Progress
+from mha2gqa.checkpoint.writer import OutputFile, divide, write_weights
 from mha2gqa.errors import OutputError
 from mha2gqa.merging import POOLINGS
 from mha2gqa.plan import Plan

@@ -36,7 +36,6 @@ def refit(module: nn.Module, output: str, pairs: Iterable[tuple[Call, torch.Tens
     bias = getattr(projection, "bias", None)
     moment_ZZ = weight_DZ.new_zeros(weight_DZ.shape[1], weight_DZ.shape[1])
     cross_DZ = torch.zeros_like(weight_DZ)
-    tokens = 0
     seen: dict[str, torch.Tensor] = {}
     handle = projection.register_forward_hook(lambda _m, args, out: seen.update(inputs=args[0], outputs=out))
     try:
@@ -49,7 +48,6 @@ def refit(module: nn.Module, output: str, pairs: Iterable[tuple[Call, torch.Tens
             y_ND = y_ND if bias is None else y_ND - bias
             moment_ZZ += symmetric_product(z_NZ.mT, z_NZ.mT).double()
             cross_DZ += (y_ND.mT.to(z_NZ.dtype) @ z_NZ).double()
-            tokens += len(z_NZ)
     finally:
         handle.remove()
     ridge = RIDGE * moment_ZZ.diagonal().mean()

@@ -8,34 +8,20 @@ it appears at once or not at all, is `staging.py`'s.
 import contextlib
 import json
 import os
-import queue
 import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-import torch
 import xxhash
 
 from mha2gqa.checkpoint.pieces import Copy, OutputTensor, VirtualFile
 from mha2gqa.checkpoint.pool import Pool
 from mha2gqa.checkpoint.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.checkpoint.streams import BLOCK, Sources, Writer, should_drop_behind
+from mha2gqa.checkpoint.threads import Progress, run_on_threads, single_torch_thread
 from mha2gqa.merging.kinds import Pooling
 
-Progress: TypeAlias = Callable[[int, int], object]
-"""Told the number of bytes that were written since the last call, and how many there are in all."""
-
-
-def ignore_progress(size: int, total: int) -> None:
-    """Take note of nothing."""
-
-
-_THREADS = 3
-"""They wait for the disk as much as they compute: measured, three are faster than two and than four on two cores."""
 _TASK = 64 << 20
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
@@ -115,7 +101,7 @@ def write_weights(
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, descriptor)
             tasks += _start_file(descriptor, file, metadata | {"format": "pt"}, drop_behind)
-        _run(tasks, lambda task, advance: checksums.update(task.run(sources, pool, advance)), progress, total)
+        run_on_threads(tasks, lambda task, advance: checksums.update(task.run(sources, pool, advance)), progress, total)
         for descriptor in dict.fromkeys(task.descriptor for task in tasks):
             os.fsync(descriptor)
             if drop_behind:
@@ -196,51 +182,6 @@ def _data_start(file: OutputFile, least: int) -> int:
                     return least + (wanted - least) % BLOCK
             written += piece.size
     return least + -least % 8
-
-
-def _run(
-    tasks: Sequence[_Task], execute: Callable[[_Task, Callable[[int], object]], object], progress: Progress, total: int
-) -> None:
-    """Execute the tasks on threads; the first exception, Ctrl-C too, stops the others at their next run of bytes."""
-    pending: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-    for task in tasks:
-        pending.put(task)
-    stop = threading.Event()
-
-    def advance(size: int) -> None:
-        if stop.is_set():
-            raise CancelledError
-        progress(size, total)
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                execute(pending.get_nowait(), advance)
-        except (queue.Empty, CancelledError):
-            pass
-        except BaseException:
-            stop.set()  # at once: the main thread may be slow to wake
-            raise
-
-    with ThreadPoolExecutor(_THREADS) as executor:
-        futures = [executor.submit(work) for _ in range(_THREADS)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-    for future in futures:
-        future.result()
-
-
-@contextlib.contextmanager
-def single_torch_thread() -> Iterator[None]:
-    """Merging is bound by memory, and runs on our own threads: torch's would only get in their way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _write_index(path: Path, files: Sequence[OutputFile]) -> None:

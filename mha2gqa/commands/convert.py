@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mha2gqa.checkpoint.reader import read_checkpoint
 from mha2gqa.checkpoint.source import find_source
-from mha2gqa.checkpoint.writer import Progress, ignore_progress
+from mha2gqa.checkpoint.threads import Progress, ignore_progress
 from mha2gqa.conversion import Converted, converted_layers, is_layerwise
 from mha2gqa.hosts import rehost
 from mha2gqa.layerwise import Progress as Stages

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mha2gqa.checkpoint.writer import Progress, ignore_progress
+from mha2gqa.checkpoint.threads import Progress, ignore_progress
 from mha2gqa.commands.convert import convert
 from mha2gqa.commands.inspect import InspectReport, inspect
 from mha2gqa.commands.uptrain import uptrain

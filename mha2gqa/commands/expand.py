@@ -2,7 +2,7 @@
 
 from mha2gqa.checkpoint.reader import read_checkpoint
 from mha2gqa.checkpoint.source import find_source
-from mha2gqa.checkpoint.writer import Progress, ignore_progress
+from mha2gqa.checkpoint.threads import Progress, ignore_progress
 from mha2gqa.options import ExpandOptions
 from mha2gqa.output import Request, carry_out
 from mha2gqa.plan import plan_expand

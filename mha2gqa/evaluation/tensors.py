@@ -16,7 +16,7 @@ import xxhash
 from mha2gqa.checkpoint.pieces import Copy, OutputTensor, Span, TensorInfo
 from mha2gqa.checkpoint.pool import Pool
 from mha2gqa.checkpoint.streams import Sources
-from mha2gqa.checkpoint.writer import single_torch_thread
+from mha2gqa.checkpoint.threads import single_torch_thread
 
 _THREADS = 3
 """As many as the writer has, for the same reason."""

@@ -4,7 +4,8 @@ With G the Gram matrix of N rows in the metric of their inputs and W = Tᵀ T ho
 the leading eigenvectors of T G Tᵀ, times T (Eckart and Young 1936). A few rows are decomposed as a whole. Of many,
 only the wanted directions are sought, by subspace iteration (Halko, Martinsson and Tropp 2011, section 4.5), with two
 products a round and without T; that is exact where no more directions are used than are wanted, and where energies
-fall slowly it stops at directions that keep nearly as much, which is all that a merge asks of them.
+fall slowly it stops at directions that keep nearly as much, which is all that a merge asks of them. (torch.lobpcg wants
+a positive definite G, and rows that are copies of a few have none.)
 
 Legend: N rows, F wanted mixtures, S columns of a subspace.
 """

@@ -94,14 +94,14 @@ def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
 
     Args:
         gram_PRR: `plane_grams` of one group.
-        freedom: Which factors are allowed.
+        freedom: Which factors are allowed; those of `free` are not real.
     """
     heads = gram_PRR.shape[-1]
-    total: torch.Tensor = gram_PRR.diagonal(dim1=-2, dim2=-1).real.sum()
+    total: torch.Tensor = gram_PRR.diagonal(dim1=-2, dim2=-1).sum()
     if freedom == "fixed":
         kept: torch.Tensor = gram_PRR.sum() / heads
         return total - kept
-    if freedom in ("free", "scaled"):
+    if freedom == "scaled":
         kept = torch.linalg.eigvalsh(gram_PRR)[..., -1].sum()
         return total - kept
     return total - _kept(gram_PRR, _signs(gram_PRR)).sum() / heads

@@ -23,7 +23,8 @@ from mha2gqa.checkpoint.sizes import parse_size
 from mha2gqa.checkpoint.staging import staged
 from mha2gqa.checkpoint.streams import Sources
 from mha2gqa.checkpoint.tensors import locate_tensors, read_tensor, write_tensors
-from mha2gqa.checkpoint.writer import divide, ignore_progress, write_weights
+from mha2gqa.checkpoint.threads import ignore_progress
+from mha2gqa.checkpoint.writer import divide, write_weights
 from mha2gqa.errors import OutputError, TrainingError
 from mha2gqa.families.blueprint import blueprint, find_spelling
 from mha2gqa.merging import POOLINGS
