@@ -22,7 +22,7 @@ DISTIL = ("--method", "aligned", "--refine", "distil", "--data", "text.txt", "--
 JOINT = (*DISTIL[:3], "joint", *DISTIL[4:])
 WEIGHTS = "mha2gqa.checkpoint.layers.write_tensors"
 MOMENTS = {
-    "in the second layer": (DISTIL, Moment("mha2gqa.calibration.refine.refit", 2), 1),
+    "in the second layer": (DISTIL, Moment("mha2gqa.calibration.refine.refit_values", 2), 1),
     "before the second layer is written": (DISTIL, Moment(WEIGHTS, 2), 1),
     "after the last layer is written": (DISTIL, Moment(WEIGHTS, 2, after=True), 0),
     "before the output is written": (DISTIL, Moment("os.pwrite"), 0),
@@ -65,7 +65,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def counted(name: str, train: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: (done.append(name), train(*args))[1]
 
-    monkeypatch.setattr(refine, "refit", counted("layer", refine.refit))  # once a layer; training may be twice
+    monkeypatch.setattr(refine, "refit_values", counted("layer", refine.refit_values))  # once a layer
     monkeypatch.setattr(layerwise, "train_jointly", counted("together", layerwise.train_jointly))
     return done
 

@@ -191,7 +191,9 @@ def test_a_full_disk_keeps_what_was_finished(
     assert "Writing out failed: No space left on device" in last
     assert f"What was finished stays in {tmp_path / '.out.layers'}, and the same command goes on" in last
     refined = []
-    monkeypatch.setattr(refine, "refit", lambda *args, refit=refine.refit: (refined.append(1), refit(*args))[1])
+    monkeypatch.setattr(
+        refine, "refit_values", lambda *args, refit=refine.refit_values: (refined.append(1), refit(*args))[1]
+    )
     assert cli(*request).code == 0
     assert refined == [1]
     results = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mha2gqa.calibration.replay import Call
+from mha2gqa.calibration.replay import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class DistilOptions:
 def distil(
     module: nn.Module,
     names: Sequence[str],
-    pairs: Sequence[tuple[Call, torch.Tensor]],
+    pairs: Sequence[Pair],
     options: DistilOptions,
     device: torch.device,
 ) -> None:

@@ -15,13 +15,26 @@ from mha2gqa.merging import POOLINGS, layer_method
 from mha2gqa.merging.loss import group_loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A merged layer."""
+    """A merged layer, and what it was made of."""
 
+    layer: AttentionLayer
+    source: Mapping[str, torch.Tensor]
+    """The original's tensors, without the module's own name."""
+    statistics: Statistics | None
     groups: Groups
-    tensors: dict[str, torch.Tensor]
-    """Without the module's own name."""
+    heads: AttentionHeads
+    """Merged."""
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that changed, without the module's own name."""
+        return self.with_heads(self.heads)
+
+    def with_heads(self, heads: AttentionHeads) -> dict[str, torch.Tensor]:
+        """Return the same with other heads in the place of the merged ones."""
+        return scatter(self.layer, heads, self.groups, self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +60,7 @@ class Merge:
             heads = replace(heads, keys="fixed", values="fixed")
         groups = self._groups(layer, heads, statistics)
         merged = layer_method(self.method, self.seed)(heads, groups, statistics)
-        return Merged(groups, scatter(layer, merged, groups, tensors))
+        return Merged(layer=layer, source=tensors, statistics=statistics, groups=groups, heads=merged)
 
     def _groups(self, layer: AttentionLayer, heads: AttentionHeads, statistics: Statistics | None) -> Groups:
         if self.grouping == "contiguous" or not layer.sortable:

@@ -10,7 +10,7 @@ A finished layer is written at once; a run that was interrupted goes on behind i
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -23,7 +23,8 @@ from mha2gqa.calibration.activations import Activations
 from mha2gqa.calibration.distil import DistilOptions, distil, relative_error
 from mha2gqa.calibration.merge import Merge, Merged
 from mha2gqa.calibration.refit import refit
-from mha2gqa.calibration.replay import Call, Replay, block_of
+from mha2gqa.calibration.refit_values import refit_values
+from mha2gqa.calibration.replay import Pair, Replay, block_of
 from mha2gqa.calibration.statistics import Moments
 from mha2gqa.calibration.student import install, own_tensors
 from mha2gqa.checkpoint.layers import LayerFiles
@@ -31,7 +32,6 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 
 Refinement: TypeAlias = Literal["refit", "distil", "joint"]
-Pair: TypeAlias = tuple[Call, torch.Tensor]
 Batch = TypeVar("Batch")
 
 _KEPT_ASIDE = 8
@@ -118,24 +118,22 @@ class Refiner:
         source = self._files.read(layer)
         pairs = list(zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True))
         _check_finite(layer, pairs)
-        merged = self._merged(layer, source, module, pairs)
-        steps = _Steps(module, pairs, {name: source[name].dtype for name in merged.tensors}, self._student.device)
-        steps.take("merged", lambda: install(module, merged.tensors))
+        merged = self._merged(layer, source.keys(), pairs)
+        tensors = merged.tensors
+        steps = _Steps(module, pairs, {name: source[name].dtype for name in tensors}, self._student.device)
+        steps.take("merged", lambda: install(module, tensors))
         if self._uses(module) == 1:
-            steps.take("refit", lambda: self._refit(layer, module, steps))
+            steps.take("refit", *self._refits(merged, module, steps))
         if self._uses(module) == 1 and self._refinement != "refit":
-            for rate in (self._options.rate, _SMALLER * self._options.rate):
-                if steps.take("distil", partial(self._distil, layer, module, steps, rate)):
-                    break
+            rates = (self._options.rate, _SMALLER * self._options.rate)
+            steps.take("distil", *[partial(self._distil, layer, module, steps, rate) for rate in rates])
         tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
         report = LayerReport(
             module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors=steps.errors
         )
         return tensors, vars(report)
 
-    def _merged(
-        self, layer: AttentionLayer, source: Mapping[str, torch.Tensor], module: nn.Module, pairs: Sequence[Pair]
-    ) -> Merged:
+    def _merged(self, layer: AttentionLayer, names: Iterable[str], pairs: Sequence[Pair]) -> Merged:
         """Merge by the statistics of what the original's module is given when it reads the student's inputs."""
         moments = Moments(layer)
         original = self._original.get_submodule(layer.module)
@@ -148,7 +146,7 @@ class Refiner:
             for handle in handles:
                 handle.remove()
         tensors = own_tensors(self._original, layer)
-        return self._merge(layer, {name: tensors[name] for name in source}, moments.statistics())
+        return self._merge(layer, {name: tensors[name] for name in names}, moments.statistics())
 
     def _uses(self, module: nn.Module) -> int:
         """Return how many layers share a module's weights (zamba): one layer's text is not enough to train for all."""
@@ -156,8 +154,12 @@ class Refiner:
         alike = (one for _, one in self._student.named_modules(remove_duplicate=False) if type(one) is type(module))
         return sum(next(one.parameters()).data_ptr() == place for one in alike)
 
-    def _refit(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps") -> None:
-        refit(module, layer.output.removesuffix(".weight"), steps.training, self._student.device)
+    def _refits(self, merged: Merged, module: nn.Module, steps: "_Steps") -> list[Callable[[], object]]:
+        """Return the ways to refit, the best first: values may be mixed anew only where they are free."""
+        output = merged.layer.output.removesuffix(".weight")
+        given = (module, output, steps.training, self._student.device)
+        outputs, both = partial(refit, *given), partial(refit_values, *given, merged)
+        return [both, outputs] if merged.layer.values == "free" else [outputs]
 
     def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps", rate: float) -> None:
         trained = copy.deepcopy(module).float()
@@ -176,8 +178,13 @@ class _Steps:
         self.errors: dict[str, float] = {}
         self._module, self._dtypes, self._device = module, dtypes, device
 
-    def take(self, name: str, step: Callable[[], object]) -> bool:
-        """Take a step, what it leaves rounded as the checkpoint's file rounds it; return whether it was kept."""
+    def take(self, name: str, *ways: Callable[[], object]) -> None:
+        """Take a step in the first of some ways that helps, what it leaves rounded as the checkpoint's file does."""
+        for way in ways:
+            if self._try(name, way):
+                break
+
+    def _try(self, name: str, step: Callable[[], object]) -> bool:
         before = {name: self._module.get_parameter(name).detach().clone() for name in self._dtypes}
         step()
         rounded = {key: self._module.get_parameter(key).detach().to(dtype) for key, dtype in self._dtypes.items()}

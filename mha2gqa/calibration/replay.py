@@ -13,7 +13,7 @@ Legend: B sequences of a batch, T tokens, D model width.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -42,6 +42,10 @@ class Call:
         if dtype is not None:
             args, kwargs = _cast((args, kwargs), dtype)
         return first_tensor(module(*args, **kwargs))
+
+
+Pair: TypeAlias = tuple[Call, torch.Tensor]
+"""A call, and the output `[B, T, D]` that is wanted of it."""
 
 
 class Replay:

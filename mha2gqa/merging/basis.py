@@ -39,14 +39,14 @@ def share_basis(rows_RFX: torch.Tensor, weight_NN: torch.Tensor, gram_NN: torch.
     """
     heads, width = rows_RFX.shape[:2]
     mixing_FN = leading_mixtures(weight_NN, gram_NN, width)
-    mixing_FN = _towards(mixing_FN.to(rows_RFX.dtype) @ rows_RFX.flatten(0, 1), rows_RFX) @ mixing_FN
+    mixing_FN = towards(mixing_FN.to(rows_RFX.dtype) @ rows_RFX.flatten(0, 1), rows_RFX) @ mixing_FN
     seen_FN = mixing_FN @ gram_NN.double()
     lift_FN = torch.linalg.solve(firm(seen_FN @ mixing_FN.mT, gram_NN.dtype), seen_FN)
     lift_RFF = lift_FN.mT.unflatten(0, (heads, width))
     return SharedBasis(mixing_FN.to(rows_RFX.dtype), lift_RFF.to(rows_RFX.dtype))
 
 
-def _towards(shared_FX: torch.Tensor, rows_RFX: torch.Tensor) -> torch.Tensor:
+def towards(shared_FX: torch.Tensor, rows_RFX: torch.Tensor) -> torch.Tensor:
     """Return the scaled rotation that brings the shared block nearest to the mean head (orthogonal Procrustes)."""
     u, _, vh = torch.linalg.svd((rows_RFX.mean(dim=0) @ shared_FX.mT).double())
     wanted = rows_RFX.square().sum(dim=(1, 2)).mean()

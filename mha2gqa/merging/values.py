@@ -12,6 +12,7 @@ import torch
 
 from mha2gqa.heads import AttentionHeads
 from mha2gqa.merging.basis import share_basis
+from mha2gqa.merging.leading import leading_mixtures
 from mha2gqa.merging.planes import share_planes
 from mha2gqa.metric import Metric
 from mha2gqa.symmetric import symmetric_product
@@ -38,6 +39,21 @@ def merge_values(heads: AttentionHeads, inputs: Metric) -> AttentionHeads:
     planes = share_planes(v_RFX[:, :, None], weight_RF, inputs, heads.values)
     o_RSDF = o_RSDF * planes.factor_RP[:, None, None]
     return replace(heads, v_KFX=planes.shared_PNX.squeeze(1)[None], o_HDF=o_RSDF.flatten(0, 1))
+
+
+def leading_rows(heads: AttentionHeads, inputs: Metric, count: int) -> torch.Tensor:
+    """Return the mixtures of a group's value rows that keep most of what is read of them, `[count, X]`.
+
+    Args:
+        heads: The heads of a group.
+        inputs: Metric of the inputs.
+        count: How many; as many as there are rows gives the rows themselves.
+    """
+    rows = heads.v_KFX.flatten(0, 1)
+    if count == len(rows):
+        return rows
+    weights = value_weights(heads.o_HDF.unflatten(0, (len(heads.v_KFX), -1)))
+    return leading_mixtures(weights, inputs.gram(rows), count).to(rows) @ rows
 
 
 def value_weights(o_RSDF: torch.Tensor) -> torch.Tensor:
