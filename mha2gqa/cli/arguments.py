@@ -105,7 +105,7 @@ GroupingName = Annotated[
 RefinementName = Annotated[
     str | None,
     typer.Option(
-        help="Improve the result on text: refit outputs, train each layer, train all of them together.",
+        help="Improve the result on text: refit values and outputs, train each layer, train all of them together.",
         metavar="|".join(_REFINEMENTS),
         callback=one_of_or_none(_REFINEMENTS),
     ),
