@@ -3,8 +3,8 @@
 For each attention layer: its inputs come from the layers that are already converted, its target is the
 original layer's output on the original's own inputs. Heads are merged by the statistics of those very inputs;
 then values and output projection are refitted in closed form, the latter alone where values are not free or that
-does not help, and with `distil` the layer is trained for a few hundred steps. A step that does not help on batches kept aside is taken back, so no step makes a layer worse;
-training is then tried once more with smaller steps.
+does not help, and with `distil` the layer is trained for a few hundred steps. A step that does not help on batches
+kept aside is taken back, so no step makes a layer worse; training is then tried once more with smaller steps.
 A finished layer is written at once; a run that was interrupted goes on behind it.
 """
 
