@@ -9,7 +9,7 @@ head, X inputs (the model's width, and one more that is always 1 where there are
 P rotary planes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -74,8 +74,10 @@ class AttentionHeads:
         return len(self.q_HEX) // len(self.k_KEX)
 
     def members(self, group: Sequence[int]) -> "AttentionHeads":
-        """Return some KV heads, in this order, with the query heads that read them."""
-        heads = list(group)
+        """Return some KV heads, in this order, with the query heads that read them; views where they are neighbours."""
+        first, last = group[0], group[-1]
+        neighbours = list(group) == list(range(first, last + 1))
+        heads = slice(first, last + 1) if neighbours else list(group)
 
         def of_queries(tensor_H: torch.Tensor) -> torch.Tensor:
             members_H: torch.Tensor = tensor_H.unflatten(0, (-1, self.queries_per_head))[heads].flatten(0, 1)
@@ -92,11 +94,22 @@ class AttentionHeads:
         )
 
 
-def join(parts: Sequence[AttentionHeads]) -> AttentionHeads:
-    """Return the heads of all parts as one layer; what is no tensor is as in the first."""
-    names = [name for name, value in vars(parts[0]).items() if isinstance(value, torch.Tensor)]
-    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return replace(parts[0], **joined)
+def join(parts: Iterable[AttentionHeads], count: int) -> AttentionHeads:
+    """Return the heads of `count` parts of one shape as one layer; what is no tensor is as in the first.
+
+    Each part is copied to its place before the next is asked for: no two need be held.
+    """
+    joined: dict[str, Any] = {}
+    first: AttentionHeads | None = None
+    for place, part in enumerate(parts):
+        first = first or part
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                whole = joined.setdefault(name, value.new_empty(count, *value.shape))
+                whole[place] = value
+    if first is None:
+        raise ValueError("no parts to join")
+    return replace(first, **{name: whole.flatten(0, 1) for name, whole in joined.items()})
 
 
 @dataclass(frozen=True)

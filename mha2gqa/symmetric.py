@@ -2,7 +2,7 @@
 
 import torch
 
-_LARGE = 1024
+_LARGE = 512
 """From this size on, half a product saves more than its pieces cost."""
 _PIECES = 4
 """With so many, five eighths are computed."""

@@ -142,7 +142,7 @@ def scatter(
                 torch.stack([tensors[names[head]] for head in group]).double().mean(dim=0).to(tensors[name].dtype)
             )
     output = tensors[layer.output]
-    result[layer.output] = heads.o_HDF.transpose(0, 1).flatten(1).to(output.dtype)
+    result[layer.output] = heads.o_HDF.to(output.dtype).transpose(0, 1).flatten(1)
     if layer.gains and heads.q_gain_HE is not None and heads.k_gain_KE is not None:
         for name, gain in zip(layer.gains, (heads.q_gain_HE, heads.k_gain_KE), strict=True):
             result[name] = gain.flatten().to(tensors[name].dtype)

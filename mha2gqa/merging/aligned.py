@@ -22,5 +22,6 @@ def aligned(heads: AttentionHeads, groups: Groups, statistics: Statistics | None
         The layer with one KV head per group; query heads in the order of the groups.
     """
     known = (statistics or NOTHING_KNOWN).like(heads.k_KEX)
-    merged = join([merge_values(merge_keys(one, known), known.inputs) for one in map(heads.members, groups)])
+    each = (merge_values(merge_keys(one, known), known.inputs) for one in map(heads.members, groups))
+    merged = join(each, len(groups))
     return resized_gains(merged, heads, known.inputs)

@@ -57,10 +57,12 @@ def fit_over_distances(
         The shared keys in the dtype of the start, and the scores' energy that they lose.
     """
     heads, width, dtype = *energy_REE.shape[:2], gram.dtype
-    turn = _Turning.of(rotary, width, gram.device)
-    gram, energy_REE = gram.double(), energy_REE.double()
-    mixing, lift_REE = start.mixing.double(), start.lift_REE.double()
-    total, kept = scores_energy(gram, energy_REE, rotary), 0.0
+    turn, order_E = _Turning.of(rotary, width, gram.device), _by_half(rotary, width)
+    gram_RERE = gram.double().reshape(heads, width, heads, width)[:, order_E][..., order_E]
+    gram, energy_REE = gram_RERE.reshape(gram.shape), _sorted(energy_REE.double(), order_E)
+    mixing = _beside(_sorted(_apart(start.mixing.double(), heads), order_E))
+    lift_REE = _sorted(start.lift_REE.double(), order_E)
+    total, kept = float((energy_REE * turn.keys(own_grams(gram, heads))).sum()), 0.0
     reads_REE = lift_REE @ energy_REE
     for _ in range(_ROUNDS):
         normal = turn.queries((reads_REE @ lift_REE.mT).sum(dim=0))
@@ -72,14 +74,18 @@ def fit_over_distances(
         kept = float((reads_REE * _apart(wanted, heads)).sum())
         if kept - before <= _ENOUGH * (total - kept) + torch.finfo(dtype).eps * total:
             break
-    return SharedKeys(mixing.to(dtype), lift_REE.to(dtype)), max(0.0, total - kept)
+    back_E = order_E.argsort()
+    mixing = _beside(_sorted(_apart(mixing, heads), back_E))
+    return SharedKeys(mixing.to(dtype), _sorted(lift_REE, back_E).to(dtype)), max(0.0, total - kept)
 
 
 def scores_energy(gram: torch.Tensor, energy_REE: torch.Tensor, rotary: Rotary) -> float:
     """Return the energy of all heads' scores, of which `fit_over_distances` says what is lost; arguments as there."""
     heads, width = energy_REE.shape[:2]
-    turned_REE = _Turning.of(rotary, width, gram.device).keys(own_grams(gram.double(), heads))
-    return float((energy_REE.double() * turned_REE).sum())
+    order_E = _by_half(rotary, width)
+    own_REE = _sorted(own_grams(gram.double(), heads), order_E)
+    turned_REE = _Turning.of(rotary, width, gram.device).keys(own_REE)
+    return float((_sorted(energy_REE.double(), order_E) * turned_REE).sum())
 
 
 def own_grams(gram: torch.Tensor, heads: int) -> torch.Tensor:
@@ -107,9 +113,11 @@ def _nearer(found: torch.Tensor, normal_EE: torch.Tensor, wanted: torch.Tensor, 
 
 @dataclass(frozen=True)
 class _Turning:
-    """Weighted means over distances of R_d M R_dᵀ (`keys`) and of R_dᵀ M R_d (`queries`), M `[..., E, E]`."""
+    """Weighted means over distances of R_d M R_dᵀ (`keys`) and of R_dᵀ M R_d (`queries`), M `[..., E, E]`.
 
-    pairs_P2: torch.Tensor
+    Rows are sorted by `_by_half`: to read halves of a matrix is several times as fast as to look pairs up.
+    """
+
     apart_PP: torch.Tensor
     """Σ w_d exp(-i (θ - θ') d): what becomes of products of one pair of rows, read as z, with another."""
     together_PP: torch.Tensor
@@ -117,13 +125,12 @@ class _Turning:
 
     @classmethod
     def of(cls, rotary: Rotary, width: int, device: torch.device) -> "_Turning":
-        pairs_P2 = pairs(rotary, width)
-        still = len(pairs_P2) - rotary.width // 2
-        if still == len(pairs_P2) or rotary.frequencies:
+        turning, still = rotary.width // 2, (width - rotary.width) // 2
+        if not turning or rotary.frequencies:
             apart, together = _kernels((*rotary.frequencies, *[0.0] * still), rotary.both_ways)
         else:
-            apart, together = _far_kernels(rotary.width // 2, still)
-        return cls(pairs_P2, apart.to(device), together.to(device))
+            apart, together = _far_kernels(turning, still)
+        return cls(apart.to(device), together.to(device))
 
     def keys(self, matrix: torch.Tensor) -> torch.Tensor:
         return self._mean(matrix, self.apart_PP, self.together_PP)
@@ -133,22 +140,32 @@ class _Turning:
 
     def _mean(self, matrix: torch.Tensor, apart_PP: torch.Tensor, together_PP: torch.Tensor) -> torch.Tensor:
         """Read a matrix as z ↦ a z + b z̄ from pair to pair, and multiply a and b."""
-        first, second = self.pairs_P2.T
-        blocks = [[matrix[..., rows[:, None], columns] for columns in (first, second)] for rows in (first, second)]
-        (top_left, top_right), (low_left, low_right) = blocks
+        half = len(apart_PP)
+        top_left, top_right = matrix[..., :half, :half], matrix[..., :half, half:]
+        low_left, low_right = matrix[..., half:, :half], matrix[..., half:, half:]
         plain = torch.complex(top_left + low_right, low_left - top_right) / 2 * apart_PP
         mirrored = torch.complex(top_left - low_right, low_left + top_right) / 2 * together_PP
         mean = torch.empty_like(matrix)
-        mean[..., first[:, None], first] = plain.real + mirrored.real
-        mean[..., first[:, None], second] = mirrored.imag - plain.imag
-        mean[..., second[:, None], first] = mirrored.imag + plain.imag
-        mean[..., second[:, None], second] = plain.real - mirrored.real
+        mean[..., :half, :half] = plain.real + mirrored.real
+        mean[..., :half, half:] = mirrored.imag - plain.imag
+        mean[..., half:, :half] = mirrored.imag + plain.imag
+        mean[..., half:, half:] = plain.real - mirrored.real
         return mean
 
 
 def pairs(rotary: Rotary, width: int) -> torch.Tensor:
     """Return the rows of each rotary plane, then those that are not rotated by twos, int64 `[P, 2]`."""
     return torch.cat([rotary.planes(), rotary.rest(width).view(2, -1).T])
+
+
+def _by_half(rotary: Rotary, width: int) -> torch.Tensor:
+    """Return the first rows of all `pairs`, then the second ones, int64 `[E]`."""
+    return pairs(rotary, width).T.flatten()
+
+
+def _sorted(matrices_REE: torch.Tensor, order_E: torch.Tensor) -> torch.Tensor:
+    """Return matrices with their rows and columns in an order."""
+    return matrices_REE[:, order_E][..., order_E]
 
 
 @functools.lru_cache(maxsize=8)

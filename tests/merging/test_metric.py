@@ -63,7 +63,7 @@ def test_members_join_to_the_layer() -> None:
         q_gain_HE=random(8, 8, seed=7),
         k_gain_KE=random(4, 8, seed=8),
     )
-    joined = join([heads.members((0, 1)), heads.members((2,)), heads.members((3,))])
+    joined = join(iter([heads.members((0, 1)), heads.members((2, 3))]), 2)
     for name, tensor in vars(heads).items():
         if isinstance(tensor, torch.Tensor):
             assert torch.equal(getattr(joined, name), tensor)
