@@ -1,12 +1,13 @@
 """What aligned conversion and refinement cost: the arithmetic for a shape, and one layer of it measured here.
 
     python benchmarks/cost.py                       # Llama-2-7B's shape, 32 -> 8 KV heads
-    python benchmarks/cost.py --groups 1 --tokens 2048
+    python benchmarks/cost.py --groups 1
 
 The arithmetic is in multiply-adds times two, for all layers; the projection for a GPU divides it by rates that
 it names. The measurement takes random weights of one layer; the steps of a block take turns, `--repeat` times, and
 the median and the range of their processor seconds are printed, so that what others do on the machine counts
-less. Steps on text are measured on `--tokens` tokens.
+less. Steps on text are measured on `--tokens` tokens in blocks of `--context`; the refit of values and outputs, which
+takes minutes, once.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from mha2gqa.calibration.distil import DistilOptions, distil
 from mha2gqa.calibration.merge import Merge
 from mha2gqa.calibration.prior import Prior
 from mha2gqa.calibration.refit import refit
+from mha2gqa.calibration.refit_values import refit_values, rows_of_mixtures
 from mha2gqa.calibration.replay import Replay
 from mha2gqa.calibration.statistics import gather_statistics
 from mha2gqa.calibration.student import build_student, install, own_tensors
@@ -38,8 +40,9 @@ SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 second between its memory and the host's."""
 DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 """Seconds it is taken to need for the eigenvectors of one Gram matrix of values, and to start one round of the fit."""
-FIT_ROUNDS, VALUE_ROUNDS = 20, 8
-"""Rounds of the fit over distances and of the search for values; small models took about as many, or fewer."""
+FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS = 20, 8, 10, 30
+"""Rounds of the fit over distances, of the search for values, of the refit of values and outputs and conjugate
+gradients in each of the latter; small models took about as many, or fewer."""
 
 
 def main() -> None:
@@ -52,20 +55,24 @@ def main() -> None:
         print(f"{name:52s} {number / 1e12:12.2f} TFLOP")
     print(f"\nprojection for an H200, aligned and distil: {projection(options):.0f} s")
     print(f"\none layer, {torch.get_num_threads()} threads, processor seconds, median (range) of {options.repeat}")
-    for block in steps(options):
+    *blocks, slow = steps(options)
+    for block in blocks:
         times: dict[str, list[float]] = {name: [] for name in block}
         for _ in range(options.repeat + 1):
             for name, step in block.items():
                 times[name].append(_timed(step))
         for name, (_, *kept) in times.items():  # the first time of each warms up
             print(f"{name:44s} {statistics.median(kept):8.2f} ({min(kept):.2f}-{max(kept):.2f})", flush=True)
+    for name, step in slow.items():
+        print(f"{name:44s} {_timed(step):8.2f}, once", flush=True)
 
 
 def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     """Return the operations of each step, for all layers."""
     layers, width, heads, groups = options.layers, options.width, options.heads, options.groups
     head, shared, tokens = width // heads, heads // groups, options.calibration
-    stack, half = shared * head, (5 / 8 if shared * head >= 1024 else 1)
+    stack, half = shared * head, (5 / 8 if shared * head >= 512 else 1)
+    mixed = heads * rows_of_mixtures(heads, head, shared)
     forward = 2 * tokens * layers * (4 * width**2 + 3 * width * options.mlp)
     attention = 2 * tokens * (4 * width**2) + 2 * tokens * 2 * options.context * width
     whole = 2 / 3 * stack**3 + 4 * stack**3 + 9 * stack**3  # a root, two products, eigenvectors
@@ -83,7 +90,9 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
         "grouping: values and keys of every pair": layers
         * (heads * (heads - 1) / 2)
         * (17 * (2 * head) ** 3 + FIT_ROUNDS * _fit_round(2 * head, head)),
-        "refit: z zᵀ, y zᵀ and a solution": layers * ((2 + 5 / 4) * tokens * width**2 + 2 / 3 * width**3),
+        "refit: attention on the rows that values are mixed of": layers * mixed / width * attention,
+        "refit: s sᵀ and y sᵀ": layers * tokens * (5 / 4 * mixed**2 + 2 * width * mixed),
+        "refit: values and outputs in turn": layers * REFIT_ROUNDS * _refit_round(heads, head, mixed),
         "distil (300 steps of 4096 tokens)": layers * 3 * attention / tokens * 4096 * 300,
         "refinement's own passes (teacher, student twice)": 3 * forward,
     }
@@ -94,18 +103,28 @@ def _fit_round(stack: int, head: int) -> float:
     return 2 * head * stack**2 + 12 * head**2 * stack + 2 * 2 / 3 * head**3
 
 
+def _refit_round(heads: int, head: int, mixed: int) -> float:
+    """Return the operations of one round of `Bilinear.solve`: conjugate gradients, and an output projection."""
+    width, rows = heads * head, mixed // heads
+    curve = 2 * width * rows * mixed + 2 * width**2 * rows
+    return (REFIT_STEPS + 1) * curve + (2 / 3 + 2 + 2) * width**3
+
+
 def projection(options: argparse.Namespace) -> float:
     """Return the seconds of `--method aligned --refine distil` on an H200: arithmetic, decompositions and moves."""
     work = arithmetic(options)
-    half: float = sum(number for name, number in work.items() if name.startswith(("distil", "refinement")))
-    single = sum(
-        work[name] for name in work if name.startswith(("statistics", "rows of q, k and v in that", "Gram", "refit"))
+    half, single, double = (
+        sum(number for name, number in work.items() if name.startswith(kind))
+        for kind in (
+            ("distil", "refinement", "refit: attention"),
+            ("statistics", "rows of q, k and v in that", "Gram", "refit: s"),
+            ("keys", "refit: values"),
+        )
     )
     # Of every token: inputs and outputs kept, then read to merge, to refit and to measure; four outputs of blocks.
     moved: float = options.layers * options.width * 2 * (10 * options.calibration + 2 * 300 * 4096)
     decomposed: float = options.layers * options.groups * (DECOMPOSITION + FIT_ROUNDS * LAUNCHES)
-    fitted = work["keys: the fit over distances"] / SPEED_64
-    return half / SPEED_16 + single / SPEED_32 + fitted + moved / MOVED + decomposed
+    return half / SPEED_16 + single / SPEED_32 + double / SPEED_64 + moved / MOVED + decomposed
 
 
 def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
@@ -138,9 +157,10 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
         ),
         "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
-    ids = torch.randint(32000, (1, options.tokens))
+    ids = torch.randint(32000, (options.tokens // options.context, options.context))
     student = build_student(model, rewrite(content, targets), [layer])
-    install(student.get_submodule(layer.module), merge("mean", "contiguous", layer, own_tensors(model, layer)))
+    merged = Merge(method="mean", grouping="contiguous", seed=0)(layer, own_tensors(model, layer), None)
+    install(student.get_submodule(layer.module), merged.tensors)
     memory = Activations(8 << 30, Path(tempfile.gettempdir()))
     pairs = list(
         zip(
@@ -152,14 +172,17 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
     module, device = student.get_submodule(layer.module), torch.device("cpu")
     step = DistilOptions(steps=1)
     passes: dict[str, Callable[[], object]] = {
-        f"plain forward ({options.tokens} tokens)": lambda: model.model(ids, use_cache=False),
+        f"plain forward ({options.tokens:,} tokens)": lambda: model.model(ids, use_cache=False),
         "the same with statistics": lambda: gather_statistics(model.model, [_inner(layer)], [ids], lambda *_: None),
     }
     once |= {
-        "refit": lambda: refit(module, "o_proj", pairs, device),
+        "refit of the outputs alone": lambda: refit(module, "o_proj", pairs, device),
         "distil, one step": lambda: distil(module, layer.changed, pairs, step, device),
     }
-    return [merges, passes, once]
+    slow: dict[str, Callable[[], object]] = {
+        "refit of values and outputs": lambda: refit_values(module, "o_proj", pairs, device, merged)
+    }
+    return [merges, passes, once, slow]
 
 
 def merge(
@@ -196,7 +219,7 @@ def _options() -> argparse.Namespace:
         "groups": 8,
         "context": 2048,
         "calibration": 262_144,
-        "tokens": 1024,
+        "tokens": 4096,
         "repeat": 3,
         "threads": 1,
     }.items():

@@ -62,12 +62,16 @@ def refit_values(module: nn.Module, output: str, pairs: Sequence[Pair], device: 
     return True
 
 
+def rows_of_mixtures(query_heads: int, width: int, members: int) -> int:
+    """Return N, for values of F = `width` channels and groups of so many KV heads."""
+    return min(members * width, max(_LEAST * width, min(_MOST * width, _ALL // query_heads)))
+
+
 def _rows(merged: Merged) -> torch.Tensor:
     """Return what to mix values from, `[G, N, X]`: the rows of a group's heads, or as many leading mixtures of them."""
     heads, width = gather(merged.layer, merged.source), merged.heads.v_KFX.shape[1]
     inputs = (merged.statistics or NOTHING_KNOWN).like(heads.v_KFX).inputs
-    most = max(_LEAST * width, min(_MOST * width, _ALL // merged.layer.query_heads))
-    count = min(most, len(merged.groups[0]) * width)
+    count = rows_of_mixtures(merged.layer.query_heads, width, len(merged.groups[0]))
     rows_GNX = torch.stack([leading_rows(heads.members(group), inputs, count) for group in merged.groups])
     size_GN1 = rows_GNX.square().mean(dim=-1, keepdim=True).sqrt()
     return rows_GNX / size_GN1.clamp(min=torch.finfo(size_GN1.dtype).tiny)  # 16-bit weights keep their range
