@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from mha2gqa.calibration.activations import Activations
 from mha2gqa.calibration.distil import DistilOptions, distil, relative_error
 from mha2gqa.calibration.merge import Merge, Merged
-from mha2gqa.calibration.refit import refit
+from mha2gqa.calibration.refit import ends_in, refit
 from mha2gqa.calibration.refit_values import refit_values
 from mha2gqa.calibration.replay import Pair, Replay, block_of
 from mha2gqa.calibration.statistics import Moments
@@ -157,9 +157,16 @@ class Refiner:
     def _refits(self, merged: Merged, module: nn.Module, steps: "_Steps") -> list[Callable[[], object]]:
         """Return the ways to refit, the best first: values may be mixed anew only where they are free."""
         output = merged.layer.output.removesuffix(".weight")
-        given = (module, output, steps.training, self._student.device)
+        given = (module, output, self._of_projection(merged.layer, output, module, steps), self._student.device)
         outputs, both = partial(refit, *given), partial(refit_values, *given, merged)
         return [both, outputs] if merged.layer.values == "free" else [outputs]
+
+    def _of_projection(self, layer: AttentionLayer, output: str, module: nn.Module, steps: "_Steps") -> Sequence[Pair]:
+        """Return the calls to learn from, with what the output projection should return."""
+        if ends_in(module, output, steps.training[0][0], self._student.device):
+            return steps.training
+        _, wanted = keep_aside(list(self._teacher_run.outputs(f"{layer.module}.{output}")))
+        return [(call, one) for (call, _), one in zip(steps.training, wanted, strict=True)]
 
     def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps", rate: float) -> None:
         trained = copy.deepcopy(module).float()

@@ -1,7 +1,8 @@
 """Refits a layer's output projection in closed form, so that the converted layer answers like the original.
 
 With z the concatenated heads of the converted layer and y the original layer's output, the projection W that
-minimises Σ |W z - y|² + λ |W - W₀|² is (Y Zᵀ + λ W₀)(Z Zᵀ + λ)⁻¹: ridge regression towards the merged W₀.
+minimises Σ |W z - y|² + λ |W - W₀|² is (Y Zᵀ + λ W₀)(Z Zᵀ + λ)⁻¹: ridge regression towards the merged W₀. Where a
+module does more behind its projection (BERT: a residual and a norm), y is what the original's own projection returns.
 
 Legend: B sequences of a batch, T tokens, N of all sequences, D model width, Z width of the concatenated heads.
 """
@@ -19,20 +20,15 @@ RIDGE = 1e-4
 
 
 @torch.no_grad()
-def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.device) -> bool:
-    """Refit a module's output projection on calls and the outputs that are wanted of them.
+def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.device) -> None:
+    """Refit a module's output projection on calls of the module and what is wanted of the projection.
 
     Args:
         module: The converted attention module; changed in place.
         output: Path of its output projection, a linear module.
-        pairs: Calls, and the original's outputs `[B, T, D]` for them.
+        pairs: Calls, and for each the output `[B, T, D]` that the projection should have.
         device: Where to compute.
-
-    Returns:
-        Whether it was refitted, see `ends_in`.
     """
-    if not ends_in(module, output, pairs[0][0], device):
-        return False
     weight = module.get_submodule(output).get_parameter("weight")
     weight_DZ = weight.double()
     moment_ZZ = weight_DZ.new_zeros(weight_DZ.shape[1], weight_DZ.shape[1])
@@ -42,7 +38,6 @@ def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.d
         moment_ZZ += symmetric_product(z_NZ.mT, z_NZ.mT).double()
         cross_DZ += (y_ND.mT.to(z_NZ.dtype) @ z_NZ).double()
     weight.copy_(ridge_regression(moment_ZZ, cross_DZ, weight_DZ))
-    return True
 
 
 def ridge_regression(moment_ZZ: torch.Tensor, cross_DZ: torch.Tensor, before_DZ: torch.Tensor) -> torch.Tensor:
@@ -59,6 +54,7 @@ def ridge_regression(moment_ZZ: torch.Tensor, cross_DZ: torch.Tensor, before_DZ:
     return found
 
 
+@torch.no_grad()
 def ends_in(module: nn.Module, output: str, call: Call, device: torch.device) -> bool:
     """Return whether a module's output is that of its output projection, with nothing behind it."""
     answer, _, seen = _run(module, output, call, device)

@@ -45,10 +45,10 @@ def error(module: torch.nn.Module, pairs: list[Pair]) -> torch.Tensor:
 def test_values_and_outputs_do_better_than_outputs_alone(model_type: str, tmp_path: Path) -> None:
     for module, layer, merged, pairs in calls(model_type, tmp_path):
         output = layer.output.removesuffix(".weight")
-        assert refit(module, output, pairs, CPU)
+        refit(module, output, pairs, CPU)
         outputs_alone = error(module, pairs).item()
         install(module, merged.tensors)
-        assert refit_values(module, output, pairs, CPU, merged)
+        refit_values(module, output, pairs, CPU, merged)
         assert error(module, pairs).item() < 0.99 * outputs_alone
 
 
