@@ -1,11 +1,11 @@
 """mha2gqa: convert a multi-head attention checkpoint to grouped-query or multi-query attention.
 
 Map of the package, lowest layer first; imports run one way:
-`errors`, `options` (what can be asked), `symmetric` (half a product), `metric` (what inputs are like), `heads` (the
-heads of a layer), `grouping` (which of them share one), `shipped` (model classes that go with a result), `families`
-(how model types keep attention), `merging` (how heads become one), `checkpoint` (bytes), `hosts` (other classes for
-models whose own knows only MHA), `devices`, `models` and `texts` (models to run, where, and what they read),
-`targets`, `rearrange` and `plan` (everything that will be done),
+`errors`, `quantities` (numbers as people write them), `options` (what can be asked), `symmetric` (half a product),
+`metric` (what inputs are like), `heads` (the heads of a layer), `grouping` (which of them share one), `shipped`
+(model classes that go with a result), `families` (how model types keep attention), `merging` (how heads become one),
+`checkpoint` (bytes), `hosts` (other classes for models whose own knows only MHA), `devices`, `models` and `texts`
+(models to run, where, and what they read), `targets`, `rearrange` and `plan` (everything that will be done),
 `calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
 changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it back),
 `timing` (how fast it is), `sweeping` (many conversions compared), `reports` (pages and cards), `commands` (one verb

@@ -4,6 +4,7 @@
 with them, is in the module of the command. No torch here.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,6 +13,7 @@ import typer
 
 from mha2gqa.merging import METHODS
 from mha2gqa.options import Grouping, Level, Refinement
+from mha2gqa.quantities import parse_count, parse_share
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
@@ -29,6 +31,36 @@ def one_of_or_none(names: Iterable[str]) -> Callable[[str | None], str | None]:
     """Return an option's check that its value is one of `names`, or none."""
     check = one_of(names)
     return lambda value: None if value is None else check(value)
+
+
+def at_least(least: int) -> Callable[[Any], int]:
+    """Return an option's parser of a whole number, also with a suffix: `256K`."""
+
+    def parse(value: Any) -> int:
+        try:
+            count = parse_count(str(value))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if count < least:
+            raise typer.BadParameter(f"{value} is less than {least}")
+        return count
+
+    return parse
+
+
+def share(most: float = math.inf) -> Callable[[Any], float]:
+    """Return an option's parser of a share from 0 on, also in per cent: `1%`."""
+
+    def parse(value: Any) -> float:
+        try:
+            number = parse_share(str(value))
+        except ValueError:
+            raise typer.BadParameter(f"{value!r} is no number or percentage, such as 0.01 or 1%") from None
+        if not 0 <= number <= most:
+            raise typer.BadParameter(f"{value} is not from 0 to {most:g}" if most < math.inf else f"{value} is below 0")
+        return number
+
+    return parse
 
 
 _METHODS = (*METHODS, "auto")
@@ -114,11 +146,13 @@ CalibrationText = Annotated[
     list[str] | None,
     typer.Option(help="Calibration text: text, jsonl, csv, parquet, Hub data set, or `self`; repeatable."),
 ]
-CalibrationTokens = Annotated[int, typer.Option(min=2, help="Tokens of calibration text, at most.")]
+CalibrationTokens = Annotated[
+    int, typer.Option(parser=at_least(2), metavar="N", help="Tokens of calibration text, at most: 65536, 256K.")
+]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps of --refine distil and joint.")]
 ActivationMemory = Annotated[str, typer.Option(help="Activations in memory; the rest goes to disk.")]
 ContentIncrease = Annotated[
-    float, typer.Option(min=0, help="What --method auto is content with: 0.01 is one per cent.")
+    float, typer.Option(parser=share(), metavar="SHARE", help="What --method auto is content with, such as 1%.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that draws numbers.")]
 
@@ -130,18 +164,22 @@ Against = Annotated[str | None, typer.Option(help="Original. Default: what the r
 ComparedText = Annotated[
     list[str] | None, typer.Option(help="Text, jsonl, csv or parquet file, Hub data set, or `self`; repeatable.")
 ]
-ComparedTokens = Annotated[int, typer.Option(min=2, help="Tokens to compare the outputs on.")]
+ComparedTokens = Annotated[
+    int, typer.Option(parser=at_least(2), metavar="N", help="Tokens to compare the outputs on: 32768, 50K.")
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Blocks at a time. Default: 2048 tokens.")]
 LevelNames = Annotated[
     list[str] | None,
     typer.Option(help="What to verify; repeatable.", metavar="|".join(LEVELS), callback=_check_levels),
 ]
 LargestIncrease = Annotated[
-    float | None, typer.Option(min=0, help="Largest increase of the perplexity. Default: 0.01, one per cent.")
+    float | None,
+    typer.Option(parser=share(), metavar="SHARE", help="Largest increase of the perplexity. Default: 0.01, or 1%."),
 ]
 LargestKl = Annotated[float | None, typer.Option(min=0, help="Largest mean KL, nats a token. Default: 0.05.")]
 LeastTop1 = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Least share of equal most likely tokens. Default: 0.9.")
+    float | None,
+    typer.Option(parser=share(1), metavar="SHARE", help="Least share of equal most likely tokens. Default: 0.9."),
 ]
 LeastCosine = Annotated[
     float | None,

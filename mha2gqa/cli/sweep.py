@@ -25,9 +25,14 @@ SweptText = Annotated[
     typer.Option(help="Text to learn from, and without --eval-data to evaluate on a fifth of it; repeatable."),
 ]
 EvaluationText = Annotated[list[str] | None, typer.Option(help="Text to evaluate on; repeatable.")]
-EvaluationTokens = Annotated[int, typer.Option(min=2, help="Tokens to evaluate on, at most.")]
+EvaluationTokens = Annotated[
+    int, typer.Option(parser=arguments.at_least(2), metavar="N", help="Tokens to evaluate on, at most: 32768, 50K.")
+]
 RecommendedIncrease = Annotated[
-    float, typer.Option(min=0, help="Largest increase of the perplexity to recommend: 0.02 is two per cent.")
+    float,
+    typer.Option(
+        parser=arguments.share(), metavar="SHARE", help="Largest increase of the perplexity to recommend, such as 2%."
+    ),
 ]
 Sensitivity = Annotated[bool, typer.Option(help="Also measure each layer converted alone.")]
 Results = Annotated[

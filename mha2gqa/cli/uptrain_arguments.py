@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from mha2gqa.cli.arguments import one_of, one_of_or_none, read_defaults
+from mha2gqa.cli.arguments import at_least, one_of, one_of_or_none, read_defaults
 from mha2gqa.options import Objective, Trained
 
 _TRAINED = get_args(Trained)
@@ -70,7 +70,9 @@ SourcePrefix = Annotated[str | None, typer.Option(help="What stands before every
 SourceLang = Annotated[str | None, typer.Option(help="Language of sources, where the tokenizer knows several.")]
 TargetLang = Annotated[str | None, typer.Option(help="Language of targets, where the tokenizer knows several.")]
 TargetContext = Annotated[int | None, typer.Option(help="Tokens of a target, at most. Default: up to 128.")]
-HeldOutTokens = Annotated[int, typer.Option(help="Tokens to measure on, at most.")]
+HeldOutTokens = Annotated[
+    int, typer.Option(parser=at_least(2), metavar="N", help="Tokens to measure on, at most: 32768, 50K.")
+]
 Samples = Annotated[Path | None, typer.Option(help="File for the text of --data self, to keep and to use again.")]
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Length in optimiser steps.")]
 TrainingTokens = Annotated[str | None, typer.Option("--tokens", help="Length in tokens, such as 20M.")]

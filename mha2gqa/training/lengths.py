@@ -7,7 +7,6 @@ Checkpoints", section 2.1.
 """
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.checkpoint.source import reference_directory
 from mha2gqa.errors import TrainingError
 from mha2gqa.options import UptrainOptions
-
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)", re.IGNORECASE)
-_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+from mha2gqa.quantities import parse_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +37,6 @@ class Length:
         return self.tokens / self.pretraining_tokens if self.pretraining_tokens else None
 
 
-def parse_count(text: str, option: str) -> int:
-    """Return a number of tokens: `20M`, `2T`, `1.5e9`, `4096`.
-
-    Raises:
-        TrainingError: It is no such number, or zero.
-    """
-    match = _NUMBER.fullmatch(text.strip().replace(",", "").replace("_", ""))
-    count = round(float(match[1]) * _FACTORS[match[2].upper()]) if match else 0
-    if count < 1:
-        raise TrainingError(f"{option} is {text!r}", expected="a number of tokens, such as 500000, 20M, 1.5B or 2T")
-    return count
-
-
 def check_length(options: UptrainOptions) -> None:
     """Refuse a length that is missing, contradictory or no length, before anything is loaded.
 
@@ -71,9 +55,9 @@ def check_length(options: UptrainOptions) -> None:
     if options.alpha is not None and not (math.isfinite(options.alpha) and options.alpha > 0):
         raise TrainingError(f"--alpha is {options.alpha}", expected="a fraction above zero, such as 0.05")
     if options.tokens is not None:
-        parse_count(options.tokens, "--tokens")
+        _count(options.tokens, "--tokens")
     if options.pretraining_tokens is not None:
-        parse_count(options.pretraining_tokens, "--pretraining-tokens")
+        _count(options.pretraining_tokens, "--pretraining-tokens")
 
 
 def find_length(options: UptrainOptions, original: Path | None, tokens_per_step: int) -> Length:
@@ -91,7 +75,7 @@ def find_length(options: UptrainOptions, original: Path | None, tokens_per_step:
     if options.steps is not None:
         steps = options.steps
     elif options.tokens is not None:
-        steps = max(1, round(parse_count(options.tokens, "--tokens") / tokens_per_step))
+        steps = max(1, round(_count(options.tokens, "--tokens") / tokens_per_step))
     elif options.alpha is not None and known is not None:
         steps = max(1, round(options.alpha * known / tokens_per_step))
     else:
@@ -105,7 +89,16 @@ def find_length(options: UptrainOptions, original: Path | None, tokens_per_step:
 
 def _pretraining(options: UptrainOptions, original: Path | None) -> int | None:
     if options.pretraining_tokens is not None:
-        return parse_count(options.pretraining_tokens, "--pretraining-tokens")
+        return _count(options.pretraining_tokens, "--pretraining-tokens")
     if original is not None and original.resolve() == reference_directory().resolve():
         return int(read_json(original / "training.json")["tokens"])
     return None
+
+
+def _count(text: str, option: str) -> int:
+    try:
+        return parse_count(text)
+    except ValueError:
+        raise TrainingError(
+            f"{option} is {text!r}", expected="a number of tokens, such as 500000, 20M, 1.5B or 2T"
+        ) from None
