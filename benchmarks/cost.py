@@ -40,7 +40,7 @@ SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 second between its memory and the host's."""
 DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 """Seconds it is taken to need for the eigenvectors of one Gram matrix of values, and to start one round of the fit."""
-FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS = 20, 8, 30, 30
+FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS = 20, 8, 30, 10
 """Rounds of the fit over distances, of the search for values, of the refit of values and outputs, and conjugate
 gradients in each of the latter; small models took about as many, or fewer."""
 
