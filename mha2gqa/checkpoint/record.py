@@ -62,12 +62,22 @@ class Record:
         return groups if isinstance(groups, Mapping) else self.target_heads
 
     @property
+    def refinement(self) -> str | None:
+        """How layers were improved on text: as asked for, or as `auto` chose."""
+        tried = min(self.trials, key=lambda trial: trial["loss"], default=None)
+        refine: str | None = self.options.get("refine") if tried is None else tried["refine"]
+        return refine
+
+    @property
     def way(self) -> str | None:
         """The method and, where layers were improved on text, how: `aligned, distil`; None where nothing was merged."""
-        method, refine = self.options.get("method"), self.options.get("refine")
-        if self.trials:
-            method, refine = "auto: aligned", min(self.trials, key=lambda trial: trial["loss"])["refine"]
-        return ", ".join(filter(None, (method, refine))) or None
+        method = "auto: aligned" if self.trials else self.options.get("method")
+        return ", ".join(filter(None, (method, self.refinement))) or None
+
+    @property
+    def was_trained(self) -> bool:
+        """Whether the converted attention was trained already, by a refinement or by `uptrain`."""
+        return bool(self.uptrain) or self.refinement in ("distil", "joint")
 
 
 def write_record(

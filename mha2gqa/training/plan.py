@@ -144,7 +144,8 @@ def plan_job(options: UptrainOptions) -> Job:
     output = options.output or Path(f"{subject.name}-uptrained")
     check_output(output, subject.directory, sum(info.size for info in subject.checkpoint.tensors), force=options.force)
     check_workspace(output, resume=options.resume, force=options.force)
-    arguments = build_arguments(options, task.row_tokens, workspace_of(output))
+    was_trained = subject.written.record.was_trained
+    arguments = build_arguments(options, task.row_tokens, workspace_of(output), was_trained=was_trained)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     original = None if subject.original is None else subject.original.directory
     length = find_length(options, original, batch * task.row_tokens)
