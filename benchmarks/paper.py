@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "distil": {"method": "aligned", "refine": "distil"},
 }
 """Way -> options of `convert`."""
+_RATE = 1e-3
 _WARM_UP = 2
 """Decode steps that are not counted."""
 
@@ -84,6 +85,7 @@ def measure(trial: Trial, folder: Path, tokens: int, eval_tokens: int) -> dict[s
 def _uptrain(converted: Path, output: Path, alpha: float) -> float:
     """Train everything on text, as the paper does; return the seconds."""
     words = ["uptrain", converted, "-o", output, "--alpha", alpha, "--train", "all", "--objective", "lm", "--force"]
+    words += ["--trainer", f"learning_rate={_RATE}"]  # the same after every conversion
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "mha2gqa", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started
