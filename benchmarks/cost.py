@@ -41,8 +41,8 @@ second between its memory and the host's."""
 DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 """Seconds it is taken to need for the eigenvectors of one Gram matrix of values, and to start one round of the fit."""
 FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS = 20, 8, 30, 10
-"""Rounds of the fit over distances, of the search for values, of the refit of values and outputs, and conjugate
-gradients in each of the latter; small models took about as many, or fewer."""
+"""Rounds of the fit over distances and of the search for values, about what small models took; of the refit of values
+and outputs, and conjugate gradients in each: as many as there may be."""
 
 
 def main() -> None:

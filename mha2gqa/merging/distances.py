@@ -57,12 +57,12 @@ def fit_over_distances(
         The shared keys in the dtype of the start, and the scores' energy that they lose.
     """
     heads, width, dtype = *energy_REE.shape[:2], gram.dtype
+    total, kept = scores_energy(gram, energy_REE, rotary), 0.0
     turn, order_E = _Turning.of(rotary, width, gram.device), _by_half(rotary, width)
     gram_RERE = gram.double().reshape(heads, width, heads, width)[:, order_E][..., order_E]
     gram, energy_REE = gram_RERE.reshape(gram.shape), _sorted(energy_REE.double(), order_E)
     mixing = _beside(_sorted(_apart(start.mixing.double(), heads), order_E))
     lift_REE = _sorted(start.lift_REE.double(), order_E)
-    total, kept = float((energy_REE * turn.keys(own_grams(gram, heads))).sum()), 0.0
     reads_REE = lift_REE @ energy_REE
     for _ in range(_ROUNDS):
         normal = turn.queries((reads_REE @ lift_REE.mT).sum(dim=0))
