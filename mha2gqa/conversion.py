@@ -136,7 +136,7 @@ def converted_layers(
         yield Converted(
             layers=layerwise.results(),
             reports=reports,
-            text=None if known is None else known.blocks.description,
+            text=None if known is None else known.blocks.description + layerwise.unseen(known.blocks.tokens_NT),
             trials=[asdict(one) for one in trials],
             divergence=divergences[0] if divergences else None,
         )

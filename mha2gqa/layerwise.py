@@ -62,6 +62,13 @@ class Layerwise:
         layers = attention_layers(config, blueprint(config), self.targets)
         return [layer for layer in layers if self.files.is_complete(layer)]
 
+    def unseen(self, blocks_NT: torch.Tensor) -> str:
+        """Return what the report has to say where text is too short to reach every direction of a layer's inputs."""
+        tokens, inputs = blocks_NT.numel(), max(layer.inputs for layer in self.layers)
+        if tokens >= inputs:
+            return ""
+        return f"; {tokens:,} tokens cannot tell all of a layer's {inputs:,} inputs apart: the others count as even"
+
     def results(self) -> list[LayerResult]:
         """Return the finished layers."""
         return [self.files.result(number) for number in range(len(self.layers))]

@@ -191,6 +191,16 @@ def test_the_report_for_people(source: Path, cli: Any) -> None:
     assert "layer 2/2 model.layers.1.self_attn: error merged" in answer.err
 
 
+@pytest.mark.parametrize("refine", [(), ("--refine", "refit")])
+def test_text_that_leaves_moments_singular_is_named(source: Path, cli: Any, refine: tuple[str, ...]) -> None:
+    said = "; 32 tokens cannot tell all of a layer's 64 inputs apart: the others count as even"
+    for tokens, expected in ((32, said), (64, "")):
+        options = ("--context", 2, "--tokens", tokens, "--force", *refine)
+        answer = cli("convert", source, "-g", 2, "-o", "out", *TEXT, *options, "--json")
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out)["text"] == record(Path("out"))["text"] == f"text from text.txt{expected}"
+
+
 RECIPE = Path(__file__).parents[1] / "configs/convert/aligned-distil.yaml"
 
 

@@ -81,6 +81,11 @@ class AttentionLayer:
         return [name for name in dict.fromkeys(names) if name in self.shapes]
 
     @property
+    def inputs(self) -> int:
+        """How many inputs the keys have, the constant one of biases not among them."""
+        return next(self.shapes[one.name][-1] for one in self.blocks if one.part == "k" and one.name.endswith("weight"))
+
+    @property
     def projections(self) -> tuple[str, str]:
         """The submodules whose inputs are those of the queries and of the keys and values."""
         names = {block.part: block.name.rpartition(".")[0] for block in self.blocks if block.name.endswith("weight")}
