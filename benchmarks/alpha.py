@@ -61,9 +61,10 @@ def plan_jobs(
 
 def measure(run: Run, folder: Path) -> dict[str, Any]:
     """Convert the reference, if that was not done, and uptrain it; on the CPU."""
-    from mha2gqa.commands.convert import convert
-    from mha2gqa.commands.uptrain import uptrain
-    from mha2gqa.options import ConvertOptions, UptrainOptions
+    from mha2gqa.verbs.convert.options import ConvertOptions
+    from mha2gqa.verbs.convert.run import convert
+    from mha2gqa.verbs.uptrain.options import UptrainOptions
+    from mha2gqa.verbs.uptrain.run import uptrain
 
     converted = folder / f"{run.start}-{run.groups}"
     if not converted.exists():
@@ -138,7 +139,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from mha2gqa.reports.figures import INK, LINE, MUTED, STYLE
+    from mha2gqa.pages.figures import INK, LINE, MUTED, STYLE
 
     colours = {INK: "#1b2126", MUTED: "#5a656e", LINE: "#dcdfe0"}
     style = {key: colours.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}

@@ -19,11 +19,11 @@ from dataclasses import replace
 import torch
 
 from mha2gqa.errors import CalibrationError
-from mha2gqa.grouping import Groups
-from mha2gqa.heads import AttentionHeads, Statistics
-from mha2gqa.merging.mean import mean
-from mha2gqa.merging.pooled import pooled
-from mha2gqa.metric import Full
+from mha2gqa.heads.attention import AttentionHeads, Statistics
+from mha2gqa.heads.grouping import Groups
+from mha2gqa.heads.metric import Full
+from mha2gqa.methods.mean import mean
+from mha2gqa.methods.pooled import pooled
 
 _ROUNDS, _ENOUGH = 100, 1e-5
 """Rounds of generalised Procrustes analysis at most, and the gain (as a share) that ends it; the authors' numbers."""

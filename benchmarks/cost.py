@@ -21,19 +21,19 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mha2gqa.calibration.activations import Activations
-from mha2gqa.calibration.distil import DistilOptions, distil
-from mha2gqa.calibration.merge import Merge
-from mha2gqa.calibration.prior import Prior
-from mha2gqa.calibration.refit import refit
-from mha2gqa.calibration.refit_values import refit_values, rows_of_mixtures
-from mha2gqa.calibration.replay import Replay
-from mha2gqa.calibration.statistics import gather_statistics
-from mha2gqa.calibration.student import build_student, install, own_tensors
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.families.modules import attention_layers
+from mha2gqa.refine.activations import Activations
+from mha2gqa.refine.distil import DistilOptions, distil
+from mha2gqa.refine.merge import Merge
+from mha2gqa.refine.prior import Prior
+from mha2gqa.refine.refit import refit
+from mha2gqa.refine.refit_values import refit_values, rows_of_mixtures
+from mha2gqa.refine.replay import Replay
+from mha2gqa.refine.statistics import gather_statistics
+from mha2gqa.refine.student import build_student, install, own_tensors
 
 SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 """What an H200 is taken to do: operations a second in bf16, fp32 and fp64 (40, 60 and 30 % of its peaks), and bytes a

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.calibration.refine import Refinement
-from mha2gqa.models import load_model, load_tokenizer
+from mha2gqa.model.load import load_model, load_tokenizer
+from mha2gqa.refine.refine import Refinement
 
 GROUPS = (6, 4, 3, 1)
 REFINEMENTS: Mapping[str, Refinement] = {"+ refit": "refit", "+ distil": "distil"}

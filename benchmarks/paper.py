@@ -65,10 +65,10 @@ def measure(trial: Trial, folder: Path, tokens: int, eval_tokens: int) -> dict[s
         tokens: Of calibration text.
         eval_tokens: Of held-out text.
     """
-    from mha2gqa.checkpoint.source import reference_directory
-    from mha2gqa.commands.convert import convert
-    from mha2gqa.evaluation.perplexity import held_out_loss
-    from mha2gqa.options import ConvertOptions
+    from mha2gqa.files.source import reference_directory
+    from mha2gqa.texts.perplexity import held_out_loss
+    from mha2gqa.verbs.convert.options import ConvertOptions
+    from mha2gqa.verbs.convert.run import convert
 
     if trial.way == "original":
         return {"loss": held_out_loss(reference_directory(), eval_tokens), "seconds": 0.0}
@@ -117,7 +117,7 @@ def _decoder(groups: int, batch: int, context: int) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-    from mha2gqa.checkpoint.source import reference_directory
+    from mha2gqa.files.source import reference_directory
 
     config = AutoConfig.from_pretrained(reference_directory(), num_key_value_heads=groups)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()

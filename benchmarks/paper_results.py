@@ -172,7 +172,7 @@ def draw(results: Results, table_alpha: float, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from mha2gqa.reports.figures import STYLE
+    from mha2gqa.pages.figures import STYLE
 
     ink, muted, line = "#1b2126", "#5a656e", "#dcdfe0"
     colours = dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), line)

@@ -97,8 +97,8 @@ def measure(arguments: str) -> dict[str, Any]:
 
     import torch
 
-    from mha2gqa.checkpoint.source import find_source
-    from mha2gqa.merging import LAYER_METHODS
+    from mha2gqa.files.source import find_source
+    from mha2gqa.methods import LAYER_METHODS
 
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
@@ -122,8 +122,8 @@ def _convert(job: Job, output: Path) -> tuple[float, int, int]:
     import datasets  # noqa: F401 (what a conversion imports late is imported before the clock starts)
     from transformers import AutoModelForCausalLM  # noqa: F401
 
-    from mha2gqa.commands.convert import convert
-    from mha2gqa.options import ConvertOptions
+    from mha2gqa.verbs.convert.options import ConvertOptions
+    from mha2gqa.verbs.convert.run import convert
 
     way, settings = WAYS[job.way], job.settings
     options: dict[str, Any] = way.options | {"groups": job.groups, "seed": job.seed, "steps": settings.steps}
@@ -136,10 +136,10 @@ def _convert(job: Job, output: Path) -> tuple[float, int, int]:
 
 def _evaluate(directory: Path, job: Job) -> dict[str, Any]:
     """Return the loss in nats a token, and of how many tokens it is the mean."""
-    from mha2gqa.evaluation.perplexity import mean_loss
-    from mha2gqa.models import context_length, load_model, load_tokenizer
+    from mha2gqa.model.load import context_length, load_model, load_tokenizer
     from mha2gqa.texts.blocks import pack
     from mha2gqa.texts.documents import read_documents
+    from mha2gqa.texts.perplexity import mean_loss
 
     model = load_model(directory, dtype="float32", device="cpu")
     context = context_length(model.config, job.settings.context)

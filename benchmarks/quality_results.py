@@ -151,7 +151,7 @@ def draw(shown: Sequence[Results], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from mha2gqa.reports.figures import STYLE
+    from mha2gqa.pages.figures import STYLE
 
     subjects = [subject for results in shown for subject in results.subjects()]
     ways = [way for way in LABELS if any(run.way == way for one in subjects for run in one.runs)]

@@ -89,7 +89,7 @@ def token_times(folder: Path, groups: list[int]) -> dict[int, list[float]]:
     """Return the processor seconds of a generated token of 32 sequences behind 512 tokens; checkpoints take turns."""
     import torch
 
-    from mha2gqa.models import load_model
+    from mha2gqa.model.load import load_model
 
     names = {count: "original" if count == 8 else f"{count}-mean" for count in groups}
     models: dict[int, Any] = {count: load_model(folder / name) for count, name in names.items()}

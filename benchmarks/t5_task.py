@@ -206,7 +206,7 @@ def answer(directory: Path, folder: Path, count: int | None = None) -> dict[str,
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
     from transformers import DataCollatorForSeq2Seq
 
-    from mha2gqa.models import load_model, load_tokenizer
+    from mha2gqa.model.load import load_model, load_tokenizer
 
     model: Any = load_model(directory)
     model.generation_config.eos_token_id = 1  # plain generation has none

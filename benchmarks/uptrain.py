@@ -35,10 +35,10 @@ def measure(arguments: str) -> dict[str, Any]:
     import torch
     from transformers import Trainer, TrainerCallback
 
-    from mha2gqa.options import UptrainOptions
-    from mha2gqa.training.plan import plan_job
-    from mha2gqa.training.text import prepare_text
-    from mha2gqa.training.trainer import UptrainTrainer
+    from mha2gqa.verbs.uptrain.options import UptrainOptions
+    from mha2gqa.verbs.uptrain.plan import plan_job
+    from mha2gqa.verbs.uptrain.text import prepare_text
+    from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 
     content = json.loads(arguments)
     objective, train = WAYS[content["way"]]
@@ -104,8 +104,8 @@ def main(
     peak: Annotated[float | None, typer.Option(help="Peak FLOP/s of the accelerator, for the share of it.")] = None,
 ) -> None:
     """Compare the speed and memory of uptraining with those of plain fine-tuning."""
-    from mha2gqa.commands.convert import convert
-    from mha2gqa.options import ConvertOptions
+    from mha2gqa.verbs.convert.options import ConvertOptions
+    from mha2gqa.verbs.convert.run import convert
 
     with tempfile.TemporaryDirectory() as folder:
         directory = converted or Path(folder) / "converted"

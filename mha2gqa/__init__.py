@@ -21,24 +21,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.options import (
-    BenchOptions,
-    ConvertOptions,
-    ExpandOptions,
-    InspectOptions,
-    SweepOptions,
-    UptrainOptions,
-    VerifyOptions,
-)
+from mha2gqa.verbs.bench.options import BenchOptions
+from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.inspect.options import InspectOptions
+from mha2gqa.verbs.sweep.options import SweepOptions
+from mha2gqa.verbs.uptrain.options import UptrainOptions
+from mha2gqa.verbs.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from mha2gqa.commands.bench import bench
-    from mha2gqa.commands.convert import convert
-    from mha2gqa.commands.expand import expand
-    from mha2gqa.commands.inspect import inspect
-    from mha2gqa.commands.sweep import sweep
-    from mha2gqa.commands.uptrain import uptrain
-    from mha2gqa.commands.verify import verify
+    from mha2gqa.verbs.bench.run import bench
+    from mha2gqa.verbs.convert.run import convert
+    from mha2gqa.verbs.expand.run import expand
+    from mha2gqa.verbs.inspect.run import inspect
+    from mha2gqa.verbs.sweep.run import sweep
+    from mha2gqa.verbs.uptrain.run import uptrain
+    from mha2gqa.verbs.verify.run import verify
 
 _COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "uptrain", "verify")
 
@@ -63,5 +60,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _COMMANDS:
-        return getattr(import_module(f"mha2gqa.commands.{name}"), name)
+        return getattr(import_module(f"mha2gqa.verbs.{name}.run"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

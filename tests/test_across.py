@@ -33,9 +33,9 @@ from mha2gqa import (
     uptrain,
     verify,
 )
-from mha2gqa.checkpoint.source import reference_directory
 from mha2gqa.errors import CalibrationError, Mha2GqaError, SweepError, TrainingError
-from mha2gqa.models import load_model
+from mha2gqa.files.source import reference_directory
+from mha2gqa.model.load import load_model
 from mha2gqa.shipped import files
 from tests.families.tiny import tiny_config, tiny_model
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from mha2gqa.checkpoint.source import HUB_ID
 from mha2gqa.cli import app
 from mha2gqa.errors import TimingError
-from mha2gqa.timing.subjects import SHAPES
+from mha2gqa.files.source import HUB_ID
+from mha2gqa.verbs.bench.subjects import SHAPES
 from tests.families.tiny import save_tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,7 +63,7 @@ def test_a_recipe_of_bench_is_explained_and_gets_as_far_as_its_memory(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert f"mha2gqa bench --config configs/bench/{recipe.name}\n" in recipe.read_text()
-    monkeypatch.setattr("mha2gqa.commands.bench.free_memory", lambda device: 0)
+    monkeypatch.setattr("mha2gqa.verbs.bench.run.free_memory", lambda device: 0)
     result = CliRunner().invoke(app, ["bench", "--config", str(recipe), "--device", "cpu"])
     assert isinstance(result.exception, TimingError)
     longest = max(_numbers(recipe, "context"))

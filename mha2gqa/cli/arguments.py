@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from mha2gqa.merging import METHODS
-from mha2gqa.options import Grouping, Level, Refinement
-from mha2gqa.quantities import parse_count, parse_share
+from mha2gqa.methods import METHODS
+from mha2gqa.units import parse_count, parse_share
+from mha2gqa.verbs.convert.options import Grouping, Refinement
+from mha2gqa.verbs.verify.options import Level
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:

@@ -5,7 +5,7 @@ from typing import cast
 from mha2gqa.cli import arguments
 from mha2gqa.cli import bench_arguments as own
 from mha2gqa.cli.app import app, quick_imports
-from mha2gqa.options import Attention, BenchOptions, CacheKind, Engine
+from mha2gqa.verbs.bench.options import Attention, BenchOptions, CacheKind, Engine
 
 
 @app.command()
@@ -36,7 +36,7 @@ def bench(
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.bench import bench as run
+        from mha2gqa.verbs.bench.run import bench as run
 
     logging.disable_progress_bar()
     options = BenchOptions(

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from mha2gqa.options import Attention, CacheKind, Engine
+from mha2gqa.verbs.bench.options import Attention, CacheKind, Engine
 
 ATTENTIONS = get_args(Attention)
 CACHES = get_args(CacheKind)

@@ -4,7 +4,7 @@ from typing import cast
 
 from mha2gqa.cli import arguments, parts
 from mha2gqa.cli.app import app, quick_imports
-from mha2gqa.options import ConvertOptions, Grouping, Refinement
+from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 
 
 @app.command()
@@ -37,7 +37,7 @@ def convert(
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.convert import convert as run
+        from mha2gqa.verbs.convert.run import convert as run
 
     logging.disable_progress_bar()
     options = ConvertOptions(

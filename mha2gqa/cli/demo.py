@@ -18,7 +18,7 @@ def demo(
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.demo import describe, measure, prove, recover
+        from mha2gqa.verbs.demo.run import describe, measure, prove, recover
 
     logging.disable_progress_bar()
     console.print_inspection(describe())

@@ -7,7 +7,7 @@ import typer
 
 from mha2gqa.cli import arguments
 from mha2gqa.cli.app import app, quick_imports
-from mha2gqa.options import ExpandOptions
+from mha2gqa.verbs.convert.options import ExpandOptions
 
 
 @app.command()
@@ -23,7 +23,7 @@ def expand(
     """Repeat the KV heads of a checkpoint, without loss."""
     with quick_imports():
         from mha2gqa import console
-        from mha2gqa.commands.expand import expand as run
+        from mha2gqa.verbs.expand.run import expand as run
 
     options = ExpandOptions(
         model=model, heads=heads, output=output, max_shard_size=max_shard_size, force=force, dry_run=dry_run

@@ -7,8 +7,9 @@ import typer
 
 from mha2gqa.cli import arguments
 from mha2gqa.cli.app import app, quick_imports
-from mha2gqa.merging import METHODS
-from mha2gqa.options import Grouping, Refinement, SweepOptions
+from mha2gqa.methods import METHODS
+from mha2gqa.verbs.convert.options import Grouping, Refinement
+from mha2gqa.verbs.sweep.options import SweepOptions
 
 _NONE = "none"
 _REFINEMENTS = (_NONE, *get_args(Refinement))
@@ -118,8 +119,8 @@ def sweep(
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.sweep import sweep as run
-        from mha2gqa.sweeping.run import Watch
+        from mha2gqa.verbs.sweep.run import sweep as run
+        from mha2gqa.verbs.sweep.steps import Watch
 
     logging.disable_progress_bar()
     with console.sweeping() as shown:

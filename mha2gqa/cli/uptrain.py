@@ -7,7 +7,7 @@ import typer
 from mha2gqa.cli import arguments
 from mha2gqa.cli import uptrain_arguments as own
 from mha2gqa.cli.app import app, quick_imports
-from mha2gqa.options import Objective, Trained, UptrainOptions
+from mha2gqa.verbs.uptrain.options import Objective, Trained, UptrainOptions
 
 
 @app.command()
@@ -54,7 +54,7 @@ def uptrain(
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.uptrain import uptrain as run
+        from mha2gqa.verbs.uptrain.run import uptrain as run
 
     logging.disable_progress_bar()
     options = UptrainOptions(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from mha2gqa.cli.arguments import at_least, one_of, one_of_or_none, read_defaults
-from mha2gqa.options import Objective, Trained
+from mha2gqa.verbs.uptrain.options import Objective, Trained
 
 _TRAINED = get_args(Trained)
 _OBJECTIVES = get_args(Objective)

@@ -6,7 +6,7 @@ import typer
 
 from mha2gqa.cli import arguments
 from mha2gqa.cli.app import app, quick_imports
-from mha2gqa.options import Level, VerifyOptions
+from mha2gqa.verbs.verify.options import Level, VerifyOptions
 
 
 @app.command()
@@ -37,7 +37,7 @@ def verify(
         from transformers.utils import logging
 
         from mha2gqa import console
-        from mha2gqa.commands.verify import verify as run
+        from mha2gqa.verbs.verify.run import verify as run
 
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     if (tasks is not None or task_path is not None) and not names:

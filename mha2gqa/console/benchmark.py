@@ -7,12 +7,12 @@ from rich.table import Table
 from mha2gqa.console.terminal import escape, out, plain_table
 
 if TYPE_CHECKING:
-    from mha2gqa.timing.results import BenchReport
+    from mha2gqa.verbs.bench.outcome import BenchReport
 
 
 def print_bench(report: "BenchReport") -> None:
     """Print the report of `bench`."""
-    from mha2gqa.timing.summary import facts, notes, tables
+    from mha2gqa.verbs.bench.words import facts, notes, tables
 
     known = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in facts(report):

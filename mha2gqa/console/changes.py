@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mha2gqa.checkpoint.sizes import format_size as size
 from mha2gqa.console.terminal import escape, out
+from mha2gqa.files.sizes import format_size as size
 
 if TYPE_CHECKING:
-    from mha2gqa.report import ChangeReport
+    from mha2gqa.targets.report import ChangeReport
 
 
 def print_change(report: "ChangeReport") -> None:

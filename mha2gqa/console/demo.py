@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mha2gqa.console.terminal import err, out, plain_table
 
 if TYPE_CHECKING:
-    from mha2gqa.commands.demo import DemoRow
+    from mha2gqa.verbs.demo.run import DemoRow
 
 
 def print_demo(rows: "Iterable[DemoRow]") -> None:

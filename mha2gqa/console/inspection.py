@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mha2gqa.checkpoint.sizes import format_size as size
 from mha2gqa.console.terminal import escape, out, plain_table
+from mha2gqa.files.sizes import format_size as size
 
 if TYPE_CHECKING:
-    from mha2gqa.commands.inspect import InspectReport
+    from mha2gqa.verbs.inspect.run import InspectReport
 
 
 def print_inspection(report: "InspectReport") -> None:

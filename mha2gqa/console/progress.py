@@ -9,7 +9,7 @@ from mha2gqa.console.terminal import err, escape
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mha2gqa.calibration.refine import LayerReport
+    from mha2gqa.refine.refine import LayerReport
 
 
 @contextlib.contextmanager

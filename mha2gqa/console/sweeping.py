@@ -9,12 +9,12 @@ from mha2gqa.console.terminal import err, escape, out, plain_table
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from mha2gqa.sweeping.results import Point, Sweep
+    from mha2gqa.verbs.sweep.outcome import Point, Sweep
 
 
 def print_sweep(sweep: "Sweep") -> None:
     """Print the report of `sweep`: the points, the single layers, which one to take and how to make it."""
-    from mha2gqa.sweeping.wording import HEADER, evaluated, layer_table, point_rows, verdict
+    from mha2gqa.verbs.sweep.words import HEADER, evaluated, layer_table, point_rows, verdict
 
     out.print(f"model  {escape(sweep.model)} ({sweep.model_type}, {sweep.heads} KV heads)", soft_wrap=True)
     out.print(f"text   {escape(evaluated(sweep))}\n", soft_wrap=True)

@@ -11,7 +11,7 @@ from mha2gqa.console.terminal import err, escape, out, plain_table, print_json_l
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mha2gqa.training.report import Losses, UptrainReport
+    from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport
 
 
 class Watch:

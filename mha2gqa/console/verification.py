@@ -7,12 +7,12 @@ from rich.table import Table
 from mha2gqa.console.terminal import escape, out
 
 if TYPE_CHECKING:
-    from mha2gqa.evaluation.results import Verification
+    from mha2gqa.verbs.verify.outcome import Verification
 
 
 def print_verification(report: "Verification") -> None:
     """Print the report of `verify`."""
-    from mha2gqa.evaluation.summary import summary
+    from mha2gqa.verbs.verify.words import summary
 
     for number, section in enumerate(summary(report)):
         table = Table(box=None, show_header=bool(section.header), padding=(0, 2, 0, 0))

@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 import torch
 
 from mha2gqa.families.blueprint import Shape
-from mha2gqa.grouping import Groups
-from mha2gqa.heads import AttentionHeads, Freedom, Rotary
+from mha2gqa.heads.attention import AttentionHeads, Freedom, Rotary
+from mha2gqa.heads.grouping import Groups
 
 Part: TypeAlias = Literal["q", "k", "v", "follower", "pooled"]
 """Whose rows: a query head's, key head's or value head's; what follows a query head; what is averaged like KV heads."""

@@ -12,7 +12,7 @@ the width of the rotation and clipping are read off the module and the config by
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mha2gqa.heads import Freedom, Pairing
+from mha2gqa.heads.attention import Freedom, Pairing
 
 
 @dataclass(frozen=True, kw_only=True)

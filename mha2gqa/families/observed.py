@@ -10,7 +10,7 @@ from torch import nn
 
 from mha2gqa.families.counts import Decoder
 from mha2gqa.families.freedom import FreedomRow, freedom_row
-from mha2gqa.heads import Freedom, Rotary
+from mha2gqa.heads.attention import Freedom, Rotary
 
 _NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
 

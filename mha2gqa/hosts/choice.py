@@ -6,7 +6,7 @@ The tensors are `rehost.py`'s; which hosts there are is `table.py`'s.
 from mha2gqa import shipped
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, blueprint
-from mha2gqa.grouping import divisors
+from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.host import Host
 from mha2gqa.hosts.table import HOSTS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mha2gqa.checkpoint.pieces import VirtualFile
+from mha2gqa.files.pieces import VirtualFile
 
 _KEPT = 4
 

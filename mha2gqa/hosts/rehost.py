@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 
 from mha2gqa import shipped
-from mha2gqa.checkpoint.pieces import DTYPES, TensorInfo, path_of
-from mha2gqa.checkpoint.reader import Checkpoint, Rehosted
-from mha2gqa.checkpoint.streams import Sources
-from mha2gqa.checkpoint.tensors import read_tensor, refuse_quantised
 from mha2gqa.errors import CheckpointError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint, find_spelling
+from mha2gqa.files.pieces import DTYPES, TensorInfo, path_of
+from mha2gqa.files.reader import Checkpoint, Rehosted
+from mha2gqa.files.streams import Sources
+from mha2gqa.files.tensors import read_tensor, refuse_quantised
 from mha2gqa.hosts.choice import has_hosts, host_config
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.made import MadeFile, Recent

@@ -7,7 +7,7 @@ model types read `tokenizer.json` alone, which older checkpoints do not have.
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from mha2gqa.checkpoint.reader import Checkpoint
+from mha2gqa.files.reader import Checkpoint
 
 _FILE = "tokenizer.json"
 _VOCABULARIES = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mha2gqa.checkpoint.source import Source, reference_directory
 from mha2gqa.errors import TextError
+from mha2gqa.files.source import Source, reference_directory
 from mha2gqa.reference import corpus
 from mha2gqa.texts.blocks import pack, sample_text
 from mha2gqa.texts.documents import read_documents

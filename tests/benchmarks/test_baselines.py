@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mha2gqa.errors import CalibrationError
-from mha2gqa.heads import AttentionHeads, Rotary, Statistics
-from mha2gqa.metric import Full
+from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics
+from mha2gqa.heads.metric import Full
 
 GROUPS = ((2, 0), (1, 3))
 TOKENS, WIDTH = 6, 24

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mha2gqa.calibration.student import build_student, install, own_tensors
 from mha2gqa.families.attention import AttentionLayer, gather, scatter
 from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.grouping import contiguous
-from mha2gqa.heads import AttentionHeads
-from mha2gqa.merging.aligned import aligned
+from mha2gqa.heads.attention import AttentionHeads
+from mha2gqa.heads.grouping import contiguous
+from mha2gqa.methods.aligned.method import aligned
+from mha2gqa.refine.student import build_student, install, own_tensors
 
 from .gauge import disguised, unmerged
 

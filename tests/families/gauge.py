@@ -1,7 +1,7 @@
 """Multiplies the heads of a layer with random numbers of the kinds that its freedom allows, and makes up for them.
 
 If a layer's freedom is what it says, the model computes the same afterwards. Written from the definition of each
-freedom (`mha2gqa.heads.Freedom`), head by head, and knows nothing about merging.
+freedom (`mha2gqa.heads.attention.Freedom`), head by head, and knows nothing about merging.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import dataclasses
 import torch
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.grouping import Groups
-from mha2gqa.heads import AttentionHeads, Freedom
+from mha2gqa.heads.attention import AttentionHeads, Freedom
+from mha2gqa.heads.grouping import Groups
 
 
 def unmerged(layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> AttentionLayer:

@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mha2gqa.commands.convert import convert
-from mha2gqa.options import ConvertOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.run import convert
 
 from .cases import CASES, HOSTED, REFUSED, SHIPPED, UNBUILDABLE, Case
 from .oracle import cached_layers, greedy, load_strict, logits, pooled, read_config, read_tensors, repeated_source

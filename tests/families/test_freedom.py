@@ -9,7 +9,7 @@ from mha2gqa.families.attention import gather, scatter
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.targets import possible_groups
+from mha2gqa.targets.kv_heads import possible_groups
 
 from .cases import CASES, Case
 from .gauge import disguised, shuffled, unmerged

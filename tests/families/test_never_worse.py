@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from mha2gqa.commands.convert import convert
-from mha2gqa.options import ConvertOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.run import convert
 
 from .cases import CASES, Case
 from .conversion import Conversion

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mha2gqa.commands.convert import convert
 from mha2gqa.errors import FamilyError
-from mha2gqa.options import ConvertOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.run import convert
 
 from .cases import REFUSED, WITHOUT_MODEL
 from .tiny import save_tiny, tiny_config

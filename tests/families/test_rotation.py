@@ -10,7 +10,7 @@ from mha2gqa.families.attention import AttentionLayer, gather
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.heads import Rotary
+from mha2gqa.heads.attention import Rotary
 
 from .oracle import input_ids
 from .tiny import model_class_name, tiny_config, tiny_model

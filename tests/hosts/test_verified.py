@@ -1,6 +1,6 @@
 """Hosts with everything else: methods that need text, and `verify`, which must prove a result of another class.
 
-What `verify` finds in families with a class of their own is in `tests/evaluation`.
+What `verify` finds in families with a class of their own is in `tests/verbs/verify`.
 """
 
 import json
@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from mha2gqa import BenchOptions, ConvertOptions, VerifyOptions, bench, convert, verify
 from mha2gqa.errors import PairError
-from mha2gqa.evaluation.results import Verification
-from tests.evaluation.subjects import flip_bit, save_text, save_tokenizer
+from mha2gqa.verbs.verify.outcome import Verification
 from tests.hosts.sources import SOURCES, H, build
 from tests.hosts.test_native import error, load, logits
+from tests.verbs.verify.subjects import flip_bit, save_text, save_tokenizer
 
 NEOX = "gpt_neox parallel"
 

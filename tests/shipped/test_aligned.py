@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.calibration.statistics import gather_statistics
-from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.models import load_model
+from mha2gqa.files.reader import read_json
+from mha2gqa.model.load import load_model
+from mha2gqa.refine.statistics import gather_statistics
 
 from .subjects import HEADS, SUBJECTS, WIDTH, averaged
 from .test_convert import largest_difference

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mha2gqa import ConvertOptions, convert, shipped
-from mha2gqa.models import load_model
+from mha2gqa.model.load import load_model
 
 from .subjects import SUBJECTS
 

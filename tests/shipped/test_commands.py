@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mha2gqa import ConvertOptions, InspectOptions, VerifyOptions, convert, inspect, verify
 from mha2gqa.cli import app
-from mha2gqa.models import load_model
+from mha2gqa.model.load import load_model
 
 from .subjects import SUBJECTS, averaged
 from .test_convert import largest_difference

@@ -15,7 +15,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.errors import GroupsError
-from mha2gqa.models import load_model
+from mha2gqa.model.load import load_model
 
 from .subjects import HEADS, SUBJECTS, WIDTH, Subject, averaged
 

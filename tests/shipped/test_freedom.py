@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.checkpoint.reader import read_json
 from mha2gqa.families.attention import gather, scatter
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.models import load_model
+from mha2gqa.files.reader import read_json
+from mha2gqa.model.load import load_model
 from tests.families.gauge import disguised, shuffled, unmerged
 
 from .subjects import SUBJECTS, Subject

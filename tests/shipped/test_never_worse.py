@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.checkpoint.reader import read_json
-from mha2gqa.models import load_model
+from mha2gqa.files.reader import read_json
+from mha2gqa.model.load import load_model
 from tests.families.conversion import Conversion
 
 from .subjects import HEADS, SUBJECTS, Inputs, Subject

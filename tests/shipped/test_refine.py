@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.calibration.activations import Activations
-from mha2gqa.calibration.distil import DistilOptions
-from mha2gqa.calibration.merge import Merge
-from mha2gqa.calibration.refine import LayerReport
-from mha2gqa.checkpoint.layers import LayerFiles
-from mha2gqa.checkpoint.reader import read_checkpoint
-from mha2gqa.layerwise import Layerwise
-from mha2gqa.models import load_model
-from mha2gqa.targets import convert_targets
+from mha2gqa.files.reader import read_checkpoint
+from mha2gqa.model.layers import LayerFiles
+from mha2gqa.model.load import load_model
+from mha2gqa.refine.activations import Activations
+from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.merge import Merge
+from mha2gqa.refine.refine import LayerReport
+from mha2gqa.targets.kv_heads import convert_targets
+from mha2gqa.verbs.convert.layerwise import Layerwise
 
 from .subjects import HEADS, SUBJECTS, VOCABULARY
 

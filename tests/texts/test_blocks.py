@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mha2gqa.checkpoint.source import find_source
 from mha2gqa.errors import TextError
-from mha2gqa.models import load_tokenizer
+from mha2gqa.files.source import find_source
+from mha2gqa.model.load import load_tokenizer
 from mha2gqa.reference.corpus import calibration_files, held_out_files
 from mha2gqa.texts.blocks import pack, sample_text
 from mha2gqa.texts.find import find_blocks

@@ -1,0 +1,108 @@
+"""Finds the model that the user named, and has its files in a local directory.
+
+    find_source(None)               the reference checkpoint that ships with the package
+    find_source("runs/model")       a local directory, used where it is
+    find_source("org/name@tag")     a Hub repository, downloaded by `hub.py` into the shared cache
+
+The files are not opened or judged here (`reader.py` does that).
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import mha2gqa.reference
+from mha2gqa.errors import SourceError
+from mha2gqa.files import hub
+
+HUB_ID = re.compile(r"(?P<hub_id>[^./~\\@][^/\\@]*/[^/\\@]+)(?:@(?P<revision>.+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model that was found."""
+
+    directory: Path
+    """Local directory with the files."""
+    name: str
+    """Short name: the directory's, or the repository's without its organisation."""
+    hub_id: str | None
+    """`org/name` when it came from the Hub."""
+    revision: str | None
+    """The commit when it came from the Hub."""
+
+    @property
+    def argument(self) -> str:
+        """The MODEL argument that names it again on another machine; empty for the reference checkpoint."""
+        if self.hub_id:
+            return f"{self.hub_id}@{self.revision}"
+        return "" if self.directory == reference_directory() else self.name
+
+
+def find_source(model: str | None, *, small: bool = False) -> Source:
+    """Find a model and, if it is on the Hub, download it.
+
+    Args:
+        model: Local directory or Hub id (`org/name`, `org/name@revision`); None is the reference checkpoint.
+            A directory wins over a repository of the same name.
+        small: Download the configuration and the index of the weights, and no weights.
+
+    Raises:
+        SourceError: There is no such directory or repository, or it cannot be reached or read.
+    """
+    if model is None:
+        return _reference()
+    try:
+        path = Path(model).expanduser()
+        # An empty name, from an unset variable in a script, must not become the current directory.
+        if model and path.is_dir():
+            return Source(directory=path, name=Path(os.path.normpath(path.absolute())).name, hub_id=None, revision=None)
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:
+        raise SourceError(f"Cannot open {model!r} ({error})", remedy="Check the path and its permissions") from error
+    if is_file:
+        raise SourceError(
+            f"{model!r} is a file",
+            expected="the directory that holds config.json and the weights",
+            remedy=f"Try {str(path.parent)!r}",
+        )
+    if not (match := HUB_ID.fullmatch(model)):
+        raise SourceError(
+            f"No such directory: {model!r}",
+            expected="a directory that holds config.json and the weights, or a Hub id",
+            remedy=f"Check the path; {hub.ID_FORM}",
+        )
+    hub_id, revision = match["hub_id"], match["revision"]
+    directory = hub.download(hub_id, revision, small=small)
+    return Source(directory=directory, name=hub_id.partition("/")[2], hub_id=hub_id, revision=directory.name)
+
+
+def remote_weight_shapes(source: Source) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """Read the names, dtypes and shapes of a Hub repository's tensors without its weights.
+
+    Returns:
+        Name to dtype (as safetensors spells it: `BF16`) and shape; None when the source is local or has
+        no safetensors.
+
+    Raises:
+        CheckpointError: A header or the index is malformed, or the index names a file that is not there.
+        SourceError: The Hub cannot be reached.
+    """
+    return hub.weight_shapes(source.hub_id, source.revision) if source.hub_id else None
+
+
+def reference_directory() -> Path:
+    """Return where the checkpoint that ships with the package lies."""
+    return Path(mha2gqa.reference.__file__).parent / "checkpoint"
+
+
+def _reference() -> Source:
+    directory = reference_directory()
+    if not (directory / "config.json").is_file():
+        raise SourceError(
+            f"The reference checkpoint is missing from {directory}",
+            expected="config.json and the weights, which ship with the package",
+            remedy="Reinstall mha2gqa, or name a model",
+        )
+    return Source(directory=directory, name="mha2gqa-reference", hub_id=None, revision=None)

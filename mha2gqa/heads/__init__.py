@@ -1,0 +1,1 @@
+"""Heads of attention, free of any family's way to store them."""

@@ -1,0 +1,1 @@
+"""What attention shall become, and everything that is done for it."""

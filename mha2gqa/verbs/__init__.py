@@ -1,0 +1,1 @@
+"""One folder a verb: options, run, outcome, words, page."""

@@ -1,0 +1,145 @@
+"""`mha2gqa bench`: cache and speed of two models side by side, and how much faster their bytes allow.
+
+Finds the two, refuses what does not fit, loads both, and lets them take turns. Every refusal that does not need the
+models is made before they are loaded.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from mha2gqa.pages.page import check_place, write_page
+from mha2gqa.verbs.bench.attention import repeats_heads
+from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.verbs.bench.engines import GRAPHS, Running, check_encoder, check_engine, open_engines
+from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid, fitting_memory, free_memory
+from mha2gqa.verbs.bench.limits import Costs, costs, largest_that_runs, why_not_faster
+from mha2gqa.verbs.bench.machine import device_name, machine, versions
+from mha2gqa.verbs.bench.measure import time_decode, time_prefill
+from mha2gqa.verbs.bench.options import BenchOptions
+from mha2gqa.verbs.bench.outcome import BenchReport, Decode, Fit, Prefill, Setting, Side
+from mha2gqa.verbs.bench.subjects import Subject, Subjects, find_subjects, read_to
+from mha2gqa.verbs.bench.transformers_engine import TransformersEngine
+
+Progress = Callable[[str, int, int], object]
+"""Told what is being done, how much of it was done since the last call, and how much there is in all."""
+
+
+def ignore_progress(stage: str, size: int, total: int) -> None:
+    """Take note of nothing."""
+
+
+def bench(options: BenchOptions, progress: Progress = ignore_progress) -> BenchReport:
+    """Measure two models side by side.
+
+    Args:
+        options: Which two, at which points, by what.
+        progress: Told of every point.
+
+    Raises:
+        Mha2GqaError: A model cannot be found, the grid does not fit, or the engine is not installed.
+    """
+    started = time.monotonic()
+    kinds = check_engine(options)
+    subjects = find_subjects(options)
+    check_encoder(options, subjects)
+    grid = find_grid(options, subjects, kinds)
+    if options.report is not None:
+        check_place(options.report)
+    subjects = read_to(subjects, grid.longest) if subjects.random_weights else subjects
+    first, second = (costs(one.config_json, subjects.dtype.itemsize) for one in subjects.both)
+    free = free_memory(subjects.device)
+    memory = fitting_memory(options, free)
+    check_fits(grid, (first, second), free, shared=subjects.shares_weights)
+    running = open_engines(options, subjects, grid)
+    report = BenchReport(
+        model_type=str(subjects.original.config_json.get("model_type")),
+        random_weights=subjects.random_weights,
+        target_context=grid.target,
+        original=_side(subjects.original, first),
+        converted=_side(subjects.converted, second),
+        setting=_setting(options, subjects, running, memory),
+        prefill=tuple(_prefill(options, running, grid, progress)),
+        decode=tuple(_decode(options, subjects, running, grid, (first, second), progress)),
+        fits=tuple(_fits(running, subjects, grid, (first, second), memory)),
+        seconds=time.monotonic() - started,
+    )
+    if options.report is not None:
+        from mha2gqa.verbs.bench.page import bench_page
+
+        write_page(options.report, bench_page(report))
+    return report
+
+
+def _side(subject: Subject, cost: Costs) -> Side:
+    return Side(
+        name=subject.name,
+        kv_heads=subject.kv_heads,
+        parameters=cost.parameters,
+        weights=cost.weights,
+        cache_per_token=cost.cache(Filled(1)),
+        cross_cache_per_token=cost.cache(Filled(0, 1)),
+    )
+
+
+def _setting(options: BenchOptions, subjects: Subjects, running: Running, memory: int) -> Setting:
+    return Setting(
+        engine=options.engine,
+        device=device_name(subjects.device),
+        dtype=str(subjects.dtype).removeprefix("torch."),
+        attention=running.attention,
+        compiled=running.compiled,
+        threads=torch.get_num_threads(),
+        machine=machine(),
+        versions=versions(*running.packages),
+        memory=memory,
+    )
+
+
+def _prefill(options: BenchOptions, running: Running, grid: Grid, progress: Progress) -> Iterator[Prefill]:
+    for batch, tokens in grid.prompts:
+        yield time_prefill(running.engines, batch, tokens, options.turns)
+        progress("prefill", 1, len(grid.prompts))
+
+
+def _decode(
+    options: BenchOptions,
+    subjects: Subjects,
+    running: Running,
+    grid: Grid,
+    sides: tuple[Costs, Costs],
+    progress: Progress,
+) -> Iterator[Decode]:
+    for point in grid.points:
+        repeats = repeats_heads(running.attention, masked=point[0] == "static", compiled=running.compiled)
+        yield time_decode(
+            running.engines,
+            sides,
+            point,
+            room=grid.room,
+            tokens=options.tokens,
+            turns=options.turns,
+            reason=partial(why_not_faster, original=sides[0], repeats=repeats, heads=subjects.original.query_heads),
+        )
+        progress("decode", 1, len(grid.points))
+
+
+def _fits(running: Running, subjects: Subjects, grid: Grid, sides: tuple[Costs, Costs], memory: int) -> Iterator[Fit]:
+    for filled in grid.filled:
+        most = [side.largest_batch(filled, memory) for side in sides]
+        tried = None
+        if subjects.device.startswith(GRAPHS):
+            tried = _tried(running, filled, most)
+        yield Fit(context=filled.context, original=most[0], converted=most[1], tried=tried)
+
+
+def _tried(running: Running, filled: Filled, most: list[int]) -> tuple[int, int] | None:
+    """Return the largest batches that run on an accelerator beside the weights of both models."""
+    found = []
+    for engine, batch in zip(running.engines, most, strict=True):
+        if not isinstance(engine, TransformersEngine):
+            return None
+        found.append(largest_that_runs(lambda size, run=engine.runs: run(size, filled), batch))  # type: ignore[misc]
+    return found[0], found[1]

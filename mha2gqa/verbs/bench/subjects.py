@@ -1,0 +1,228 @@
+"""The two models that are timed: checkpoints that belong together, or a shape with random weights.
+
+Found and refused by their configs alone; `load` makes them run. The second model of a shape shares with the first
+every weight of the same shape, so that both fit where one and a little do. What they say means nothing here.
+"""
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from mha2gqa.errors import CheckpointError, TimingError
+from mha2gqa.families.blueprint import ConfigJson, blueprint
+from mha2gqa.families.cache import cross_projections
+from mha2gqa.families.counts import decoders, find_counts, rewrite
+from mha2gqa.files.reader import read_json
+from mha2gqa.hosts import config_with_heads, has_hosts, host_config
+from mha2gqa.model.devices import DTYPES, find_device
+from mha2gqa.model.feed import answers_text_with_text, kind_of
+from mha2gqa.model.load import load_model, set_plain_generation
+from mha2gqa.targets.kv_heads import convert_targets
+from mha2gqa.verbs.bench.options import BenchOptions
+from mha2gqa.verbs.verify.pair import find_pair
+
+SHAPES = Path(__file__).parents[2] / "shapes"
+"""Configs of well-known models, by name."""
+_STD = 0.02
+"""Standard deviation of random weights that no initialisation of the class has set."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the two, before it is loaded."""
+
+    name: str
+    config_json: ConfigJson
+    directory: Path | None
+    """Where its weights are; None for random ones."""
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads that are cached; the largest number, where layers differ."""
+        counted = config_with_heads(self.config_json)
+        counts = find_counts(counted, blueprint(counted))
+        return max(count.heads for count in counts if count.part != "encoder")
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads of a layer."""
+        return decoders(blueprint(self.config_json))[0].query_heads
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads, and a decoder writes."""
+        return kind_of(blueprint(self.config_json).model) == "encoder-decoder"
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that there are."""
+        return int(blueprint(self.config_json).config.get_text_config(decoder=True).vocab_size)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Both, and where they will be run."""
+
+    original: Subject
+    converted: Subject
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def both(self) -> tuple[Subject, Subject]:
+        """Original and converted."""
+        return self.original, self.converted
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether they are a shape."""
+        return self.original.directory is None
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the second model has the first one's weights, wherever they have the same shape."""
+        first, second = (blueprint(one.config_json).module_shapes.keys() for one in self.both)
+        return self.random_weights and first == second
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads, and a decoder writes."""
+        return self.original.has_encoder
+
+    def load(self, seed: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Load both, ready to run."""
+        if self.random_weights:
+            torch.manual_seed(seed)
+            first = _on(self.device, _random(self.original, self.dtype))
+            return first, _on(self.device, _random(self.converted, self.dtype, like=first))
+        directories = (self.original.directory, self.converted.directory)
+        name = str(self.dtype).removeprefix("torch.")
+        first, second = (load_model(Path(str(one)), dtype=name, device=self.device) for one in directories)
+        return first, second
+
+
+def find_subjects(options: BenchOptions) -> Subjects:
+    """Find the two models that the options name.
+
+    Raises:
+        TimingError: The shape is unknown, or the models do not write text token by token.
+        Mha2GqaError: As `find_pair`; the number of groups is not possible; the device is not there.
+    """
+    device = find_device(options.device)
+    if device == "auto":
+        raise TimingError("Models are timed on one device", expected="--device cuda, mps or cpu")
+    original, converted = _shape(options) if options.shape is not None else _pair(options)
+    for subject in (original, converted):
+        _check_kind(subject)
+    return Subjects(original, converted, device, _dtype(options.dtype, device, original.config_json))
+
+
+def read_to(subjects: Subjects, tokens: int) -> Subjects:
+    """Return a shape whose models read `tokens` tokens: random weights have no context that they were trained for."""
+    sides = []
+    for side in subjects.both:
+        most = side.config_json.get("max_position_embeddings")
+        longer = {} if most is None else {"max_position_embeddings": max(most, tokens)}
+        sides.append(replace(side, config_json={**side.config_json, **longer}))
+    return replace(subjects, original=sides[0], converted=sides[1])
+
+
+def _check_kind(subject: Subject) -> None:
+    """Refuse a model that does not write text token by token, or whose encoder reads none.
+
+    Raises:
+        TimingError: It does not.
+    """
+    model = blueprint(subject.config_json).model
+    name = type(model).__name__
+    if kind_of(model) not in ("causal", "encoder-decoder") or not model.can_generate():
+        raise TimingError(f"{name} does not write text token by token", expected="a language model with a KV cache")
+    if not subject.has_encoder:
+        return
+    if not answers_text_with_text(model):
+        does = "writes no text" if model.main_input_name == "input_ids" else f"reads {model.main_input_name}"
+        raise TimingError(
+            f"{name} {does}, and of models with an encoder those are timed that answer text with text",
+            expected="a text-to-text class of transformers",
+        )
+    counted = config_with_heads(subject.config_json)
+    plan = blueprint(counted)
+    if not cross_projections(counted, plan, find_counts(counted, plan)):
+        raise TimingError(
+            f"{name} has no cross-attention of its own, so the bytes of its caches are not known by formula",
+            expected="a decoder whose cross-attention has keys and values of its own",
+        )
+
+
+def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
+    if options.groups is not None:
+        raise TimingError("--groups belongs to --shape", remedy="Convert the checkpoint to as many groups, or leave it")
+    pair = find_pair(options.converted, options.against)
+    names = (pair.source.hub_id or str(pair.original), str(pair.converted))
+    first, second = (
+        Subject(name, read_json(directory / "config.json"), directory)
+        for name, directory in zip(names, (pair.original, pair.converted), strict=True)
+    )
+    return first, second
+
+
+def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
+    if options.converted is not None or options.against is not None:
+        raise TimingError("--shape takes the place of checkpoints", remedy="Leave out the one or the others")
+    if options.groups is None:
+        raise TimingError("--shape needs --groups", expected="the number of KV heads of the second model")
+    config_json = _shape_config(str(options.shape))
+    counted = host_config(config_json, options.groups)[1] if has_hosts(config_json) else config_json
+    name = Path(str(options.shape)).name.removesuffix(".json")
+    converted = rewrite(counted, convert_targets(counted, options.groups))
+    return Subject(name, config_json, None), Subject(f"{name}, {options.groups} KV heads", converted, None)
+
+
+def _shape_config(shape: str) -> ConfigJson:
+    """Read the config of a named shape, or of a file."""
+    path = Path(shape) if shape.endswith(".json") else SHAPES / f"{shape}.json"
+    if not path.is_file():
+        known = sorted(one.stem for one in SHAPES.glob("*.json"))
+        raise TimingError(f"There is no shape {shape!r}", expected=f"a config.json, or one of {', '.join(known)}")
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", expected="a config.json") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no object", expected="a config.json")
+    return content
+
+
+def _dtype(wanted: str | None, device: str, config_json: ConfigJson) -> torch.dtype:
+    if wanted is not None:
+        return DTYPES[wanted]
+    named = blueprint(config_json).config.get_text_config(decoder=True).dtype
+    return named if device != "cpu" and isinstance(named, torch.dtype) else torch.float32
+
+
+def _on(device: str, model: Any) -> PreTrainedModel:
+    moved: PreTrainedModel = model.to(device)
+    return moved
+
+
+def _random(subject: Subject, dtype: torch.dtype, like: PreTrainedModel | None = None) -> PreTrainedModel:
+    """Return a model with random weights, of which those that `like` has in the same shape are its own."""
+    plan = blueprint(subject.config_json)
+    build: Any = type(plan.model)._from_config
+    with no_init_weights() if like is not None else nullcontext():
+        model: PreTrainedModel = build(plan.model.config, dtype=dtype)
+    known = {} if like is None else dict(like.named_parameters(remove_duplicate=False))
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)) if known else []:
+        module, _, leaf = name.rpartition(".")
+        if name in known and known[name].shape == parameter.shape:
+            setattr(model.get_submodule(module), leaf, known[name])
+        else:
+            torch.nn.init.normal_(parameter, std=_STD)
+    set_plain_generation(model)
+    return _on("cpu", model.eval())

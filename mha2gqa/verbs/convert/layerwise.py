@@ -1,0 +1,184 @@
+"""Conversions that change attention layers as a whole: which layers, by what knowledge, in which order.
+
+Three ways, each of which leaves one small file per layer: from the weights alone, a layer at a time; by
+statistics of the original on text; refined on text, layer after layer. `plan.py` then puts the files where
+the layers belong. Layers whose projections cannot be told apart are left to the plan, which averages their
+keys and values.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from mha2gqa.families.attention import AttentionLayer
+from mha2gqa.families.blueprint import blueprint
+from mha2gqa.families.counts import Count, rewrite
+from mha2gqa.families.modules import attention_layers
+from mha2gqa.files.pieces import LayerResult
+from mha2gqa.heads.attention import Statistics
+from mha2gqa.model.layers import LayerFiles
+from mha2gqa.refine.activations import Activations
+from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.joint import train_jointly
+from mha2gqa.refine.merge import Merge, Merged
+from mha2gqa.refine.prior import Prior, norm_gains, norm_name
+from mha2gqa.refine.refine import LayerReport, Refinement, Refiner, keep_aside
+from mha2gqa.refine.statistics import gather_statistics
+from mha2gqa.refine.student import build_student, install, own_tensors
+
+Tell: TypeAlias = Callable[[LayerReport, int, int], object]
+"""Told of each finished layer, its number, and how many there are."""
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""Told what is being done, how much of it was done since the last call, and how much there is in all."""
+
+DIVERGENCE = "divergence"
+"""Key under which each layer's file keeps what `train_jointly` returns, for a run that goes on behind it."""
+BATCH_TOKENS = 4096
+"""Tokens of one batch of calibration text."""
+_LEAST_BATCHES = 8
+"""Batches that a refinement divides its text into, at least, where it has as many blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layerwise:
+    """The layers of one conversion, and where their files go."""
+
+    files: LayerFiles
+    targets: list[tuple[Count, int]]
+    merge: Merge
+    tell: Tell
+    progress: Progress
+    device: torch.device
+    """Where weights are merged when no model is loaded."""
+
+    @cached_property
+    def layers(self) -> list[AttentionLayer]:
+        """The layers that change, first to last."""
+        config = self.files.checkpoint.config
+        layers = attention_layers(config, blueprint(config), self.targets)
+        return [layer for layer in layers if self.files.is_complete(layer)]
+
+    def unseen(self, blocks_NT: torch.Tensor) -> str:
+        """Return what the report has to say where text is too short to reach every direction of a layer's inputs."""
+        tokens, inputs = blocks_NT.numel(), max(layer.inputs for layer in self.layers)
+        if tokens >= inputs:
+            return ""
+        return f"; {tokens:,} tokens cannot tell all of a layer's {inputs:,} inputs apart: the others count as even"
+
+    def results(self) -> list[LayerResult]:
+        """Return the finished layers."""
+        return [self.files.result(number) for number in range(len(self.layers))]
+
+    def planned(self) -> list[LayerResult]:
+        """Return what `results` will be, without bytes."""
+        return [self.files.planned(layer) for layer in self.layers]
+
+    def from_weights(self) -> None:
+        """Merge each layer by what its weights, and those before it, tell."""
+        prior: Prior | None = None
+        for number, layer in enumerate(self.layers):
+            tensors = {name: tensor.to(self.device) for name, tensor in self.files.read(layer).items()}
+            prior = prior or self._prior(len(tensors[layer.output]))
+            self._write(number, layer, self.merge(layer, tensors, self._guess(prior, layer, tensors)))
+            prior.add(tensors[layer.output])
+
+    def from_statistics(self, original: PreTrainedModel, blocks_NT: torch.Tensor) -> None:
+        """Merge each layer by statistics of the original's inputs on text."""
+        statistics = gather_statistics(original, self.layers, batches(blocks_NT), partial(self.progress, "statistics"))
+        for number, layer in enumerate(self.layers):
+            merged = self.merge(layer, own_tensors(original, layer), statistics.pop(layer.module))
+            self._write(number, layer, merged)
+
+    def refined(
+        self,
+        original: PreTrainedModel,
+        blocks_NT: torch.Tensor,
+        refinement: Refinement,
+        options: DistilOptions,
+        memory: Activations,
+    ) -> "Layerwise":
+        """Merge and refine each layer on text; layers that an earlier run finished are taken over.
+
+        Returns:
+            Where the result is: here, or for `joint` in a directory of its own, so that a run that is interrupted
+            never takes layers that were trained together for those they are made of.
+        """
+        whole = batches(blocks_NT, whole=True)
+        student = self._empty_student(original)
+        Refiner(original, student, whole, self.merge, refinement, options, memory, self.files).run(
+            self.layers, self.tell
+        )
+        if refinement != "joint":
+            return self
+        together = self.beside("joint")
+        if all(together.files.has(number) for number in range(len(self.layers))):
+            return together
+        aside, training = keep_aside(whole)
+        dtypes = {f"{one.module}.{name}": dtype for one in self.layers for name, dtype in self._file_dtypes(one)}
+        advance = partial(self.progress, "joint")
+        divergence = train_jointly(original, student, self.layers, training, aside, dtypes, options, advance)
+        for number, layer in enumerate(self.layers):
+            module = student.get_submodule(layer.module)
+            tensors = {name: module.get_parameter(name).detach() for name in layer.changed}
+            together.files.write(number, layer, tensors, self.files.report(number) | {DIVERGENCE: divergence})
+        return together
+
+    def beside(self, name: str) -> "Layerwise":
+        """Return the same conversion with its files in a directory of its own below this one's."""
+        directory = self.files.directory / name
+        directory.mkdir(exist_ok=True)
+        return replace(self, files=replace(self.files, directory=directory))
+
+    def _file_dtypes(self, layer: AttentionLayer) -> Iterator[tuple[str, torch.dtype]]:
+        tensors = self.files.read(layer)
+        return ((name, tensors[name].dtype) for name in layer.changed)
+
+    def student(self, original: PreTrainedModel) -> PreTrainedModel:
+        """Return the converted model around the original's weights, its layers as they were written."""
+        student = self._empty_student(original)
+        for number, layer in enumerate(self.layers):
+            install(student.get_submodule(layer.module), self.files.read_back(number, layer))
+        return student
+
+    def _empty_student(self, original: PreTrainedModel) -> PreTrainedModel:
+        return build_student(original, rewrite(self.files.checkpoint.config, self.targets), self.layers)
+
+    def _prior(self, width: int) -> Prior:
+        embedding = self.files.read_embedding()
+        return Prior(None if embedding is None else embedding.to(self.device), width, self.device)
+
+    def _guess(self, prior: Prior, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> Statistics | None:
+        """Return the prior's guess for a layer; None where its keys read something else than the stream."""
+        width = len(tensors[layer.output])
+        queries, keys = (tensors[f"{name}.weight"].shape[1] for name in layer.projections)
+        if layer.is_cross or {queries, keys} != {width}:
+            return None
+        model = blueprint(self.files.checkpoint.config).model
+        norm = norm_name(model, layer.module)
+        gains = None if norm is None else norm_gains(model.get_submodule(norm), self.files.read_module(norm), width)
+        return prior.statistics(gains, has_bias=layer.has_bias)
+
+    def _write(self, number: int, layer: AttentionLayer, merged: Merged) -> None:
+        report = LayerReport(module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors={})
+        self.files.write(number, layer, merged.tensors, vars(report))
+        self.tell(report, number + 1, len(self.layers))
+
+
+def batches(blocks_NT: torch.Tensor, *, whole: bool = False) -> Sequence[torch.Tensor]:
+    """Cut blocks into batches.
+
+    Args:
+        blocks_NT: The blocks.
+        whole: All batches have one shape, and blocks that are left over are dropped; there are several of them,
+            so that some can be kept aside.
+    """
+    size = max(1, min(len(blocks_NT), BATCH_TOKENS // blocks_NT.shape[1]))
+    if not whole:
+        return list(blocks_NT.split(size))
+    size = max(1, min(size, len(blocks_NT) // _LEAST_BATCHES))
+    cut: list[torch.Tensor] = [batch for batch in blocks_NT.split(size) if len(batch) == size]
+    return cut

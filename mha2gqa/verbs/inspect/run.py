@@ -1,0 +1,186 @@
+"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mha2gqa.errors import FamilyError, Mha2GqaError
+from mha2gqa.families.anatomy import anatomy
+from mha2gqa.families.blueprint import Blueprint, blueprint
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
+from mha2gqa.families.counts import Count, decoders, find_counts
+from mha2gqa.files.pieces import DTYPES
+from mha2gqa.files.reader import has_weights, read_checkpoint, read_json
+from mha2gqa.files.source import Source, find_source, remote_weight_shapes
+from mha2gqa.files.tensors import refuse_quantised
+from mha2gqa.heads.grouping import divisors
+from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
+from mha2gqa.hosts.host import Host
+from mha2gqa.targets.kv_heads import possible_groups
+from mha2gqa.targets.plan import no_effect, plan_convert
+from mha2gqa.verbs.inspect.options import InspectOptions
+
+CONTEXTS = (4096, 32768, 131072)
+"""Context lengths of the cache table, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """What one G means."""
+
+    groups: int
+    bytes_per_token: int
+    cross_bytes_per_token: int
+    """Bytes of cache of cross-attention that a token of the encoder takes; 0 without cross-attention."""
+    bytes_at: dict[int, int]
+    """Context length -> bytes of cache of one sequence."""
+    tensor_parallel: list[int]
+    """Tensor-parallel sizes that divide both the query heads and G."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectReport:
+    """Report of `inspect`."""
+
+    source: str
+    model_type: str
+    architecture: str
+    dtype: str
+    layers: int
+    """Self-attention layers with a KV cache; 0 in an encoder."""
+    cross_layers: int
+    """Layers whose cache holds the keys and values of an encoder's tokens."""
+    query_heads: int
+    kv_heads: int
+    """KV heads; the largest number, where layers differ; 0 for latent attention."""
+    head_width: int | None
+    """Width of one key head; None for latent attention and where layers differ."""
+    latent: bool
+    parameters: int
+    parameters_by_role: dict[str, int]
+    layer_kinds: list[dict[str, int]]
+    """Distinct layers: how many there are (`layers`), and their parameters by role."""
+    rows: list[GroupRow]
+    """Largest G first; the first row is the checkpoint as it is."""
+    verdict: str
+    """What `convert` would do, or why it would refuse."""
+    convertible: bool
+    hosts: dict[int, str]
+    """G -> model type of the result, where the model's own class knows only MHA; empty elsewhere."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return asdict(self)
+
+
+def inspect(options: InspectOptions) -> InspectReport:
+    """Describe a checkpoint by its config and the headers of its files.
+
+    Raises:
+        Mha2GqaError: The model cannot be found, or its config cannot be read.
+    """
+    source = find_source(options.model, small=True)
+    config = read_json(source.directory / "config.json")
+    own, hosts = blueprint(config), hosts_by_groups(config)
+    target = config_with_heads(config)
+    plan = blueprint(target)
+    counts, refusal = _counts(target, plan, source)
+    cached = cache_layers(target, plan, counts)
+    if not refusal and not cached:
+        refusal = str(no_effect(plan.config.model_type))
+    parameters = anatomy(own, [] if hosts else cached)
+    decoder = decoders(plan)[0]
+    dtype = _dtype(config, source)
+    main = [count for count in counts if count.part != "encoder"]
+    groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
+    widths = {layer.width for layer in cached}
+    return InspectReport(
+        source=source.hub_id or str(source.directory),
+        model_type=own.config.model_type,
+        architecture=type(own.model).__name__,
+        dtype=dtype,
+        layers=sum(layer.kept and not layer.cross for layer in cached),
+        cross_layers=sum(layer.cross for layer in cached),
+        query_heads=decoder.query_heads,
+        kv_heads=max((count.heads for count in main), default=0),
+        head_width=widths.pop() // 2 if len(widths) == 1 and counts else None,
+        latent=decoder.family.latent,
+        parameters=parameters.total,
+        parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
+        layer_kinds=_kinds(parameters.layers),
+        rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]]
+        if any(layer.kept for layer in cached)
+        else [],
+        verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads{_as(hosts)}.",
+        convertible=not refusal,
+        hosts={one: hosts[one].model_type for one in groups if one in hosts},
+    )
+
+
+def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[list[Count], str]:
+    """Return the numbers of KV heads, and why convert would refuse (empty when it would not)."""
+    try:
+        if has_hosts(config):
+            host_config(config, 1)  # none can express this model: the refusal says why
+        counts = find_counts(config, plan)
+    except FamilyError as refusal:
+        return [], str(refusal)
+    possible = possible_groups([count for count in counts if count.part != "encoder"])
+    if len(possible) < 2:
+        return counts, "There is one KV head, which is the least (MQA)."
+    try:
+        refuse_quantised(config)
+        if has_weights(source.directory):
+            plan_convert(rehost(read_checkpoint(source.directory), possible[0]), possible[0])
+    except Mha2GqaError as refusal:
+        return counts, str(refusal)
+    return counts, ""
+
+
+def _choices(groups: list[int]) -> str:
+    return ", ".join(str(one) for one in groups[1:])
+
+
+def _as(hosts: dict[int, Host]) -> str:
+    """Return in which class the result is written, where it is another than the source's."""
+    by_type: dict[str, list[int]] = {}
+    for groups in sorted(hosts, reverse=True)[1:]:
+        by_type.setdefault(hosts[groups].model_type, []).append(groups)
+    ships = {host.model_type: " (its code ships with it)" for host in hosts.values() if host.shipped}
+    results = [
+        f"a {kind!r} model{ships.get(kind, '')}" + (f" for {', '.join(map(str, each))}" if len(by_type) > 1 else "")
+        for kind, each in by_type.items()
+    ]
+    return f". Its own class knows only multi-head attention, so the result is {' and '.join(results)}" * bool(results)
+
+
+def _dtype(config: dict[str, Any], source: Source) -> str:
+    """Return the dtype of most of the weights, else what the config says."""
+    sizes: Counter[str] = Counter()
+    if has_weights(source.directory):
+        for info in read_checkpoint(source.directory).tensors:
+            sizes[info.dtype] += info.size
+    elif source.hub_id:
+        for dtype, shape in (remote_weight_shapes(source) or {}).values():
+            sizes[dtype] += max(1, sum(shape))
+    if sizes:
+        return sizes.most_common(1)[0][0]
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    named = config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("dtype") or "float32"
+    return next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{named}"), "F32")
+
+
+def _kinds(layers: dict[str, dict[Any, int]]) -> list[dict[str, int]]:
+    kinds = Counter(tuple(sorted(counts.items())) for counts in layers.values())
+    return [{"layers": number, **dict(kind)} for kind, number in kinds.items()]
+
+
+def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) -> GroupRow:
+    itemsize = DTYPES[dtype].itemsize if dtype in DTYPES else 2
+    return GroupRow(
+        groups=groups,
+        bytes_per_token=cache_bytes(cached, itemsize, groups=groups),
+        cross_bytes_per_token=cross_cache_bytes(cached, itemsize, groups),
+        bytes_at={context: cache_bytes(cached, itemsize, context, groups) for context in CONTEXTS},
+        tensor_parallel=[size for size in divisors(groups) if query_heads % size == 0] if groups else [],
+    )

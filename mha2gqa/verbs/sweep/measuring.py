@@ -1,0 +1,153 @@
+"""Models beside the original on held-out text, by the very functions of `verify`, so that the numbers are the same.
+
+`Yardstick` holds the original and the tokens, loaded once for all candidates. `single_layers` measures the original
+with one attention module converted: in the original's own class, with the KV heads of that module repeated.
+
+Legend: N blocks, T tokens of a block.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from mha2gqa.errors import SweepError
+from mha2gqa.families.blueprint import ConfigJson, blueprint
+from mha2gqa.files.source import Source
+from mha2gqa.model.devices import placement
+from mha2gqa.model.feed import Body, attempt, kind_of, sees_ahead
+from mha2gqa.model.load import load_unchecked
+from mha2gqa.verbs.sweep.outcome import Measured
+from mha2gqa.verbs.verify.differences import Text
+from mha2gqa.verbs.verify.layers import LayerErrors
+from mha2gqa.verbs.verify.options import VerifyOptions
+from mha2gqa.verbs.verify.outputs_level import Progress, batches, describe_text, find_text, read_both
+
+
+def check_kind(config_json: ConfigJson) -> None:
+    """Refuse, by its class, a model that has no loss on text.
+
+    Raises:
+        SweepError: It is a masked language model, or an encoder with the head of a causal one.
+    """
+    model = blueprint(config_json).model
+    if kind_of(model) == "masked" or sees_ahead(model):
+        why = "predicts masked tokens" if kind_of(model) == "masked" else "sees the tokens that it predicts"
+        raise SweepError(
+            f"{type(model).__name__} {why}; its loss on text without masks means nothing",
+            expected="a language model that predicts the next token",
+            remedy="Convert it, and compare the distributions with `mha2gqa verify`",
+        )
+
+
+class Yardstick:
+    """The original, and the tokens that every candidate is measured on.
+
+    Args:
+        source: The original.
+        config_json: Its config.
+        options: Which text and how much of it, the dtype, the device and the seed.
+
+    Raises:
+        TextError: The text is missing, unreadable or too short, or there is no tokenizer.
+        DeviceError: The device is not there.
+        SweepError: The model does not run on tokens alone.
+    """
+
+    def __init__(self, source: Source, config_json: ConfigJson, options: VerifyOptions) -> None:
+        self._place = placement(source.directory, dtype=options.dtype, device=options.device, models=2)
+        self._source, self._options = source, options
+        config = blueprint(config_json).config
+        found = find_text(source, config, lambda: self.original, options)
+        self._blocks, self._ids_NT = found.blocks, found.blocks.tokens_NT
+        body = attempt(lambda: self._body(self.original))
+        if isinstance(body, str):
+            raise SweepError(f"A {config.model_type!r} model cannot be run on text alone: {body}")
+        self._original_body = body
+
+    @cached_property
+    def original(self) -> PreTrainedModel:
+        """The original, loaded."""
+        return self.load(self._source.directory)
+
+    @property
+    def dtype(self) -> str:
+        """In which models are run."""
+        return str(self.original.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """On which models are run."""
+        return self.original.device.type
+
+    @property
+    def text(self) -> Text:
+        """What is evaluated on."""
+        count, length = self._ids_NT.shape
+        return describe_text(self._blocks, count * (length - 1))
+
+    def load(self, directory: Path) -> PreTrainedModel:
+        """Load a checkpoint as the original is."""
+        return load_unchecked(directory, self._place)[0]
+
+    @torch.inference_mode()
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Measured:
+        """Measure a model.
+
+        Args:
+            model: The model, as `load` gives it.
+            progress: Told of every batch.
+        """
+        cut = batches(self._ids_NT, self._options.batch_size)
+        sums = read_both(self._original_body, self._body(model), LayerErrors([]), cut, progress)
+        loss = sums.loss(self._options.seed)
+        if loss is None:
+            raise AssertionError("masked models were refused")
+        return Measured(loss=loss, kl=sums.divergence().mean, top1=sums.top1 / sums.tokens)
+
+    @torch.inference_mode()
+    def _body(self, model: PreTrainedModel) -> Body:
+        return Body(model, self._ids_NT[:1])
+
+
+def single_layers(
+    yardstick: Yardstick,
+    original: PreTrainedModel,
+    expanded: PreTrainedModel,
+    modules: Sequence[str],
+    progress: Progress,
+) -> Iterator[tuple[str, Measured]]:
+    """Measure the original with one attention module converted, for one module after the other.
+
+    Args:
+        yardstick: The text, and what is measured on it.
+        original: The original, in the class that the converted model has.
+        expanded: The converted model with its KV heads repeated, so that it has the same shapes. Its attention
+            modules are exchanged for the original's and back.
+        modules: Names of the attention modules.
+        progress: Told of every batch.
+
+    Yields:
+        Each module's name, and what was measured.
+    """
+    converted = {name: _weights(expanded, name) for name in modules}
+    for name in modules:
+        _exchange(expanded, name, _weights(original, name))
+    for name in modules:
+        _exchange(expanded, name, converted[name])
+        yield name, yardstick.measure(expanded, progress)
+        _exchange(expanded, name, _weights(original, name))
+    for name in modules:
+        _exchange(expanded, name, converted[name])
+
+
+def _weights(model: PreTrainedModel, module: str) -> dict[str, torch.Tensor]:
+    return {name: parameter.data for name, parameter in model.get_submodule(module).named_parameters()}
+
+
+def _exchange(model: PreTrainedModel, module: str, weights: dict[str, torch.Tensor]) -> None:
+    """Give a module's parameters other values; nothing is copied where both are on one device."""
+    for name, parameter in model.get_submodule(module).named_parameters():
+        parameter.data = weights[name].to(parameter.device)

@@ -1,0 +1,148 @@
+"""What `sweep` returns: one point for each way to convert, the frontier of them, and the one to take.
+
+Losses and divergences are in nats a token. Nothing is measured here (`measuring.py`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from mha2gqa.verbs.verify.differences import Loss, Text
+from mha2gqa.verbs.verify.outcome import plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model beside its original, on the same tokens."""
+
+    loss: Loss
+    """Of both."""
+    kl: float
+    """Mean KL(original || model)."""
+    top1: float
+    """Share of tokens at which both find the same token most likely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One conversion."""
+
+    name: str
+    """Of the checkpoint; unlike that of any other point."""
+    groups: int
+    """KV heads, G."""
+    method: str
+    refine: str | None
+    cache: int
+    """Bytes of KV cache a token, in the dtype of the weights."""
+    measured: Measured
+    seconds: float
+    """Of the conversion."""
+    command: str
+    """The command line that makes it."""
+
+    @property
+    def way(self) -> str:
+        """Method and refinement, as a phrase."""
+        return self.method if self.refine is None else f"{self.method}, {self.refine}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPoint:
+    """The original with one attention module converted."""
+
+    module: str
+    groups: int
+    method: str
+    measured: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The report of `sweep`."""
+
+    name: str
+    """Short name of the original, with which those of the points begin."""
+    model: str
+    """Hub id or directory."""
+    model_type: str
+    heads: int
+    """KV heads of the original (the largest number, where layers differ)."""
+    cache: int
+    """Bytes of KV cache a token of the original."""
+    max_ppl_increase: float
+    """Limit of the recommended conversion, as a fraction."""
+    text: Text | None
+    """What was evaluated on; None before anything was."""
+    dtype: str
+    """In which the models were run."""
+    device: str
+    points: Sequence[Point]
+    layers: Sequence[LayerPoint]
+    settings: Mapping[str, Any]
+    """What the numbers depend on; a later run with the same settings goes on from these."""
+
+    def extended(self, found: Sequence[Point] | Sequence[LayerPoint]) -> "Sweep":
+        """Return the report with more points; those that are there already are replaced."""
+        points = {one.name: one for one in (*self.points, *(one for one in found if isinstance(one, Point)))}
+        layers = {(one.method, one.groups, one.module): one for one in self.layers}
+        layers |= {(one.method, one.groups, one.module): one for one in found if isinstance(one, LayerPoint)}
+        return replace(self, points=list(points.values()), layers=list(layers.values()))
+
+    @cached_property
+    def frontier(self) -> list[Point]:
+        """The points that no other one beats in both cache and loss, the largest cache first."""
+        kept: list[Point] = []
+        for point in sorted(self._finite, key=lambda one: (one.cache, one.measured.loss.converted, one.seconds)):
+            if not kept or point.measured.loss.converted < kept[-1].measured.loss.converted:
+                kept.append(point)
+        return kept[::-1]
+
+    @property
+    def recommended(self) -> Point | None:
+        """The smallest cache within the limit, of equal ones that with the least loss; None where none is within."""
+        within = [one for one in self.points if one.measured.loss.increase <= self.max_ppl_increase]
+        return min(within, key=lambda one: (one.cache, one.measured.loss.converted), default=None)
+
+    @property
+    def nearest(self) -> Point | None:
+        """The point with the least loss: what comes nearest to a limit that none keeps."""
+        return min(self._finite, key=lambda one: one.measured.loss.converted, default=None)
+
+    @property
+    def _finite(self) -> list[Point]:
+        return [one for one in self.points if math.isfinite(one.measured.loss.converted)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values, with what follows from the points."""
+        chosen = self.recommended
+        derived = {"recommended": chosen and chosen.name, "frontier": [point.name for point in self.frontier]}
+        content: dict[str, Any] = plain(asdict(self) | derived)
+        losses = [one.measured.loss for one in self.points] + [one.measured.loss for one in self.layers]
+        for entry, loss in zip((*content["points"], *content["layers"]), losses, strict=True):
+            entry["measured"]["loss"] |= plain({"difference": loss.difference, "increase": loss.increase})
+        return content
+
+
+def parse(content: Mapping[str, Any]) -> Sweep:
+    """Return the report that `to_json` gave.
+
+    Raises:
+        KeyError, TypeError: It is none.
+    """
+    names = Sweep.__dataclass_fields__
+    fields = {name: content[name] for name in names}
+    fields["text"] = Text(**content["text"]) if content["text"] else None
+    fields["points"] = [Point(**one | {"measured": _measured(one["measured"])}) for one in content["points"]]
+    fields["layers"] = [LayerPoint(**one | {"measured": _measured(one["measured"])}) for one in content["layers"]]
+    return Sweep(**fields)
+
+
+def _measured(content: Mapping[str, Any]) -> Measured:
+    loss = content["loss"]
+    interval = loss["interval"]
+    original, converted = (math.nan if loss[name] is None else loss[name] for name in ("original", "converted"))
+    both = Loss(original=original, converted=converted, interval=interval and tuple(interval))
+    return Measured(loss=both, kl=content["kl"], top1=content["top1"])

@@ -1,0 +1,143 @@
+"""The text that conversions learn from and the text that they are measured on: nothing is in both.
+
+Where one text has to serve for both, a fifth of it is evaluated on. The two parts become files beside the results,
+so that `convert` and `verify` can be given the very same. No tokens here (`texts/blocks.py`).
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mha2gqa.errors import TextError
+from mha2gqa.files.source import Source, reference_directory
+from mha2gqa.texts.documents import read_documents
+from mha2gqa.texts.find import SELF
+from mha2gqa.verbs.sweep.options import SweepOptions
+
+_SHARE = 5
+"""One character in so many is evaluated on."""
+_CHARACTERS = 8
+"""Characters that are read for each token that is wanted; more than any usual tokenizer takes for one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Two texts, as values of `--data`; empty is what the model's own is."""
+
+    calibration: tuple[str, ...]
+    evaluation: tuple[str, ...]
+    column: str | None
+    """Of tables in both."""
+    seed: int
+    """Of evaluation text that the model writes."""
+
+
+def check_texts(options: SweepOptions) -> None:
+    """Refuse text that would be learned from and evaluated on.
+
+    Raises:
+        TextError: A file or data set is named for both.
+    """
+    learned, evaluated = (
+        {os.path.realpath(name) if Path(name).is_file() else name for name in data}
+        for data in (options.data, options.eval_data)
+    )
+    if both := sorted((learned & evaluated) - {SELF}):
+        raise TextError(
+            f"{both[0]} is named by --data and by --eval-data",
+            expected="text to evaluate on that no conversion has learned from",
+            remedy="Leave out --eval-data, and --data is divided",
+        )
+
+
+def find_texts(options: SweepOptions, source: Source, directory: Path) -> Texts:
+    """Decide what is learned from and what is evaluated on.
+
+    Args:
+        options: What was asked for.
+        source: The original; the reference checkpoint has text of its own to evaluate on.
+        directory: Where a text that has to be divided goes.
+
+    Raises:
+        TextError: The text is missing, unreadable or too short.
+    """
+    data, evaluation, column = options.data, options.eval_data, options.column
+    seed = options.seed + (SELF in data)  # of the same seed the model would write the calibration text again
+    if not evaluation and data and SELF not in data and source.directory != reference_directory():
+        data, evaluation = divide(data, column, options.tokens + options.eval_tokens, directory)
+        column = None
+    elif not evaluation and SELF in data:
+        evaluation = data
+    return Texts(calibration=data, evaluation=evaluation, column=column, seed=seed)
+
+
+def divide(
+    data: Sequence[str], column: str | None, tokens: int, directory: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divide a text, and write `calibration.jsonl` and `evaluation.jsonl`.
+
+    Args:
+        data: Files or Hub data sets.
+        column: Column of tables that holds the text.
+        tokens: How many tokens are wanted of both together, at most.
+        directory: Where the files go.
+
+    Returns:
+        The two, as values of `--data`.
+
+    Raises:
+        TextError: The text is missing, unreadable or too short.
+    """
+    documents = list(_enough(read_documents(data, column, "calibration"), tokens * _CHARACTERS))
+    evaluation, calibration = split(documents)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = directory / "calibration.jsonl", directory / "evaluation.jsonl"
+    for path, part in zip(files, (calibration, evaluation), strict=True):
+        _write(path, part)
+    return (str(files[0]),), (str(files[1]),)
+
+
+def split(documents: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the first fifth of some documents, and the others.
+
+    A document that would make the first part twice as long as that is cut at the end of a line.
+
+    Raises:
+        TextError: There is too little to divide.
+    """
+    wanted = sum(map(len, documents)) // _SHARE
+    first: list[str] = []
+    taken = 0
+    for number, document in enumerate(documents):
+        if taken + len(document) > 2 * wanted:
+            least = max(1, wanted - taken)
+            at = document.find("\n", least, 2 * wanted - taken) + 1 or least
+            parts = [document[:at], document[at:]]
+            return [*first, parts[0]], [part for part in (parts[1], *documents[number + 1 :]) if part.strip()]
+        first.append(document)
+        taken += len(document)
+        if taken >= wanted:
+            return first, list(documents[number + 1 :])
+    raise TextError("There is no text to divide", expected="at least one document", remedy="Name another with --data")
+
+
+def _enough(documents: Iterable[str], characters: int) -> Iterator[str]:
+    """Yield each document once, until there are enough characters."""
+    seen: set[str] = set()
+    for document in documents:
+        if document in seen:
+            continue
+        seen.add(document)
+        yield document
+        characters -= len(document)
+        if characters <= 0:
+            return
+
+
+def _write(path: Path, documents: Sequence[str]) -> None:
+    """Write documents; a file that has them already keeps its time, by which unfinished work is known again."""
+    content = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    if not (path.is_file() and path.read_text(encoding="utf-8") == content):
+        path.write_text(content, encoding="utf-8")

@@ -1,0 +1,120 @@
+"""Every combination of groups, method and refinement, as options of `convert`.
+
+Whether each of them is possible is `convert`'s to say: the command plans all before it makes the first.
+"""
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mha2gqa.errors import SweepError
+from mha2gqa.families.blueprint import blueprint
+from mha2gqa.families.counts import find_counts
+from mha2gqa.files.reader import Checkpoint
+from mha2gqa.files.tensors import refuse_quantised
+from mha2gqa.hosts import hosts_by_groups
+from mha2gqa.methods import LAYER_METHODS, METHODS
+from mha2gqa.targets.kv_heads import possible_groups
+from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
+from mha2gqa.verbs.sweep.options import SweepOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to convert."""
+
+    groups: int
+    method: str
+    refine: Refinement | None
+
+    def learns(self, grouping: Grouping) -> bool:
+        """Return whether it makes use of text."""
+        return self.refine is not None or self.method in LAYER_METHODS or grouping == "similar"
+
+    def name(self, model: str) -> str:
+        """Return what its checkpoint is called."""
+        heads = "mqa" if self.groups == 1 else f"gqa{self.groups}"
+        return "-".join(filter(None, (model, heads, self.method, self.refine)))
+
+
+def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
+    """Return what is to be tried, group by group.
+
+    Raises:
+        SweepError: A method is unknown, or there is nothing to try.
+        FamilyError: The family cannot be converted.
+        CheckpointError: The weights are quantised.
+    """
+    if unknown := [name for name in options.methods if name not in (*METHODS, *LAYER_METHODS)]:
+        raise SweepError(
+            f"There is no method {unknown[0]!r} to sweep over",
+            expected=f"some of {', '.join(METHODS)}",
+            remedy="What --method auto tries is what a sweep compares" if unknown[0] == "auto" else "",
+        )
+    groups = options.groups or _default_groups(checkpoint)
+    ways = [
+        Way(groups=count, method=method, refine=refine)
+        for count in groups
+        for method in options.methods
+        for refine in options.refine
+    ]
+    if not ways:
+        raise SweepError("There is nothing to sweep over", expected="at least one number of groups and one method")
+    if options.data and options.eval_data and not any(way.learns(options.grouping) for way in ways):
+        raise SweepError(
+            f"No way of this sweep ({', '.join(options.methods)}) makes use of --data",
+            expected=f"--methods {' or '.join(LAYER_METHODS)}, or --refine",
+            remedy="Leave out --data",
+        )
+    return list(dict.fromkeys(ways))
+
+
+def _default_groups(checkpoint: Checkpoint) -> list[int]:
+    refuse_quantised(checkpoint.config)
+    possible = [*hosts_by_groups(checkpoint.config)]
+    if not possible:
+        possible = possible_groups(find_counts(checkpoint.config, blueprint(checkpoint.config)))
+    return possible[-2::-1]
+
+
+def convert_options(
+    way: Way, options: SweepOptions, data: tuple[str, ...], column: str | None, output: Path | None
+) -> ConvertOptions:
+    """Return the options of `convert` for one way; text goes only to what makes use of it.
+
+    Args:
+        way: What to do.
+        options: Of the sweep.
+        data: Text to learn from.
+        column: Column of its tables.
+        output: The directory to create.
+    """
+    return ConvertOptions(
+        model=options.model,
+        groups=way.groups,
+        output=output,
+        method=way.method,
+        grouping=options.grouping,
+        refine=way.refine,
+        data=data if way.learns(options.grouping) else (),
+        column=column,
+        tokens=options.tokens,
+        context=options.context,
+        steps=options.steps,
+        activation_memory=options.activation_memory,
+        dtype=options.dtype,
+        device=options.device,
+        seed=options.seed,
+        force=True,
+    )
+
+
+def command_line(options: ConvertOptions) -> str:
+    """Return the command that converts so, without what is the default anyway."""
+    defaults = {field.name.replace("_", "-"): field.default for field in fields(ConvertOptions)}
+    words = ["mha2gqa", "convert", *filter(None, [options.model])]
+    for name, value in options.recorded().items():
+        if value != defaults[name]:
+            values = value if isinstance(value, list) else [value]
+            words += [word for one in values for word in (f"--{name}", str(one))]
+    return shlex.join(words)

@@ -1,0 +1,100 @@
+"""A sweep as words: the verdict, the table of points, the table of single layers; for the console and the page.
+
+The numbers are `results.py`'s.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mha2gqa.verbs.sweep.outcome import Point, Sweep
+from mha2gqa.verbs.verify.differences import Loss
+
+HEADER = ("KV heads", "way", "cache a token", "of now", "loss", "perplexity", "increase", "KL", "same token", "s", "")
+_RECOMMENDED, _ON_FRONTIER = "recommended", "frontier"
+
+
+class Row(NamedTuple):
+    """One line of a table."""
+
+    cells: tuple[str, ...]
+    recommended: bool = False
+
+
+def verdict(sweep: Sweep) -> str:
+    """Return which conversion to take, as sentences."""
+    limit = f"{sweep.max_ppl_increase:.2%}"
+    if chosen := sweep.recommended:
+        return (
+            f"Take G = {chosen.groups} by {chosen.way}: {_share(chosen.cache, sweep.cache)} of the cache, perplexity "
+            f"{chosen.measured.loss.increase:+.2%}; of those within the limit of {limit} it has the smallest cache."
+        )
+    if nearest := sweep.nearest:
+        return (
+            f"No conversion keeps the perplexity within {limit}. The nearest is G = {nearest.groups} by {nearest.way}, "
+            f"with {nearest.measured.loss.increase:+.2%}."
+        )
+    return "Nothing was measured."
+
+
+def evaluated(sweep: Sweep) -> str:
+    """Return what was evaluated on, and how, as a phrase."""
+    if sweep.text is None:
+        return ""
+    text = sweep.text
+    return (
+        f"{text.description}: {text.tokens:,} tokens, {text.blocks:,} blocks of {text.context:,}; "
+        f"{sweep.dtype} on {sweep.device}"
+    )
+
+
+def point_rows(sweep: Sweep) -> list[Row]:
+    """Return the cells of `HEADER` for the original and for every point, the largest cache first."""
+    frontier, chosen = sweep.frontier, sweep.recommended
+    rows = [_original(sweep.points[0].measured.loss, sweep)] if sweep.points else []
+    for point in sorted(sweep.points, key=lambda one: (-one.cache, one.method, one.seconds)):
+        mark = _RECOMMENDED if point is chosen else _ON_FRONTIER if point in frontier else ""
+        rows.append(Row((*_cells(point, sweep), mark), point is chosen))
+    return rows
+
+
+def _original(loss: Loss, sweep: Sweep) -> Row:
+    perplexity = f"{loss.perplexities[0]:.2f}"
+    return Row(
+        (str(sweep.heads), "original", f"{sweep.cache:,} B", "100%", f"{loss.original:.4f}", perplexity, *[""] * 5)
+    )
+
+
+def _cells(point: Point, sweep: Sweep) -> tuple[str, ...]:
+    measured = point.measured
+    return (
+        str(point.groups),
+        point.way,
+        f"{point.cache:,} B",
+        _share(point.cache, sweep.cache),
+        f"{measured.loss.converted:.4f}",
+        f"{measured.loss.perplexities[1]:.2f}",
+        f"{measured.loss.increase:+.2%}",
+        f"{measured.kl:.4f}",
+        f"{measured.top1:.2%}",
+        f"{point.seconds:.1f}",
+    )
+
+
+def layer_table(sweep: Sweep) -> tuple[tuple[str, ...], list[Row]]:
+    """Return header and rows: what each attention module, converted alone, adds to the loss, by method."""
+    columns = list(dict.fromkeys((one.method, one.groups) for one in sweep.layers))
+    found = {(one.method, one.groups, one.module): one.measured.loss.difference for one in sweep.layers}
+    modules = dict.fromkeys(one.module for one in sweep.layers)
+    header = ("attention module alone", *(f"{method}, G = {groups}" for method, groups in columns))
+    return header, [Row((module, *_differences(found, columns, module))) for module in modules]
+
+
+def _differences(
+    found: dict[tuple[str, int, str], float], columns: Sequence[tuple[str, int]], module: str
+) -> list[str]:
+    keys = [(*column, module) for column in columns]
+    return [f"{found[key]:+.4f}" if key in found else "" for key in keys]
+
+
+def _share(cache: int, whole: int) -> str:
+    return f"{100 * cache / max(1, whole):.4g}%"

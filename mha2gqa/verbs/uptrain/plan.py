@@ -1,0 +1,175 @@
+"""Everything that a run will do, before it does anything; every refusal that can be made early is made here.
+
+`plan_job` reads configs, headers and the data's first document. `Job.load` then loads the models, and refuses what
+only they tell. Nothing is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from mha2gqa.errors import TrainingError
+from mha2gqa.files.staging import check_output
+from mha2gqa.files.tensors import refuse_quantised
+from mha2gqa.model.load import load_model
+from mha2gqa.verbs.uptrain.lengths import Length, check_length, find_length
+from mha2gqa.verbs.uptrain.options import Objective, UptrainOptions
+from mha2gqa.verbs.uptrain.outcome import UptrainReport
+from mha2gqa.verbs.uptrain.pairs import pairs
+from mha2gqa.verbs.uptrain.parameters import count_parameters, select_parameters
+from mha2gqa.verbs.uptrain.recipe import build_arguments, check_trainer, merged_recipe, set_steps
+from mha2gqa.verbs.uptrain.running_text import running_text
+from mha2gqa.verbs.uptrain.subject import Subject, find_subject
+from mha2gqa.verbs.uptrain.task import Task
+from mha2gqa.verbs.uptrain.text import Reading, Text
+from mha2gqa.verbs.uptrain.workspace import check_workspace, workspace_of
+
+_ADAM, _CHECKPOINTS = 8, 3
+"""Bytes of optimiser state for a trained parameter; checkpoints that are there at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """The objective, and what weighs how much in it."""
+
+    objective: Objective
+    temperature: float = 1.0
+    lm_weight: float = 0.5
+    """Of the cross-entropy in `mix`."""
+    hidden_weight: float = 0.0
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weight of the cross-entropy and of the divergence."""
+        share = {"lm": 1.0, "distil": 0.0, "mix": self.lm_weight}[self.objective]
+        return share, 1 - share
+
+
+@dataclass
+class Job:
+    """A run that is planned."""
+
+    options: UptrainOptions
+    subject: Subject
+    output: Path
+    arguments: TrainingArguments
+    task: Task
+    length: Length
+    goal: Goal
+    recipe: Mapping[str, Any]
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    student: nn.Module | None = None
+    original: PreTrainedModel | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prepares the text and writes."""
+        return bool(self.arguments.process_index == 0)
+
+    def load(self) -> None:
+        """Load the models, and freeze what does not train.
+
+        Raises:
+            TrainingError: Nothing trains, or the model has no next token to predict.
+            CheckpointError: A checkpoint does not load.
+        """
+        record, options = self.subject.written.record, self.options
+        model = load_model(self.subject.directory, dtype="float32", device="cpu")
+        self.task = self.task.fitted(model)
+        config, changes = self.subject.checkpoint.config, record.config_changes
+        self.student = select_parameters(model, config, changes, options.train, options.lora_rank)
+        self.parameters = count_parameters(self.student)
+        if self.subject.original is not None:
+            self.original = load_model(self.subject.original.directory, dtype=self._original_dtype, device="cpu")
+        size = sum(info.size for info in self.subject.checkpoint.tensors)
+        saved = self.parameters["trained"] * _ADAM + self.parameters["all"] * 4
+        origin = self.subject.directory
+        check_output(self.output, origin, size + _CHECKPOINTS * saved, force=self.options.force)
+
+    @property
+    def _original_dtype(self) -> str:
+        return "bfloat16" if self.arguments.bf16 else "float16" if self.arguments.fp16 else "float32"
+
+    @property
+    def reading(self) -> Reading:
+        """How much is read."""
+        return Reading(options=self.options, task=self.task, tokens=self.length.tokens, device=self.arguments.device)
+
+    def report(self, text: Text | None = None) -> UptrainReport:
+        """Return what is planned, with the measures of the text once that is there."""
+        rows_per_step = self.length.tokens_per_step / self.task.row_tokens
+        return UptrainReport(
+            converted=str(self.subject.directory),
+            original=self._original_name,
+            output=self.output,
+            written=False,
+            model_type=self.subject.written.record.model_type,
+            train=self.options.train,
+            objective=self.goal.objective,
+            parameters=self.parameters,
+            length=self.length,
+            text=self.task.describe(),
+            learning_rate=self.arguments.learning_rate,
+            processes=self.arguments.world_size,
+            device=str(self.arguments.device),
+            mixes=self.task.mixes,
+            recipe=self.recipe,
+            text_tokens=None if text is None else text.tokens,
+            step_tokens=None if text is None else rows_per_step * text.tokens / len(text.training),
+        )
+
+    @property
+    def _original_name(self) -> str | None:
+        original = self.subject.original
+        return None if original is None else original.hub_id or str(original.directory)
+
+
+def plan_job(options: UptrainOptions) -> Job:
+    """Plan a run.
+
+    Raises:
+        Mha2GqaError: The request is refused.
+    """
+    check_length(options)
+    check_trainer(options.trainer)
+    _check_weights(options)
+    subject = find_subject(options)
+    refuse_quantised(subject.checkpoint.config)
+    task: Task = (pairs if subject.learns_from_pairs else running_text)(subject, options)
+    task.check()
+    output = options.output or Path(f"{subject.name}-uptrained")
+    check_output(output, subject.directory, sum(info.size for info in subject.checkpoint.tensors), force=options.force)
+    check_workspace(output, resume=options.resume, force=options.force)
+    was_trained = subject.written.record.was_trained
+    arguments = build_arguments(options, task.row_tokens, workspace_of(output), was_trained=was_trained)
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    original = None if subject.original is None else subject.original.directory
+    length = find_length(options, original, batch * task.row_tokens)
+    set_steps(arguments, length.steps, options.trainer)
+    goal = Goal(
+        objective=subject.objective,
+        temperature=options.temperature,
+        lm_weight=options.lm_weight,
+        hidden_weight=options.hidden_weight,
+    )
+    if options.best and arguments.eval_strategy == "no":
+        raise TrainingError("--best needs measurements, and eval_strategy is 'no'", remedy="Leave one of them out")
+    recipe = merged_recipe(options, arguments) | {"objective": subject.objective}
+    return Job(options, subject, output, arguments, task, length, goal, recipe)
+
+
+def _check_weights(options: UptrainOptions) -> None:
+    wrong = {
+        "--temperature": None if options.temperature > 0 else options.temperature,
+        "--lm-weight": None if 0 <= options.lm_weight <= 1 else options.lm_weight,
+        "--hidden-weight": None if options.hidden_weight >= 0 else options.hidden_weight,
+        "--lora-rank": None if options.lora_rank > 0 else options.lora_rank,
+        "--held-out-tokens": None if options.held_out_tokens > 1 else options.held_out_tokens,
+    }
+    for name, value in wrong.items():
+        if value is not None:
+            raise TrainingError(f"{name} is {value}", expected="a number above zero (weights: from 0, a share to 1)")

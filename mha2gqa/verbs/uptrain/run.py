@@ -1,0 +1,79 @@
+"""`mha2gqa uptrain`: a converted checkpoint trained to win the original's quality back.
+
+Runs in every process of a launcher (`torchrun`, `accelerate launch`); the main one prepares the text and writes.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mha2gqa.pages.page import check_place, write_page
+from mha2gqa.verbs.uptrain.options import UptrainOptions
+from mha2gqa.verbs.uptrain.outcome import UptrainReport
+from mha2gqa.verbs.uptrain.plan import Job, plan_job
+from mha2gqa.verbs.uptrain.result import changed_tensors, load_trained, measure, write_result
+from mha2gqa.verbs.uptrain.text import Text, prepare_text
+from mha2gqa.verbs.uptrain.train import Finished, Tell, run
+from mha2gqa.verbs.uptrain.workspace import training_workspace
+
+Progress = Callable[[str, int, int], object]
+"""Told what is being prepared, how much of it was done since the last call, and how much there is in all."""
+
+
+def uptrain(
+    options: UptrainOptions,
+    tell: Tell = lambda event: None,
+    *,
+    progress: Progress = lambda stage, size, total: None,
+) -> UptrainReport | None:
+    """Train a converted checkpoint.
+
+    Args:
+        options: What to train, on what, how long, and how.
+        tell: Told of the plan, of each logged step and of each measurement, as plain values with a `kind`.
+        progress: Told of the preparation of text.
+
+    Returns:
+        What was done, or with `dry_run` what would be; None in all processes but the main one.
+
+    Raises:
+        Mha2GqaError: The request is refused, or a loss is not finite; no output has been written.
+    """
+    if options.report is not None:
+        check_place(options.report)
+    job = plan_job(options)
+    if options.dry_run:
+        return job.report() if job.is_main else None
+    job.load()
+    with training_workspace(job.output, job.recipe, resume=options.resume, is_main=job.is_main) as work:
+        with job.arguments.main_process_first(local=False, desc="reading the text"):  # all nodes see the workspace
+            text = prepare_text(work, job.reading, job.original, progress)
+        if job.is_main:
+            tell({"kind": "plan", **job.report(text).to_json()})
+        finished = run(job, text, tell)
+        return _finish(job, text, finished, work) if job.is_main else None
+
+
+def _finish(job: Job, text: Text, finished: Finished, work: Path) -> UptrainReport:
+    """Write the output, measured as it is on disk, and report."""
+    from mha2gqa.verbs.uptrain.figures import loss_png
+    from mha2gqa.verbs.uptrain.page import uptrain_page
+
+    options = job.options
+    trained = load_trained(job.subject, finished.weights, is_adapter=options.train == "lora")
+    tensors = changed_tensors(job.subject, trained, work)
+    planned = job.report(text)
+    report = replace(
+        planned,
+        written=True,
+        losses=measure(trained, text, finished, job),
+        history=finished.history,
+        step=finished.step,
+        changed=sum(not tensor.is_copy for tensor in tensors),
+        seconds=finished.seconds,
+        tokens_per_second=finished.steps_here * (planned.step_tokens or 0) / max(finished.seconds, 1e-9),
+    )
+    write_result(job, tensors, report, loss_png(report))
+    if options.report is not None:
+        write_page(options.report, uptrain_page(report))
+    return report

@@ -1,0 +1,140 @@
+"""The task of decoders: the next token of running text, packed into blocks (`blocks.py`).
+
+Text is what the user names, or for the reference checkpoint its own. What the original writes itself is sampled by
+`text.py`.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mha2gqa.errors import TextError
+from mha2gqa.families.blueprint import blueprint
+from mha2gqa.model.load import context_length, load_tokenizer
+from mha2gqa.reference import corpus
+from mha2gqa.texts.documents import read_documents
+from mha2gqa.texts.find import SELF
+from mha2gqa.verbs.uptrain.blocks import Collator, Row, keeps_documents_apart, packer_for, tokenise
+from mha2gqa.verbs.uptrain.documents import cut_if_few, key_of, shuffled
+from mha2gqa.verbs.uptrain.options import UptrainOptions
+from mha2gqa.verbs.uptrain.subject import Subject
+from mha2gqa.verbs.uptrain.task import Batch, Keyed
+
+_OF_PAIRS = ("source_column", "target_column", "source_prefix", "source_lang", "target_lang", "target_context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningText:
+    """Blocks of documents."""
+
+    options: UptrainOptions
+    of_reference: bool
+    """Whether there is text where none is named."""
+    has_original: bool
+    tokenizer: PreTrainedTokenizerBase
+    row_tokens: int
+    vocabulary: int
+    mixes: bool = True
+    columns: tuple[str, ...] = ("input_ids", "position_ids")
+    loss: None = None
+
+    def check(self) -> None:
+        """Refuse what does not fit."""
+        options = self.options
+        if given := [name for name in _OF_PAIRS if getattr(options, name) is not None]:
+            raise TextError(
+                f"--{given[0].replace('_', '-')} is for pairs, and this model predicts the next token of text",
+                expected="an encoder-decoder",
+                remedy="Leave it out",
+            )
+        if SELF in options.data and len(options.data) > 1:
+            raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
+        if not options.data and not self.of_reference:
+            raise TextError(
+                "Uptraining needs text, and none was given",
+                expected="--data with files or Hub data sets like what the model was trained on",
+                remedy="Or let the original write it: --data self",
+            )
+        if SELF in options.data and not self.has_original:
+            raise TextError("--data self is written by the original, which is not at hand", remedy="Name it: --against")
+        for names in (() if SELF in options.data else options.data, options.held_out):
+            next(read_documents(names, options.column, "calibration"), None)
+
+    def describe(self) -> str:
+        """Return where the text comes from, as a phrase."""
+        options = self.options
+        if SELF in options.data:
+            return f"text sampled from the original itself (temperature 1, seed {options.seed})"
+        return f"text from {', '.join(options.data)}" if options.data else "training text of the reference checkpoint"
+
+    def too_short(self, what: str) -> TextError:
+        """Return the refusal of text that makes no block."""
+        return TextError(
+            f"The text has not one block of {self.row_tokens} tokens {what}",
+            expected=f"at least {20 * self.row_tokens:,} tokens, of which a twentieth is kept aside",
+            remedy="Give more text with --data, or a smaller --context",
+        )
+
+    def fitted(self, model: PreTrainedModel) -> Self:
+        """Return the task with documents mixed in a block if the model keeps them apart."""
+        return replace(self, mixes=keeps_documents_apart(model))
+
+    def training(self) -> Keyed:
+        """Yield documents in the order of the seed, as tokens."""
+        options = self.options
+        if not options.data:
+            documents = corpus.read_documents(corpus.training_files())
+        else:
+            documents = cut_if_few(read_documents(options.data, options.column, "calibration"))
+        return self._with_keys(shuffled(documents, options.seed))
+
+    def held_out(self) -> Keyed | None:
+        """Return the documents to measure on."""
+        options = self.options
+        if options.held_out:
+            return self._with_keys(read_documents(options.held_out, options.column, "evaluation"))
+        return None if options.data else self._with_keys(corpus.read_documents(corpus.held_out_files()))
+
+    def _with_keys(self, documents: Iterable[str]) -> Keyed:
+        one, other = itertools.tee(documents)
+        return zip(map(key_of, one), tokenise(other, self.tokenizer, self.vocabulary), strict=True)
+
+    def packing(self) -> Callable[[Any], Iterator[Row]]:
+        """Return what packs documents into blocks."""
+        return packer_for(self.tokenizer, self.row_tokens, mixes=self.mixes).add
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Return a batch of blocks."""
+        return Collator(mixes=self.mixes)(rows)
+
+    def targets(self, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Return the next token of each position."""
+        targets_BT = torch.full_like(labels_BT, -100)
+        targets_BT[:, :-1] = labels_BT[:, 1:]
+        return targets_BT
+
+    def hidden_states(self, outputs: Any) -> Sequence[torch.Tensor]:
+        """Return the outputs of the layers."""
+        states: Sequence[torch.Tensor] = outputs.hidden_states
+        return states
+
+
+def running_text(subject: Subject, options: UptrainOptions) -> RunningText:
+    """Return the task of a decoder.
+
+    Raises:
+        TextError: There is no tokenizer, or the context is longer than the model reads.
+    """
+    config = blueprint(subject.checkpoint.config).config
+    return RunningText(
+        options=options,
+        of_reference=subject.of_reference,
+        has_original=subject.original is not None,
+        tokenizer=load_tokenizer(subject.directory),
+        row_tokens=context_length(config, options.context),
+        vocabulary=config.get_text_config(decoder=True).vocab_size,
+    )

@@ -1,0 +1,125 @@
+"""One training run: the pieces put together, the Trainer let go, and where it left its weights.
+
+Which steps come before and after is the command's; what a step does is `trainer.py`'s.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mha2gqa.errors import TrainingError
+from mha2gqa.verbs.uptrain.outcome import gap_closed
+from mha2gqa.verbs.uptrain.plan import Job
+from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
+from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, read_state
+
+Tell = Callable[[Mapping[str, Any]], object]
+"""Told of each logged step and each measurement, as plain values with a `kind`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run left."""
+
+    weights: Path
+    """A directory with the weights that are kept, as the Trainer saves them."""
+    step: int
+    """The step that they are of."""
+    history: list[Mapping[str, Any]]
+    """The Trainer's log, of every process start of this run together."""
+    seconds: float
+    """Of training in this process, measurements included."""
+    steps_here: int
+    """Steps of this process: fewer than all after `--resume`."""
+
+
+def run(job: Job, text: Text, tell: Tell) -> Finished:
+    """Train, from the last checkpoint in the workspace on if there is one; the job has its models no longer after it.
+
+    Raises:
+        TrainingError: A loss is not finite.
+    """
+    arguments = job.arguments
+    work = Path(str(arguments.output_dir))
+    last = newest_checkpoint(work)
+    arguments.eval_on_start = last is None
+    trainer = UptrainTrainer(job, text)
+    job.student = job.original = None
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Reporter(tell, time.monotonic()))
+    begun = 0 if last is None else int(read_state(last)["global_step"])
+    started = time.monotonic()
+    if begun < arguments.max_steps:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        history: list[Any] = trainer.state.log_history
+        best_step = trainer.state.best_global_step
+    else:  # killed behind the last step
+        history, best_step = read_state(_known(last))["log_history"], read_state(_known(last))["best_global_step"]
+    seconds = time.monotonic() - started
+    step = int(best_step or arguments.max_steps) if job.options.best else arguments.max_steps
+    weights = work / f"checkpoint-{step}"
+    if not _has_weights(weights):
+        _save_whole(trainer, weights, is_last=step == arguments.max_steps)
+    trainer.accelerator.wait_for_everyone()
+    return Finished(
+        weights=weights, step=step, history=history, seconds=seconds, steps_here=arguments.max_steps - begun
+    )
+
+
+def _known(path: Path | None) -> Path:
+    if path is None:
+        raise RuntimeError("a run that is finished has a checkpoint")
+    return path
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(directory.glob("*model*.safetensors"))
+
+
+def _save_whole(trainer: UptrainTrainer, directory: Path, *, is_last: bool) -> None:
+    """Save weights that the Trainer has left sharded, or not at all."""
+    if not is_last:
+        raise TrainingError(
+            f"The weights with the least held-out loss are sharded in {directory}",
+            expected="FULL_STATE_DICT as fsdp_config's state_dict_type, for --best",
+            remedy="Resume without --best to keep the last ones",
+        )
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(directory))
+
+
+class _Reporter(TrainerCallback):
+    """Tells of the log as it is written, and has the last step measured."""
+
+    def __init__(self, tell: Tell, started: float) -> None:
+        self._tell, self._started, self._tokens = tell, started, 0
+        self._first: float | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **others: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        facts = {"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self._started}
+        if "loss" in logs:
+            self._tell({"kind": "training", **facts, "loss": logs["loss"], "learning_rate": logs["learning_rate"]})
+        elif "eval_loss" in logs:
+            held = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+            before, now, original = held[0], logs["eval_loss"], logs.get("eval_original_loss")
+            told = {
+                "loss": now,
+                "before": before,
+                "original": original,
+                "gap_closed": gap_closed(before, now, original),
+            }
+            self._tell({"kind": "held-out", **facts, **told})

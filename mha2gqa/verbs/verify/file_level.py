@@ -1,0 +1,188 @@
+"""The file level of `verify`: every byte of a converted checkpoint is what the conversion must have made.
+
+Tensors that the conversion copied are compared with the original's, changed ones are made again from it
+where the method needs no data, and held against the record's checksum otherwise. The config may differ in
+the recorded keys alone, the tokenizer and other small files not at all. No model is loaded.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from mha2gqa.errors import CheckpointError, Mha2GqaError
+from mha2gqa.families.blueprint import blueprint, find_spelling
+from mha2gqa.files.pieces import OutputTensor, TensorInfo, whole
+from mha2gqa.files.pool import Pool
+from mha2gqa.files.reader import Checkpoint, read_checkpoint, read_safetensors
+from mha2gqa.methods import POOLINGS
+from mha2gqa.targets.plan import Plan, plan_convert, plan_expand
+from mha2gqa.verbs.verify.companions import companion_findings
+from mha2gqa.verbs.verify.config_keys import config_findings
+from mha2gqa.verbs.verify.levels import FileLevel, Finding
+from mha2gqa.verbs.verify.pair import Pair, not_the_original
+from mha2gqa.verbs.verify.tensors import Compared, Expected, compare
+
+Progress = Callable[[int, int], object]
+"""Told the number of bytes compared since the last call, and how many there are in all."""
+
+_DATA_FREE = ("mean", "first", "random")
+_RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
+"""Options whose results follow from the original alone; any other that was used makes the record the only witness."""
+
+
+def check_files(pair: Pair, progress: Progress) -> FileLevel:
+    """Compare the files of a converted checkpoint with its original and its record.
+
+    Raises:
+        PairError: The original is not the one that was converted.
+        CheckpointError: The original is damaged.
+    """
+    started = time.monotonic()
+    try:
+        converted = read_checkpoint(pair.converted)
+    except CheckpointError as error:
+        finding = Finding(level="file", guilty=_damaged_file(pair), problem=error.problem)
+        return _result(pair, started, [finding])
+    plan = _plan(pair)
+    findings = [
+        *config_findings(pair, converted, plan),
+        *companion_findings(pair.checkpoint, converted),
+        *_header_findings(pair, converted, plan),
+    ]
+    expected = _expected(pair, converted, plan, {finding.guilty for finding in findings})
+    total = sum(tensor.found.size for tensor in expected)
+    results = compare(expected, _pool(pair), lambda size: progress(size, total))
+    for tensor, result in zip(expected, results, strict=True):
+        findings += _tensor_findings(pair, tensor, result)
+    return _result(pair, started, findings, expected, files=len(pair.checkpoint.companions))
+
+
+def _result(
+    pair: Pair, started: float, findings: list[Finding], expected: list[Expected] | None = None, files: int = 0
+) -> FileLevel:
+    tensors = [tensor.made_of for tensor in expected or []]
+    return FileLevel(
+        readable=expected is not None,
+        compared=sum(tensor is not None and _is_copy(pair, tensor) for tensor in tensors),
+        recomputed=sum(tensor is not None and not _is_copy(pair, tensor) for tensor in tensors),
+        checksummed=sum(tensor is None for tensor in tensors),
+        files=files,
+        size=sum(tensor.found.size for tensor in expected or []),
+        seconds=time.monotonic() - started,
+        findings=tuple(findings),
+    )
+
+
+def _is_copy(pair: Pair, tensor: OutputTensor) -> bool:
+    """Return whether a tensor is one of the original's, byte for byte, and was not computed for another class."""
+    rehosted = pair.checkpoint.rehosted
+    return tensor.is_copy and (rehosted is None or tensor.name not in rehosted.recomputed)
+
+
+def _damaged_file(pair: Pair) -> str:
+    """Return the weight file that cannot be read, or the directory when each can."""
+    for file in sorted(pair.converted.glob("*.safetensors")):
+        try:
+            read_safetensors(file)
+        except CheckpointError:
+            return file.name
+    return str(pair.converted)
+
+
+def _plan(pair: Pair) -> Plan | None:
+    """Plan the recorded conversion again; None where its method needs more than the original."""
+    record = pair.written.record
+    if record.uptrain:
+        return None
+    if not {name for name, value in record.options.items() if value} <= _RECOMPUTABLE:
+        return None
+    if record.command == "expand":
+        return plan_expand(pair.checkpoint, record.options.get("heads"))
+    is_data_free = record.options.get("method") in _DATA_FREE and record.options.get("grouping") == "contiguous"
+    return plan_convert(pair.checkpoint, record.wanted) if is_data_free else None
+
+
+def _pool(pair: Pair) -> Pool:
+    options = pair.written.record.options
+    method = POOLINGS.get(str(options.get("method")), POOLINGS["first"])
+    return Pool(method, int(options.get("seed", 0)))
+
+
+def _header_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:
+    """Hold names, dtypes and shapes against the record, the plan and what transformers expects."""
+    found = {info.name: info for info in converted.tensors}
+    recorded = pair.written.tensors
+    for name in sorted(recorded.keys() - found.keys()):
+        yield Finding(level="file", guilty=name, problem="is missing; the record lists it")
+    for name in sorted(found.keys() - recorded.keys()):
+        yield Finding(level="file", guilty=name, problem="is not in the record")
+    wanted = _wanted(pair, converted, plan)
+    for name, info in found.items():
+        dtype, shape = wanted.get(name, (info.dtype, info.shape))
+        if (dtype, shape) != (info.dtype, info.shape):
+            problem = f"has dtype {info.dtype} and shape {list(info.shape)}, not {dtype} and {list(shape)}"
+            yield Finding(level="file", guilty=name, problem=problem)
+
+
+def _wanted(pair: Pair, converted: Checkpoint, plan: Plan | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the dtype and shape of each tensor: by the plan, else by transformers' class for the new config."""
+    if plan is not None:
+        return {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
+    dtypes = {info.name: info.dtype for info in pair.checkpoint.tensors}
+    try:
+        expected = blueprint(converted.config)
+    except Mha2GqaError:  # a config that transformers rejects is a finding of the config's own
+        return {}
+    shapes = find_spelling(expected, {info.name for info in converted.tensors})(expected)
+    return {name: (dtypes[name], shape) for name, shape in shapes.items() if name in dtypes}
+
+
+def _expected(pair: Pair, converted: Checkpoint, plan: Plan | None, guilty: set[str]) -> list[Expected]:
+    originals = {info.name: info for info in pair.checkpoint.tensors}
+    planned = {tensor.name: tensor for tensor in plan.tensors} if plan else {}
+    return [
+        Expected(info, planned.get(info.name) if plan else _copied(info, originals, pair))
+        for info in converted.tensors
+        if info.name not in guilty
+    ]
+
+
+def _copied(info: TensorInfo, originals: Mapping[str, TensorInfo], pair: Pair) -> OutputTensor | None:
+    """Return the original's tensor when the record says that it was copied."""
+    is_changed = pair.written.tensors[info.name].changed
+    return None if is_changed or info.name not in originals else whole(originals[info.name])
+
+
+def _tensor_findings(pair: Pair, tensor: Expected, result: Compared) -> Iterator[Finding]:
+    recorded = pair.written.tensors[result.name].checksum
+    if result.first is None and result.checksum == recorded:
+        return
+    is_copy = tensor.made_of is not None and _is_copy(pair, tensor.made_of)
+    if is_copy and result.first is not None and result.checksum == recorded:
+        raise not_the_original(pair, result.name)
+    yield Finding(level="file", guilty=result.name, problem=_problem(pair, tensor, result, recorded))
+
+
+def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> str:
+    if result.first is None:
+        whose = "the recorded one" if tensor.made_of is None else "the recorded one, though its bytes are right"
+        return f"has checksum {result.checksum}, not {whose} ({recorded})"
+    place = _place(tensor.found, result.first)
+    if tensor.made_of is not None and _is_copy(pair, tensor.made_of):
+        return f"differs from the original's, first {place}"
+    made = _made_by(pair, tensor.made_of)
+    as_recorded = " (it is what the record says was written)" if result.checksum == recorded else ""
+    return f"differs from {made}, first {place}{as_recorded}"
+
+
+def _made_by(pair: Pair, made_of: OutputTensor | None) -> str:
+    record = pair.written.record
+    if made_of is not None and made_of.is_copy:
+        return f"what is computed of the original's for {record.model_type}"
+    made = "the repetition" if record.command == "expand" else f"the result of {record.options.get('method')!r}"
+    return f"{made} of the original's heads"
+
+
+def _place(info: TensorInfo, offset: int) -> str:
+    if len(info.shape) < 2:
+        return f"at byte {offset} of {info.size}"
+    return f"in row {offset // info.row_size} of {info.shape[0]}"

@@ -1,0 +1,137 @@
+"""What each level of `verify` found, as plain values; `results.py` has the report that they are parts of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mha2gqa.verbs.verify.differences import Continuation, Cosines, Divergence, LayerError, Loss, PositionLoss, Text
+from mha2gqa.verbs.verify.options import Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with the converted checkpoint."""
+
+    level: Level
+    """The level that found it."""
+    guilty: str
+    """Name of the tensor, file or config key, or of the check that failed."""
+    problem: str
+    """What is wrong with it, as one sentence without the name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLevel:
+    """The files, read as bytes; no model is loaded."""
+
+    readable: bool
+    """Whether the config and every weight file could be read at all."""
+    compared: int
+    """Tensors that are the original's byte for byte, compared with it."""
+    recomputed: int
+    """Changed tensors that were made again from the original and compared."""
+    checksummed: int
+    """Changed tensors that only the record's checksum speaks for: their method needs data."""
+    files: int
+    """Tokenizer and other small files that were compared byte for byte."""
+    size: int
+    """Bytes of the converted weights that were read."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """What is wrong; empty when everything is as it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One named check of the load level."""
+
+    name: str
+    """What was checked, as a short phrase."""
+    passed: bool
+    """Whether it held."""
+    detail: str
+    """The numbers that were seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """KV cache of one sequence in one of the two models."""
+
+    formula: int
+    """Bytes a token adds, by the formula, in the dtype in which the model was run."""
+    measured: int | None
+    """Bytes a token added when the model was run; None where the class returns no cache to measure."""
+    at: Mapping[int, int]
+    """Context length in tokens -> bytes, by the formula; sliding windows keep no more than fits into them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadLevel:
+    """Both models loaded and run by transformers' own class."""
+
+    checks: tuple[Check, ...]
+    """In the order in which they were made."""
+    original_cache: CacheUse | None
+    """None where the family keeps no KV cache."""
+    converted_cache: CacheUse | None
+    """None where the family keeps no KV cache, or the converted checkpoint does not load."""
+    dtype: str
+    """In which the models were run, for example `float32`."""
+    device: str
+    """On which they were run, for example `cpu` or `cuda`."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each check that failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputsLevel:
+    """Both models on the same tokens."""
+
+    text: Text
+    """What they were compared on."""
+    loss: Loss | None
+    """None for masked language models, whose loss on unmasked text means nothing."""
+    kl: Divergence
+    """How far the distributions are apart."""
+    top1: float
+    """Share of tokens at which both find the same token most likely."""
+    top5: float
+    """Share of the original's five most likely tokens that are among the converted's five, mean over tokens."""
+    largest_logit_difference: float
+    """Over all tokens and the whole vocabulary."""
+    positions: tuple[PositionLoss, ...]
+    """Loss by position in the block; empty for masked language models."""
+    layers: tuple[LayerError, ...]
+    """One for each attention module, in the order of the module tree."""
+    continuations: tuple[Continuation, ...]
+    """Side by side; empty where the class does not generate."""
+    dtype: str
+    """In which the models were run."""
+    device: str
+    """On which they were run."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each limit that is passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsLevel:
+    """What both models make of the same tokens, where they have no head and so no logits."""
+
+    text: Text
+    """What they read."""
+    cosines: Cosines
+    """How far their hidden states point the same way."""
+    layers: tuple[LayerError, ...]
+    """One for each attention module, in the order of the module tree."""
+    dtype: str
+    """In which the models were run."""
+    device: str
+    """On which they were run."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each limit that is passed."""

@@ -1,0 +1,173 @@
+"""The load level of `verify`: the converted checkpoint loads strictly and runs as its original does.
+
+What the original's own class cannot do is not asked of the converted checkpoint, and tolerances are
+those of rounding in the dtype of the run, or what the original itself shows.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mha2gqa.families.blueprint import ConfigJson, blueprint
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
+from mha2gqa.families.counts import find_counts
+from mha2gqa.files.reader import read_json
+from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Measured, observe
+from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
+from mha2gqa.verbs.verify.loading import Models
+
+_BLOCKS, _TOKENS = 2, 24
+_LEAST_VOCABULARY = 96
+"""Of a class that does not say."""
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Dtype -> difference of two ways to compute a logit that rounding explains, as a fraction of the largest."""
+_AS_ORIGINAL = 4
+"""How many times the original's own difference the converted checkpoint's may be."""
+_FIRST_CONTEXT, _LAST_CONTEXT = 256, 32_768
+
+
+def check_loading(models: Models, seed: int) -> LoadLevel:
+    """Load both models and run them on a few random tokens.
+
+    Raises:
+        CheckpointError: The original cannot be loaded.
+    """
+    started = time.monotonic()
+    before, after = models.pair.checkpoint.config, read_json(models.pair.converted / "config.json")
+    layers = _cache_layers(before)
+    original = models.original
+    ids_BT = _random_tokens(original, before, seed)
+    cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
+    seen = observe(original, ids_BT, cached)
+    converted = models.converted
+    checks, cache = [_strict(models)], None
+    if converted is not None:
+        now = observe(converted, ids_BT, cached)
+        cache = _cache_use(_cache_layers(after), converted, now, before)
+        checks += _checks(seen, now, _cache_use(layers, original, seen, before), cache, original.dtype)
+        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, _cache_layers(after))]
+        checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
+    return LoadLevel(
+        checks=tuple(checks),
+        original_cache=_cache_use(layers, original, seen, before),
+        converted_cache=cache,
+        dtype=models.dtype,
+        device=original.device.type,
+        seconds=time.monotonic() - started,
+        findings=tuple(_findings(models, checks)),
+    )
+
+
+def _random_tokens(model: PreTrainedModel, config_json: ConfigJson, seed: int) -> torch.Tensor:
+    """Return tokens that mean nothing to the config: an image token would ask for an image."""
+    size = getattr(model.config.get_text_config(decoder=True), "vocab_size", _LEAST_VOCABULARY)
+    special = set(_token_ids(config_json)) | set(_token_ids(model.config.to_dict()))
+    plain = torch.tensor([token for token in range(size) if token not in special])
+    generator = torch.Generator().manual_seed(seed)
+    return plain[torch.randint(len(plain), (_BLOCKS, _TOKENS), generator=generator)]
+
+
+def _token_ids(content: Any, key: str = "") -> Iterator[int]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _token_ids(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _token_ids(value, key)
+    elif isinstance(content, int) and key.endswith(("token_id", "token_index", "token_ids")):
+        yield content
+
+
+def _cache_layers(config: ConfigJson) -> list[CacheLayer]:
+    plan = blueprint(config)
+    return cache_layers(config, plan, find_counts(config, plan))
+
+
+def _cache_use(
+    layers: list[CacheLayer], model: PreTrainedModel, seen: Behaviour, config: ConfigJson
+) -> CacheUse | None:
+    if seen.cache is None or not layers:
+        return None
+    text = blueprint(config).config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None) or _LAST_CONTEXT
+    contexts = [_FIRST_CONTEXT]
+    while contexts[-1] * 2 <= max(most, 4 * _FIRST_CONTEXT):
+        contexts.append(contexts[-1] * 2)
+    itemsize = model.dtype.itemsize
+    return CacheUse(
+        formula=cache_bytes(layers, itemsize),
+        measured=None if isinstance(seen.cache, str) else round(seen.cache),
+        at={context: cache_bytes(layers, itemsize, context) for context in contexts},
+    )
+
+
+def _strict(models: Models) -> Check:
+    problems = models.problems
+    detail = "; ".join(problems[:3]) if problems else "no missing, unexpected or mismatched key"
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return Check(name="strict load", passed=not problems, detail=detail + more)
+
+
+def _checks(
+    seen: Behaviour, now: Behaviour, before: CacheUse | None, after: CacheUse | None, dtype: torch.dtype
+) -> Iterator[Check]:
+    tolerance = _TOLERANCE[dtype]
+    if isinstance(seen.forward, str):
+        detail = f"not made: the original does not run on tokens alone ({seen.forward})"
+        yield Check(name="forward", passed=True, detail=detail)
+        return
+    detail = str(now.forward) if isinstance(now.forward, str) else "every output is finite"
+    yield Check(name="forward", passed=not isinstance(now.forward, str), detail=detail)
+    if before is not None and before.measured is not None:
+        yield _cache_check(before, after, now.cache)
+    name = "generation with and without cache"
+    yield from _agreement(name, seen.generation, now.generation, tolerance, f"{NEW_TOKENS} tokens, chosen logit off by")
+    name = "chunked and one-shot prefill"
+    yield from _agreement(name, seen.prefill, now.prefill, tolerance, "largest difference of a logit")
+
+
+def _cache_check(before: CacheUse, after: CacheUse | None, measured: Measured) -> Check:
+    name = "cache bytes a token"
+    if after is None or after.measured is None:
+        return Check(name=name, passed=False, detail=f"the converted checkpoint gives no cache ({measured})")
+    passed = (before.measured, after.measured) == (before.formula, after.formula)
+    sizes = f"{before.measured:,} -> {after.measured:,} measured"
+    detail = f"{sizes}, {before.formula:,} -> {after.formula:,} by formula"
+    return Check(name=name, passed=passed, detail=detail)
+
+
+def _cross_cache_check(seen: Measured, now: Measured, formula: list[int]) -> Iterator[Check]:
+    """Hold what cross-attention caches of a token of the encoder against the formula, for both models."""
+    if not any(formula) or not isinstance(seen, (int, float)):
+        return
+    measured = [round(seen), round(now) if isinstance(now, (int, float)) else now]
+    sizes = " -> ".join(f"{one:,}" if isinstance(one, int) else str(one) for one in measured)
+    detail = f"{sizes} measured, {formula[0]:,} -> {formula[1]:,} by formula"
+    yield Check(name="cross-attention cache bytes a token read", passed=measured == formula, detail=detail)
+
+
+def _agreement(name: str, seen: Measured, now: Measured, tolerance: float, what: str) -> Iterator[Check]:
+    if seen is None:
+        return
+    if isinstance(seen, str) or seen > tolerance:
+        why = seen if isinstance(seen, str) else f"its own difference is {seen:.1e} of the largest logit"
+        yield Check(name=name, passed=True, detail=f"not made: the original does not do this ({why})")
+    elif isinstance(now, str) or now is None:
+        yield Check(name=name, passed=False, detail=f"the original does this, the converted checkpoint fails: {now}")
+    else:
+        detail = f"{what} {now:.1e} of the largest logit (original {seen:.1e})"
+        yield Check(name=name, passed=now <= max(tolerance, _AS_ORIGINAL * seen), detail=detail)
+
+
+def _findings(models: Models, checks: list[Check]) -> Iterator[Finding]:
+    for problem in models.problems:
+        kind, _, key = problem.partition(" ")
+        is_key = kind in ("missing", "unexpected", "mismatched")
+        guilty = key if is_key else str(models.pair.converted)
+        yield Finding(level="load", guilty=guilty, problem=f"is {kind}" if is_key else problem)
+    for check in checks[1:]:
+        if not check.passed:
+            yield Finding(level="load", guilty=check.name, problem=check.detail)

@@ -1,0 +1,189 @@
+"""What two models' logits say about one another: sums over tokens, taken a few positions at a time.
+
+Softmaxes are in fp32 (fp64 for fp64 models), sums over tokens in fp64. Of each token only its divergence
+is kept, in fp32.
+
+Legend: B blocks, C positions of a chunk, P compared positions of a block, V vocabulary.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from mha2gqa.verbs.verify.differences import Divergence, Loss, PositionLoss
+
+_CHUNK = 1 << 24
+"""Logits that are looked at together, at least: 32 MB in 16 bits, 64 MB in fp32. The C library gives blocks of that
+size back at once; smaller ones fragmented its heap by gigabytes."""
+_TOP = 5
+_BINS = 32
+_EDGES = tuple(10 ** (power / 5) for power in range(-40, 11))
+"""Five bins a decade, from 1e-8 to 100 nats."""
+_RESAMPLED, _RESAMPLED_AT_ONCE = 2000, 100
+
+Logits = Callable[[slice], torch.Tensor]
+"""Gives the logits `[B, C, V]` of a range of positions."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What one chunk says of each of its tokens, `[B, C]`."""
+
+    divergence_BC: torch.Tensor
+    same_BC: torch.Tensor
+    shared_BC: torch.Tensor
+    largest: float
+    losses_BC: tuple[torch.Tensor, torch.Tensor] | None
+
+
+@dataclass
+class Sums:
+    """What has been seen so far."""
+
+    tokens: int = 0
+    top1: int = 0
+    top5: float = 0.0
+    largest: float = 0.0
+    divergences: list[torch.Tensor] = field(default_factory=list)
+    block_losses: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Sums over the positions of each block, original and converted, `[B]` each."""
+    position_losses: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Sums over blocks at each position, original and converted, `[P]` each."""
+    blocks: int = 0
+
+    def add(self, original: Logits, converted: Logits, ids_BT: torch.Tensor, *, predicts: bool) -> None:
+        """Take in one batch.
+
+        Args:
+            original: Logits of the original.
+            converted: Logits of the converted model.
+            ids_BT: The tokens that both have read.
+            predicts: Whether the logits at a position are about the next token; its loss is then taken,
+                and the last position is left out.
+        """
+        blocks, length = ids_BT.shape
+        positions = length - 1 if predicts else length
+        vocabulary = original(slice(0, 1)).shape[-1]
+        step = math.ceil(_CHUNK / (blocks * vocabulary))
+        losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for start in range(0, positions, step):
+            span = slice(start, min(start + step, positions))
+            targets_BC = ids_BT[:, span.start + 1 : span.stop + 1] if predicts else None
+            chunk = _look(original(span), converted(span), targets_BC)
+            self._take(chunk)
+            if chunk.losses_BC is not None:
+                losses.append(chunk.losses_BC)
+        self.blocks += blocks
+        if losses:
+            first, second = (torch.cat(parts, dim=1) for parts in zip(*losses, strict=True))
+            self._add_losses(first, second)
+
+    def _take(self, chunk: _Chunk) -> None:
+        self.tokens += chunk.same_BC.numel()
+        self.top1 += int(chunk.same_BC.sum())
+        self.top5 += float(chunk.shared_BC.double().sum())
+        self.largest = max(self.largest, chunk.largest)
+        self.divergences.append(chunk.divergence_BC.flatten())
+
+    def _add_losses(self, first_BP: torch.Tensor, second_BP: torch.Tensor) -> None:
+        self.block_losses.append((first_BP.sum(1), second_BP.sum(1)))
+        sums = first_BP.sum(0), second_BP.sum(0)
+        before = self.position_losses
+        self.position_losses = sums if before is None else (before[0] + sums[0], before[1] + sums[1])
+
+    def divergence(self) -> Divergence:
+        """Return the KL divergence over all tokens."""
+        values = torch.cat(self.divergences)
+        rank = math.ceil(0.99 * len(values))
+        edges = torch.tensor(_EDGES, dtype=values.dtype)
+        bins = torch.bucketize(values, edges[1:-1], right=True)
+        return Divergence(
+            mean=values.double().mean().item(),
+            p99=values.kthvalue(rank).values.item(),
+            largest=values.max().item(),
+            edges=_EDGES,
+            counts=tuple(torch.bincount(bins, minlength=len(_EDGES) - 1).tolist()),
+        )
+
+    def loss(self, seed: int) -> Loss | None:
+        """Return the mean losses, with the bootstrap interval of their difference; None when none were taken."""
+        if not self.block_losses:
+            return None
+        first_N, second_N = (torch.cat(parts) for parts in zip(*self.block_losses, strict=True))
+        positions = self.tokens // self.blocks
+        differences_N = (second_N - first_N) / positions
+        return Loss(
+            original=(first_N.sum() / self.tokens).item(),
+            converted=(second_N.sum() / self.tokens).item(),
+            interval=bootstrap(differences_N, seed),
+        )
+
+    def positions(self) -> tuple[PositionLoss, ...]:
+        """Return the losses by position, averaged over ranges of positions of about equal length."""
+        if self.position_losses is None:
+            return ()
+        first_P, second_P = (sums / self.blocks for sums in self.position_losses)
+        bins = min(_BINS, len(first_P))
+        edges = [len(first_P) * number // bins for number in range(bins + 1)]
+        return tuple(
+            PositionLoss(
+                first=start + 1,
+                last=stop,
+                original=first_P[start:stop].mean().item(),
+                converted=second_P[start:stop].mean().item(),
+            )
+            for start, stop in itertools.pairwise(edges)
+        )
+
+
+def _look(original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: torch.Tensor | None) -> _Chunk:
+    wide = torch.float64 if original_BCV.dtype == torch.float64 else torch.float32
+    first_BCV = original_BCV.to(wide)
+    second_BCV = converted_BCV.to(first_BCV.device, wide)
+    top = min(_TOP, first_BCV.shape[-1])
+    best_BCK, others_BCK = (logits.topk(top, dim=-1).indices for logits in (first_BCV, second_BCV))
+    shared_BC = (best_BCK[..., :, None] == others_BCK[..., None, :]).any(-1).sum(-1) / top
+    # Classes may mask a part of the vocabulary with -infinity: a difference of two such is none.
+    largest = (first_BCV - second_BCV).abs_().nan_to_num_(nan=0.0).max().item()
+    first_BCV, second_BCV = first_BCV.log_softmax(-1), second_BCV.log_softmax(-1)
+    losses = None
+    if targets_BC is not None:
+        index = targets_BC.to(first_BCV.device)[..., None]
+        first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
+        losses = (first_BC, second_BC)
+    return _Chunk(
+        divergence_BC=_divergence(first_BCV, second_BCV).float().cpu(),
+        same_BC=(best_BCK[..., 0] == others_BCK[..., 0]).cpu(),
+        shared_BC=shared_BC.cpu(),
+        largest=largest,
+        losses_BC=losses,
+    )
+
+
+def _divergence(first_BCV: torch.Tensor, second_BCV: torch.Tensor) -> torch.Tensor:
+    """Return KL(first || second) of log-probabilities, `[B, C]`; overwrites both."""
+    torch.sub(first_BCV, second_BCV, out=second_BCV)
+    probabilities_BCV = first_BCV.exp_()
+    second_BCV.mul_(probabilities_BCV).masked_fill_(probabilities_BCV == 0, 0.0)
+    return second_BCV.sum(-1)
+
+
+def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean of N blocks' values, by resampling them; None for a single block.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentile interval).
+    """
+    count = len(values_N)
+    if count < 2:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.cat(
+        [
+            values_N[torch.randint(count, (_RESAMPLED_AT_ONCE, count), generator=generator)].mean(1)
+            for _ in range(_RESAMPLED // _RESAMPLED_AT_ONCE)
+        ]
+    ).sort()[0]
+    return means[round(0.025 * _RESAMPLED)].item(), means[round(0.975 * _RESAMPLED) - 1].item()

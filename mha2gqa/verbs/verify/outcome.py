@@ -1,0 +1,172 @@
+"""What `verify` returns: facts about a converted checkpoint beside its original, for people and for programs.
+
+`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and `OutputsLevel` (for models
+without a head `EmbeddingsLevel` in its place), in `levels.py`; one that was not asked for, or that an earlier
+level made impossible, is None. Sizes are in bytes.
+
+Nothing is computed here beyond what follows from the fields; the console and the page word them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
+
+Verdict: TypeAlias = Literal["identical", "within limits", "different"]
+Groups: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was converted, and how, by the record and the two configs."""
+
+    original: str
+    """Directory or Hub id of the original."""
+    converted: str
+    """Directory of the converted checkpoint."""
+    model_type: str
+    """The family."""
+    command: str
+    """`convert` or `expand`."""
+    method: str | None
+    """How the heads of a group became one; None for `expand`."""
+    way: str | None
+    """The method and, where layers were improved on text, how: `aligned, distil`; None for `expand`."""
+    options: Mapping[str, Any]
+    """The options of the command that change the result, by their names on the command line."""
+    heads_before: int
+    """KV heads of the original (the largest number, where layers differ)."""
+    heads_after: int
+    """KV heads of the converted checkpoint."""
+    groups: Mapping[str, Groups]
+    """Attention module, as the file spells it -> source heads of each KV head of the result."""
+    versions: Mapping[str, str]
+    """Package -> version that made the conversion."""
+    rehosted_from: str | None = None
+    """Model type of the original, where the converted checkpoint's is another, because its own knows only MHA."""
+    text: str | None = None
+    """Where calibration text came from."""
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Attention module -> step (`merged`, `refit`, `distil`) -> squared error of its output on batches of that text
+    that were kept aside, as a share of the output's energy; empty where nothing was refined."""
+    uptrained: tuple[str, ...] = ()
+    """Each training that followed: what trained, by which objective, for how many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the outputs level may differ by."""
+
+    max_ppl_increase: float
+    """Largest increase of the perplexity, as a fraction: 0.01 is one per cent."""
+    max_kl: float
+    """Largest mean KL divergence in nats a token."""
+    min_top1: float
+    """Least share of tokens at which both models find the same token most likely."""
+    min_cosine: float
+    """Least mean cosine of the embeddings of a block; for models without a head."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether no difference at all is allowed."""
+        return self == Limits(max_ppl_increase=0.0, max_kl=0.0, min_top1=1.0, min_cosine=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How alike the original's KV heads of one attention module are."""
+
+    module: str
+    """Attention module, as the file spells it."""
+    values: tuple[tuple[float, ...], ...]
+    """`[K][K]` cosine similarity between the weights of heads, keys and values together."""
+    groups: Groups
+    """Which heads became one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One metric of one task of lm-evaluation-harness, for both models."""
+
+    task: str
+    """Name of the task, or of a group of tasks."""
+    metric: str
+    """Name of the metric, with its filter if it has one: `exact_match, strict-match`."""
+    higher_is_better: bool | None
+    """None where the task does not say."""
+    samples: int | None
+    """Documents that were scored; None for a group whose tasks do not all say."""
+    shots: int | None
+    """Examples before each document; None for a group whose tasks differ."""
+    dataset: str
+    """What the task reads, by its own definition: a Hub dataset id or a file format."""
+    original: float
+    """Score of the original."""
+    original_error: float | None
+    """Its standard error, where there is one."""
+    converted: float
+    """Score of the converted checkpoint."""
+    converted_error: float | None
+    """Its standard error, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The report of `verify`."""
+
+    conversion: Conversion
+    """What was converted, and how."""
+    limits: Limits
+    """What the outputs may differ by."""
+    verdict: Verdict
+    """`identical`: nothing differs; `within limits`: no finding; `different`: at least one finding."""
+    reasons: tuple[str, ...]
+    """Why, as sentences; the first is the most important."""
+    file: FileLevel | None
+    """None when the level was not asked for."""
+    load: LoadLevel | None
+    """None when the level was not asked for, or the files are too damaged to load."""
+    outputs: OutputsLevel | None
+    """None when the level was not asked for, or the converted checkpoint cannot be run, or it has no head."""
+    embeddings: EmbeddingsLevel | None = None
+    """In place of `outputs` for models without a head."""
+    similarity: tuple[Similarity, ...] = ()
+    """One for each attention module whose heads' similarity is known."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Scores of the standard benchmarks that were asked for; they take no part in the verdict."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong, of all levels."""
+        return tuple(one for level in self._levels if level for one in level.findings)
+
+    @property
+    def _levels(self) -> tuple[FileLevel | LoadLevel | OutputsLevel | EmbeddingsLevel | None, ...]:
+        return self.file, self.load, self.outputs, self.embeddings
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values; numbers that are not finite become null."""
+        content = asdict(self)
+        if self.outputs and (loss := self.outputs.loss):
+            before, after = loss.perplexities
+            content["outputs"]["loss"] |= {
+                "difference": loss.difference,
+                "perplexities": {"original": before, "converted": after},
+                "increase": loss.increase,
+            }
+        found: dict[str, Any] = plain(content)
+        return found
+
+
+def plain(value: Any) -> Any:
+    """Return a value with what JSON lacks replaced: tuples, paths, numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

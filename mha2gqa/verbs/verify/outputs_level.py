@@ -1,0 +1,186 @@
+"""The outputs level of `verify`: both models on the same tokens, in one pass over each.
+
+Batch by batch, the original reads, then the converted model, then their logits are compared a few
+positions at a time. Masked language models are compared by their distributions alone: their loss on text
+without masks means nothing. Encoder-decoders read each block in both halves.
+
+Legend: N blocks, B blocks of a batch, T tokens of a block.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from mha2gqa.errors import PairError, TextError
+from mha2gqa.files.source import Source
+from mha2gqa.model.feed import Body, attempt, kind_of
+from mha2gqa.model.load import attention_modules, context_length, load_tokenizer
+from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.verbs.verify.continuations import continuations
+from mha2gqa.verbs.verify.differences import Text
+from mha2gqa.verbs.verify.judge import limit_findings
+from mha2gqa.verbs.verify.layers import LayerErrors
+from mha2gqa.verbs.verify.levels import OutputsLevel
+from mha2gqa.verbs.verify.loading import Models
+from mha2gqa.verbs.verify.metrics import Sums
+from mha2gqa.verbs.verify.options import VerifyOptions
+from mha2gqa.verbs.verify.outcome import Limits
+
+Progress = Callable[[int, int], object]
+"""Told the number of tokens compared since the last call, and how many there are in all."""
+
+BATCH_TOKENS = 2048
+"""Tokens of a batch, unless the user says how many blocks."""
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Tokens to compare the models on."""
+
+    blocks: Blocks
+    tokenizer: PreTrainedTokenizerBase
+    """The original's."""
+
+
+def find_text(
+    source: Source, config: PreTrainedConfig, original: Callable[[], PreTrainedModel], options: VerifyOptions
+) -> EvaluationText:
+    """Find the text, or have the original write it.
+
+    Args:
+        source: The original.
+        config: Its config.
+        original: Gives its model; called only when it has to write the text.
+        options: Which text, and how much of it.
+
+    Raises:
+        TextError: There is no tokenizer, or the text is missing, unreadable or too short.
+    """
+    tokenizer = load_tokenizer(source.directory)
+    blocks = find_blocks(
+        options.data,
+        source=source,
+        tokenizer=tokenizer,
+        model=original,
+        context=context_length(config, options.context),
+        tokens=options.tokens,
+        purpose="evaluation",
+        column=options.column,
+        seed=options.seed,
+    )
+    _check_vocabulary(config, blocks.tokens_NT)
+    return EvaluationText(blocks, tokenizer)
+
+
+@torch.inference_mode()
+def compare_outputs(
+    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, progress: Progress
+) -> OutputsLevel | None:
+    """Compare what both models make of the same tokens.
+
+    Args:
+        models: The original and the converted checkpoint.
+        text: The tokens, as `find_text` gives them.
+        limits: What they may differ by.
+        options: How many blocks are run at a time, and the seed of the bootstrap.
+        progress: Told of every batch.
+
+    Returns:
+        The level, or None where the original does not run on tokens alone.
+
+    Raises:
+        PairError: The converted checkpoint cannot be run.
+    """
+    started = time.monotonic()
+    ids_NT = text.blocks.tokens_NT
+    original, converted = models.original, loaded(models)
+    first = attempt(lambda: Body(original, ids_NT[:1]))
+    if isinstance(first, str):
+        return None
+    layers = layer_errors(models)
+    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), progress)
+    level = OutputsLevel(
+        text=describe_text(text.blocks, sums.tokens),
+        loss=sums.loss(options.seed),
+        kl=sums.divergence(),
+        top1=sums.top1 / sums.tokens,
+        top5=sums.top5 / sums.tokens,
+        largest_logit_difference=sums.largest,
+        positions=sums.positions(),
+        layers=layers.results(),
+        continuations=continuations(original, converted, text.tokenizer, ids_NT),
+        dtype=models.dtype,
+        device=original.device.type,
+        seconds=time.monotonic() - started,
+        findings=(),
+    )
+    return replace(level, findings=tuple(limit_findings(level, limits)))
+
+
+def loaded(models: Models) -> PreTrainedModel:
+    """Return the converted model.
+
+    Raises:
+        PairError: It does not load strictly.
+    """
+    if models.converted is None:
+        raise PairError(f"{models.pair.converted} does not load strictly: {'; '.join(models.problems[:3])}")
+    return models.converted
+
+
+def layer_errors(models: Models) -> LayerErrors:
+    """Return sums, still empty, of the errors of the attention modules that both models have."""
+    rehosted = models.pair.checkpoint.rehosted
+    originals = rehosted.modules if rehosted else {}
+    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
+    return LayerErrors(modules, originals)
+
+
+def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
+    """Cut blocks into batches of `size`, or of as many as `BATCH_TOKENS` hold."""
+    cut: Sequence[torch.Tensor] = ids_NT.split(size or max(1, BATCH_TOKENS // ids_NT.shape[1]))
+    return cut
+
+
+def read_both(
+    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], progress: Progress
+) -> Sums:
+    """Have both models read every batch, once, and compare what they make of it.
+
+    Args:
+        original: The original.
+        converted: The converted model.
+        layers: Takes the errors of the attention modules that it names.
+        batches: Token ids.
+        progress: Told of every batch.
+    """
+    sums, total = Sums(), sum(ids_BT.numel() for ids_BT in batches)
+    predicts = kind_of(original.model) != "masked"
+    for ids_BT in batches:
+        with layers.original(original.model):
+            first = original.read(ids_BT)
+        with layers.converted(converted.model):
+            second = converted.read(ids_BT)
+        sums.add(first, second, ids_BT, predicts=predicts)
+        progress(ids_BT.numel(), total)
+    return sums
+
+
+def describe_text(blocks: Blocks, tokens: int) -> Text:
+    """Return what is to be known of a text of which so many tokens were compared."""
+    count, context = blocks.tokens_NT.shape
+    return Text(description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens)
+
+
+def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
+    known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    largest = int(ids_NT.max())
+    if isinstance(known, int) and largest >= known:
+        raise TextError(
+            f"The tokenizer gives token {largest}, and the model knows {known}",
+            expected="the tokenizer that the model was trained with",
+            remedy="Check the tokenizer's files beside the original",
+        )

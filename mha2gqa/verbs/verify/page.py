@@ -1,0 +1,201 @@
+"""A `Verification` as a page: verdict first, then what it rests on, level by level.
+
+Words what `templates/verify.html` shows (the rows of its tables: `verify_rows.py`) and picks the plots of
+`verify_figures.py`. The template places them; `page.py` renders and writes. Nothing is measured here.
+"""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from mha2gqa.files.sizes import format_size
+from mha2gqa.pages.figures import Plot
+from mha2gqa.pages.page import render
+from mha2gqa.verbs.verify import figures as verify_figures
+from mha2gqa.verbs.verify.differences import Continuation
+from mha2gqa.verbs.verify.levels import EmbeddingsLevel, OutputsLevel
+from mha2gqa.verbs.verify.outcome import Benchmark, Conversion, Verification
+from mha2gqa.verbs.verify.rows import agreement_rows, loss_rows, share, signed
+
+_SIGNS = {"identical": ("=", "good"), "within limits": ("✓", "good"), "different": ("✗", "bad")}
+
+
+class Tile(NamedTuple):
+    """One of the few numbers at the top."""
+
+    name: str
+    before: str
+    value: str
+    note: str
+
+
+def verify_page(report: Verification) -> str:
+    """Return the page of a verification, as HTML that needs no other file."""
+    outputs, compared = report.outputs, report.outputs or report.embeddings
+    return render(
+        "verify.html",
+        report=report,
+        name=PurePath(report.conversion.converted).name or report.conversion.converted,
+        verdict=_verdict(report),
+        reasons=[
+            reason[:1].upper() + reason[1:]
+            for reason in (*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :])
+        ],
+        tiles=list(_tiles(report)),
+        levels=list(_levels(report)),
+        facts=list(_facts(report.conversion)),
+        refined=_refined(report.conversion),
+        text=_text(compared) if compared else "",
+        losses=list(loss_rows(outputs, report.limits)) if outputs else [],
+        agreement=list(agreement_rows(compared, report.limits)) if compared else [],
+        plots=list(_plots(report)),
+        continuations=[_continuation(one) for one in outputs.continuations] if outputs else [],
+        benchmarks=[_benchmark(one) for one in report.benchmarks],
+        versions=_listed(report.conversion.versions),
+        version=version("mha2gqa"),
+        **_maps(report),
+    )
+
+
+def _verdict(report: Verification) -> dict[str, str]:
+    sign, tone = _SIGNS[report.verdict]
+    return {"sign": sign, "tone": tone, "headline": report.verdict.capitalize()}
+
+
+def _tiles(report: Verification) -> Iterator[Tile]:
+    if (load := report.load) and (before := load.original_cache) and (after := load.converted_cache):
+        note = f"a token in {load.dtype}; {after.formula / max(1, before.formula):.1%} of the original"
+        yield Tile("KV cache", format_size(before.formula), format_size(after.formula), note)
+    if one := report.embeddings:
+        yield Tile("Cosine of embeddings", "", f"{one.cosines.mean:.4f}", f"mean of {one.text.blocks:,} blocks")
+    if not (outputs := report.outputs):
+        return
+    if loss := outputs.loss:
+        original, converted = loss.perplexities
+        yield Tile("Perplexity", f"{original:.4g}", f"{converted:.4g}", signed(loss.increase, ".2%"))
+    yield Tile("Same most likely token", "", share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
+    yield Tile("KL divergence", "", f"{outputs.kl.mean:.3g}", "nats a token, mean")
+
+
+def _levels(report: Verification) -> Iterator[dict[str, Any]]:
+    scopes = {"file": "every tensor and file, as bytes", "load": "both models run by transformers", "outputs": ""}
+    if file := report.file:
+        scopes["file"] = (
+            f"{file.compared:,} tensors equal to the original's, {file.recomputed:,} made again, {file.checksummed:,} "
+            f"by checksum; {file.files:,} other files; {format_size(file.size)} of weights"
+        )
+    if load := report.load:
+        scopes["load"] = f"{len(load.checks)} checks, {load.dtype} on {load.device}"
+    if outputs := report.outputs or report.embeddings:
+        scopes["outputs"] = f"{outputs.text.tokens:,} tokens, {outputs.dtype} on {outputs.device}"
+    for name, level in (("File", report.file), ("Load", report.load), ("Outputs", outputs)):
+        passed, seconds = (not level.findings, level.seconds) if level else (None, None)
+        yield {"name": name, "passed": passed, "seconds": seconds, "scope": scopes[name.lower()] if level else ""}
+
+
+def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
+    yield "original", conversion.original
+    yield "converted", conversion.converted
+    written = f" (the original is {conversion.rehosted_from})" if conversion.rehosted_from else ""
+    yield "family", f"{conversion.model_type}{written}"
+    yield "KV heads", f"{conversion.heads_before} → {conversion.heads_after}"
+    if conversion.way:
+        yield "method", conversion.way
+    options = {name: value for name, value in conversion.options.items() if name not in ("groups", "method")}
+    if options:
+        yield "options", _listed(options)
+    if conversion.text:
+        yield "calibration text", conversion.text
+    for one in conversion.uptrained:
+        yield "uptrained", one
+
+
+def _refined(conversion: Conversion) -> dict[str, Any]:
+    """Return what the steps of a refinement left of each layer's error, as a table; empty where there was none."""
+    steps = list(dict.fromkeys(step for errors in conversion.errors.values() for step in errors))
+    rows = [
+        {"module": module, "errors": [f"{errors[step]:.3g}" if step in errors else "" for step in steps]}
+        for module, errors in conversion.errors.items()
+    ]
+    return {"steps": steps, "rows": rows} if rows else {}
+
+
+def _listed(values: Any) -> str:
+    named = ((name, value if isinstance(value, list) else [value]) for name, value in values.items())
+    return ", ".join(f"{name} {value}" for name, some in named for value in some)
+
+
+def _text(outputs: OutputsLevel | EmbeddingsLevel) -> str:
+    text = outputs.text
+    return (
+        f"On {text.description}: {text.blocks:,} blocks of {text.context:,} tokens, each read without those before it."
+    )
+
+
+def _plots(report: Verification) -> Iterator[Plot]:
+    plots: list[Plot | None] = []
+    if outputs := report.outputs:
+        plots.append(verify_figures.loss_by_position(outputs.positions))
+        plots.append(verify_figures.error_by_layer(outputs.layers))
+        plots.append(verify_figures.divergence(outputs.kl, report.limits.max_kl))
+    if report.embeddings:
+        plots.append(verify_figures.error_by_layer(report.embeddings.layers))
+    if report.load:
+        plots.append(verify_figures.cache_by_context(report.load))
+    yield from (plot for plot in plots if plot)
+
+
+def _continuation(one: Continuation) -> dict[str, Any]:
+    length = _shared(one.original, one.converted)
+    texts = {"original": one.original, "converted": one.converted}
+    return {
+        "prompt": one.prompt,
+        "sides": [{"name": name, "shared": text[:length], "own": text[length:]} for name, text in texts.items()],
+        "note": _agreed(one),
+    }
+
+
+def _agreed(one: Continuation) -> str:
+    if one.agreed in (0, one.tokens):
+        return f"All {one.tokens} tokens are the same." if one.agreed else "They differ from the first token on."
+    return f"The first {one.agreed} of {one.tokens} tokens are the same."
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts have in common before the first that differs."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def _benchmark(one: Benchmark) -> dict[str, str]:
+    arrow = {True: " ↑", False: " ↓", None: ""}[one.higher_is_better]
+    shots = f" ({one.shots}-shot)" if one.shots else ""
+    return {
+        "task": one.task + shots,
+        "metric": one.metric + arrow,
+        "samples": "" if one.samples is None else f"{one.samples:,}",
+        "original": _with_error(one.original, one.original_error),
+        "converted": _with_error(one.converted, one.converted_error),
+        "difference": signed(one.converted - one.original, ".4f"),
+    }
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def _maps(report: Verification) -> dict[str, Any]:
+    """Return the similarity maps, and the similarity that has the full colour on all of them."""
+    largest = max(
+        (
+            abs(value)
+            for one in report.similarity
+            for row, values in enumerate(one.values)
+            for column, value in enumerate(values)
+            if row != column
+        ),
+        default=0.0,
+    )
+    plots = [verify_figures.similarity_map(one, number, largest or 1.0) for number, one in enumerate(report.similarity)]
+    return {"maps": plots, "scale": f"{largest:.2f}"}

@@ -1,0 +1,138 @@
+"""The report of `verify` in words and rows, for a terminal. It decides nothing and prints nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, LoadLevel, OutputsLevel
+from mha2gqa.verbs.verify.outcome import Benchmark, Verification
+
+Row = tuple[str, ...]
+
+_SHOWN = 100
+"""Characters of a text that are shown."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A small table."""
+
+    header: Row
+    """Empty where the first column says enough."""
+    rows: tuple[Row, ...]
+    numbers: bool = False
+    """Whether all columns but the first hold numbers."""
+
+
+def summary(report: Verification) -> Iterator[Section]:
+    """Yield the parts of the report in the order in which they are read; the verdict comes last."""
+    yield Section((), tuple(_facts(report)))
+    if report.load is not None:
+        yield _checks(report.load)
+    if report.embeddings is not None:
+        yield _cosines(report.embeddings)
+        yield _layers(report.embeddings)
+    if report.outputs is not None:
+        yield _outputs(report.outputs)
+        yield _layers(report.outputs)
+        yield Section((), tuple(_texts(report.outputs)))
+    if report.benchmarks:
+        yield _benchmarks(report.benchmarks)
+    rows = tuple((finding.level, finding.guilty, finding.problem) for finding in report.findings)
+    if rows:
+        yield Section(("level", "what", "finding"), rows)
+    first = report.reasons[:1] if not rows else ()
+    notes = report.reasons[len(rows) :] if rows else report.reasons[1:]
+    yield Section((), (("verdict", f"{report.verdict}. {' '.join((*first, *notes))}".rstrip()),))
+
+
+def _facts(report: Verification) -> Iterator[Row]:
+    made = report.conversion
+    way = made.way or made.command
+    yield "converted", made.converted
+    yield "original", made.original
+    kind = f"{made.rehosted_from} written as {made.model_type}" if made.rehosted_from else made.model_type
+    yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {way}"
+    for one in made.uptrained:
+        yield "uptrained", one
+    if report.file is not None:
+        yield "files", _files(report.file)
+    if report.load is not None:
+        yield "run", f"{report.load.dtype} on {report.load.device}"
+    if (compared := report.outputs or report.embeddings) is not None:
+        text = compared.text
+        blocks = f"{text.blocks} block{'s' * (text.blocks > 1)} of {text.context}"
+        yield "text", f"{text.description}: {text.tokens:,} tokens compared, {blocks}"
+
+
+def _files(file: FileLevel) -> str:
+    kinds = {"copied": file.compared, "made again": file.recomputed, "by checksum": file.checksummed}
+    tensors = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+    state = f"{len(file.findings)} findings" if file.findings else "all as they must be"
+    return f"tensors: {tensors or 'none'}; {file.files} other files; {state}"
+
+
+def _checks(load: LoadLevel) -> Section:
+    rows = tuple((check.name, "passed" if check.passed else "FAILED", check.detail) for check in load.checks)
+    return Section(("check", "", ""), rows)
+
+
+def _outputs(outputs: OutputsLevel) -> Section:
+    rows: list[Row] = []
+    if (loss := outputs.loss) is not None:
+        before, after = loss.perplexities
+        interval = "" if loss.interval is None else f" ({loss.interval[0]:+.4f} to {loss.interval[1]:+.4f})"
+        gained = f"{loss.difference:+.4f}{interval}"
+        rows.append(("loss, nats a token", f"{loss.original:.4f}", f"{loss.converted:.4f}", gained))
+        rows.append(("perplexity", f"{before:.2f}", f"{after:.2f}", f"{loss.increase:+.2%}"))
+    kl = outputs.kl
+    rows += [
+        ("KL divergence, nats a token", "", "", f"{kl.mean:.4g} (99 % below {kl.p99:.4g})"),
+        ("same most likely token", "", "", f"{outputs.top1:.2%}"),
+        ("shared among the five most likely", "", "", f"{outputs.top5:.2%}"),
+        ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
+    ]
+    return Section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
+
+
+def _cosines(embeddings: EmbeddingsLevel) -> Section:
+    cosines = embeddings.cosines
+    rows = (
+        ("cosine of embeddings, mean of blocks", f"{cosines.mean:.4f}"),
+        ("cosine of embeddings, least", f"{cosines.least:.4f}"),
+        ("cosine of a token's last hidden states, mean", f"{cosines.tokens:.4f}"),
+        ("largest difference of a hidden state", f"{cosines.largest_difference:.4g}"),
+    )
+    return Section(("outputs", "both"), rows, numbers=True)
+
+
+def _layers(outputs: OutputsLevel | EmbeddingsLevel) -> Section:
+    rows = tuple((layer.module, f"{layer.error:.4g}") for layer in outputs.layers)
+    return Section(("attention output", "relative error"), rows, numbers=True)
+
+
+def _benchmarks(benchmarks: tuple[Benchmark, ...]) -> Section:
+    rows = tuple(
+        (
+            f"{one.task}, {one.metric}",
+            _with_error(one.original, one.original_error),
+            _with_error(one.converted, one.converted_error),
+            f"{one.converted - one.original:+.4f}",
+        )
+        for one in benchmarks
+    )
+    return Section(("benchmark", "original", "converted", "difference"), rows, numbers=True)
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def _texts(outputs: OutputsLevel) -> Iterator[Row]:
+    for text in outputs.continuations:
+        yield "prompt", _one_line(f"... {text.prompt[-_SHOWN:]}")
+        yield "  original", _one_line(text.original[:_SHOWN])
+        yield "  converted", _one_line(text.converted[:_SHOWN])
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")

@@ -1,0 +1,70 @@
+"""The refitted output projection against ridge regression by numpy, as a least-squares problem with rows added."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mha2gqa.refine.refit import RIDGE, ends_in, refit
+from mha2gqa.refine.replay import Call
+
+WIDTH, INNER, TOKENS = 6, 10, 40
+CPU = torch.device("cpu")
+
+
+class Attention(nn.Module):
+    """Something with an output projection at its end, or with a factor behind it."""
+
+    def __init__(self, *, bias: bool, factor: float = 1.0) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, INNER, bias=False)
+        self.o_proj = nn.Linear(INNER, WIDTH, bias=bias)
+        self.factor = factor
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.inner(states))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(self.heads(states)) * self.factor
+
+
+def make(*, bias: bool, factor: float = 1.0) -> tuple[Attention, list[tuple[Call, torch.Tensor]]]:
+    torch.manual_seed(1)
+    module = Attention(bias=bias, factor=factor).double().requires_grad_(requires_grad=False)
+    states = torch.randn(3, 2, TOKENS // 2, WIDTH, dtype=torch.float64)
+    wanted = torch.randn(3, 2, TOKENS // 2, WIDTH, dtype=torch.float64)
+    return module, [(Call((one,), {}), target) for one, target in zip(states, wanted, strict=True)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_it_is_ridge_regression_towards_what_was_there(bias: bool) -> None:
+    module, pairs = make(bias=bias)
+    before = module.o_proj.weight.clone().numpy()
+    offset = module.o_proj.bias.clone().numpy() if bias else 0.0
+    inputs = np.concatenate([module.heads(call.args[0]).flatten(0, 1).numpy() for call, _ in pairs])
+    targets = np.concatenate([wanted.flatten(0, 1).numpy() for _, wanted in pairs]) - offset
+    root = np.sqrt(RIDGE * np.square(inputs).sum() / INNER)
+    rows = np.concatenate([inputs, root * np.eye(INNER)])
+    expected = np.linalg.lstsq(rows, np.concatenate([targets, root * before.T]), rcond=None)[0].T
+    refit(module, "o_proj", pairs, CPU)
+    assert module.o_proj.weight.numpy() == pytest.approx(expected, abs=1e-10)
+    if bias:
+        assert np.array_equal(module.o_proj.bias.numpy(), offset)
+
+
+def test_inputs_that_are_all_alike_keep_the_projection_where_nothing_is_known() -> None:
+    module, pairs = make(bias=False)
+    alike = [(Call((torch.ones_like(call.args[0]),), {}), wanted) for call, wanted in pairs]
+    direction = module.heads(torch.ones(1, WIDTH, dtype=torch.float64))
+    other = torch.randn(INNER, 1, dtype=torch.float64)
+    other -= direction.T * (direction @ other) / direction.square().sum()
+    before = module.o_proj.weight @ other
+    refit(module, "o_proj", alike, CPU)
+    assert torch.isfinite(module.o_proj.weight).all()
+    torch.testing.assert_close(module.o_proj.weight @ other, before)
+
+
+def test_a_module_may_do_more_behind_its_projection() -> None:
+    for factor, ends in ((1.0, True), (2.0, False)):
+        module, pairs = make(bias=False, factor=factor)
+        assert ends_in(module, "o_proj", pairs[0][0], CPU) == ends

@@ -1,0 +1,324 @@
+"""What lies beside the weights of a result: the record, the model card, the companions; and what a run reports.
+
+Checksums are computed again from the files. The source must be untouched, byte for byte.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from mha2gqa.cli import app
+from mha2gqa.files.card import CardFacts, write_card
+from mha2gqa.files.record import Record, read_record, write_record
+from mha2gqa.files.source import Source
+from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.run import expand
+from tests.families.oracle import read_tensors
+from tests.families.tiny import save_tiny
+
+CARD = """---
+license: other
+license_name: tiny-community
+license_link: LICENSE
+language:
+- en
+- zh
+pipeline_tag: text-generation
+datasets:
+- org/corpus
+tags:
+- tiny
+base_model: org/older
+model-index:
+- name: tiny
+  results: []
+---
+
+# A tiny model
+"""
+TAKEN = {
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    "tokenizer.model": "spm",
+    "vocab.txt": "a\nb\n",
+    "special_tokens_map.json": "{}",
+    "merges.txt": "a b",
+    "chat_template.jinja": "{{ messages }}",
+    "modeling_tiny.py": "pass\n",
+    "preprocessor_config.json": "{}",
+    "LICENSE": "free",
+    "NOTICE.txt": "mind",
+    "additional_chat_templates/tools.jinja": "{{ tools }}",
+}
+LEFT = (
+    *("pytorch_model.bin", "model.onnx", "model.gguf", "optimizer.pt", "flax_model.msgpack", "tf_model.h5"),
+    *("original/consolidated.00.pth", "pytorch_model.bin.index.json", ".gitattributes", ".cache/huggingface/lock"),
+)
+FACTS = CardFacts(
+    name="tiny-gqa2",
+    command="convert",
+    command_line="mha2gqa convert org/tiny --groups 2",
+    heads_before=4,
+    heads_after=2,
+    cache_before=1024,
+    cache_after=512,
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A tiny checkpoint with everything that authors put beside one."""
+    directory = tmp_path / "tiny"
+    save_tiny("llama", directory, dtype=torch.bfloat16)
+    for name, content in {"README.md": CARD, **TAKEN, **dict.fromkeys(LEFT, "old")}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(content)
+    return directory
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def record(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "mha2gqa.json").read_text())
+
+
+def run(*arguments: object) -> dict[str, Any]:
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return json.loads(result.stdout)
+
+
+# ---------------------------------------------------------------------------------------------- record
+
+
+def test_the_record_says_what_was_done_to_what(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    convert(ConvertOptions(model=str(source), groups=2, method="random", seed=7, output=output))
+    content = record(output)
+    assert content["format"] == 1
+    assert content["source"] == {"path": str(source.resolve()), "hub_id": None, "revision": None}
+    assert content["command"] == "convert"
+    assert content["options"] == {"groups": 2, "method": "random", "grouping": "contiguous", "seed": 7}
+    assert content["model_type"] == "llama"
+    assert (content["source_heads"], content["target_heads"]) == (4, 2)
+    assert content["config_changes"] == [{"path": ["num_key_value_heads"], "before": 4, "after": 2}]
+    assert content["groups"] == {f"model.layers.{layer}.self_attn": [[0, 1], [2, 3]] for layer in (0, 1)}
+    assert content["dropped"] == []
+    packages = ("mha2gqa", "torch", "transformers", "safetensors", "huggingface_hub")
+    assert {name: content["versions"][name] for name in packages} == {name: version(name) for name in packages}
+
+
+TRIALS = [
+    {"refine": None, "loss": 2.5, "increase": 0.4},
+    {"refine": "joint", "loss": 2.1, "increase": 0.01},
+    {"refine": "distil", "loss": 2.2, "increase": 0.03},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "trials", "divergence", "way"),
+    [
+        ({"groups": 2, "method": "aligned", "refine": "refit"}, [], None, "aligned, refit"),
+        ({"groups": 2, "method": "aligned"}, [], (0.5, 0.25), "aligned"),
+        ({"groups": 2, "method": "auto"}, TRIALS, (0.5, 0.25), "auto: aligned, joint"),
+        ({"groups": 2, "method": "auto"}, TRIALS[:1], None, "auto: aligned"),
+        ({"heads": 4}, [], None, None),
+    ],
+)
+def test_a_record_comes_back_as_it_was_written(
+    tmp_path: Path,
+    options: dict[str, Any],
+    trials: list[dict[str, Any]],
+    divergence: tuple[float, float] | None,
+    way: str | None,
+) -> None:
+    layer = {"module": "a", "groups": [[1, 0]], "keys": "free", "values": "fixed", "errors": {"merged": 0.5}}
+    made = Record(
+        command="convert",
+        options=options,
+        model_type="llama",
+        source_heads=4,
+        target_heads=2,
+        config_changes=[{"path": ("num_key_value_heads",), "before": 4, "after": 2}],
+        groups={"a": ((1, 0), (2, 3))},
+        dropped=("b",),
+        text="text from c.txt",
+        layers=[layer],
+        trials=trials,
+        uptrain=[{"train": "all"}],
+        divergence=divergence,
+        rehosted_from="gpt2",
+    )
+    assert made.way == way
+    source = Source(directory=tmp_path, name="tiny", hub_id="org/tiny", revision="main")
+    write_record(tmp_path, made, source, (), {})
+    assert read_record(tmp_path).record == made
+
+
+def test_the_record_holds_the_checksum_of_every_tensor(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    convert(ConvertOptions(model=str(source), groups=1, output=output, max_shard_size="20kB"))
+    assert len(list(output.glob("model-*.safetensors"))) > 1
+    expected = {
+        name: {
+            "changed": "k_proj" in name or "v_proj" in name,
+            "xxh3_128": xxhash.xxh3_128_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()),
+        }
+        for name, tensor in read_tensors(output).items()
+    }
+    assert record(output)["tensors"] == expected
+
+
+def test_the_record_names_the_tensors_that_are_gone(tmp_path: Path) -> None:
+    save_tiny("stablelm", tmp_path / "source", qk_layernorm=True)
+    convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "output"))
+    gone = read_tensors(tmp_path / "source").keys() - read_tensors(tmp_path / "output").keys()
+    assert record(tmp_path / "output")["dropped"] == sorted(gone)
+    assert {name.partition("k_layernorm.")[2] for name in gone} == {"norms.2.weight", "norms.3.weight"}
+
+
+def test_an_expansion_records_which_head_each_copy_repeats(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "source", num_key_value_heads=2)
+    expand(ExpandOptions(model=str(tmp_path / "source"), output=tmp_path / "output"))
+    content = record(tmp_path / "output")
+    assert (content["command"], content["options"]) == ("expand", {"heads": 4})
+    assert content["groups"]["model.layers.0.self_attn"] == [[0], [0], [1], [1]]
+    card = ModelCard.load(tmp_path / "output/README.md")
+    assert "changes no output" in card.text
+
+
+# ---------------------------------------------------------------------------------------------- model card
+
+
+def test_the_card_is_one_that_the_hub_reads(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny-mqa"
+    convert(ConvertOptions(model=str(source), groups=1, output=output))
+    card = ModelCard.load(output / "README.md")
+    data = card.data.to_dict()
+    assert set(data["tags"]) >= {"mha2gqa", "mqa"}
+    assert data["library_name"] == "transformers"
+    assert "base_model" not in data
+    inherited = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
+    original = ModelCard.load(source / "README.md").data.to_dict()
+    assert {key: data[key] for key in inherited} == {key: original[key] for key in inherited}
+    assert "model-index" not in data
+    assert "# tiny-mqa\n" in card.text
+    # 2 · 4 heads · 16 · 2 B · 2 layers
+    assert "| KV cache, bytes per token | 512 | 128 |" in card.text
+    assert "mha2gqa convert tiny --groups 1 --method mean" in card.text
+    assert str(tmp_path) not in card.content, "a path of this machine is nobody's business"
+
+
+def test_the_card_of_a_hub_model_links_to_it(source: Path, tmp_path: Path) -> None:
+    write_card(tmp_path, FACTS, Source(directory=source, name="tiny", hub_id="org/tiny", revision="0123abc"))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "org/tiny"
+    assert card.data.tags[:2] == ["mha2gqa", "gqa"]
+    assert "(https://huggingface.co/org/tiny)" in card.text
+    assert FACTS.command_line in card.text
+    assert "2 KV heads instead of 4" in card.text
+
+
+@pytest.mark.parametrize(
+    "original", [None, "", "# No data\n", "---\nlicense: [\n---\n", "---\n- a list\n---\n", "---\nlicense: 7\n---\n"]
+)
+def test_a_source_card_that_is_missing_or_broken_does_not_matter(original: str | None, tmp_path: Path) -> None:
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.mkdir()
+    output.mkdir()
+    if original is not None:
+        (source / "README.md").write_text(original)
+    write_card(output, FACTS, Source(directory=source, name="tiny", hub_id=None, revision=None))
+    assert "mha2gqa" in ModelCard.load(output / "README.md").data.tags
+
+
+def test_a_source_card_in_latin_1_does_not_matter(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "README.md").write_bytes("---\nlicense: mit\n---\nModèle".encode("latin-1"))
+    write_card(tmp_path, FACTS, Source(directory=source, name="tiny", hub_id=None, revision=None))
+    assert "mha2gqa" in ModelCard.load(tmp_path / "README.md").data.tags
+
+
+# ---------------------------------------------------------------------------------------------- companions
+
+
+def test_companions_are_copied_and_old_weights_are_not(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    convert(ConvertOptions(model=str(source), groups=2, output=output))
+    before, after = files(source), files(output)
+    ours = {"config.json", "model.safetensors", "mha2gqa.json", "README.md"}
+    assert after.keys() == ours | TAKEN.keys() | {"generation_config.json"}
+    for name in after.keys() - ours:
+        assert after[name] == before[name]
+
+
+def test_the_source_is_left_as_it_was(source: Path, tmp_path: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in source.rglob("*")}
+    convert(ConvertOptions(model=str(source), groups=2, output=tmp_path / "output"))
+    after = {path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in source.rglob("*")}
+    assert after == before
+
+
+def test_the_record_of_the_source_is_not_taken_for_the_results(source: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    convert(ConvertOptions(model=str(source), groups=2, output=first))
+    convert(ConvertOptions(model=str(first), groups=1, output=second))
+    assert record(second)["source"]["path"] == str(first)
+    assert record(second)["source_heads"] == 2
+    tags = ModelCard.load(second / "README.md").data.tags
+    assert "mqa" in tags
+    assert "gqa" not in tags
+
+
+# ---------------------------------------------------------------------------------------------- reports
+
+
+def test_a_dry_run_lists_every_tensor_and_file_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    arguments = ["convert", source, "--groups", 1, "-o", output, "--dry-run"]
+    printed = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False).stdout
+    for name, tensor in read_tensors(source).items():
+        row = next(line for line in printed.splitlines() if line.split()[:1] == [name])
+        assert str(list(tensor.shape)) in row
+        assert "BF16" in row
+        assert ("changed" in row) == ("k_proj" in name or "v_proj" in name)
+    for name in TAKEN:
+        assert f"copy {name}\n" in printed
+    assert "write model.safetensors" in printed
+    assert "config.json num_key_value_heads: 4 -> 1" in printed
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_dry_run_foretells_the_run(source: Path, tmp_path: Path) -> None:
+    arguments = ("convert", source, "--groups", 2, "-o", tmp_path / "output", "--json")
+    planned, done = run(*arguments, "--dry-run"), run(*arguments)
+    assert (planned.pop("written"), done.pop("written")) == (False, True)
+    assert planned.pop("seconds") == 0 < done.pop("seconds")
+    assert planned == done
+    assert done["bytes_written"] == sum(tensor.nbytes for tensor in read_tensors(tmp_path / "output").values())
+    assert done["cache_after"] * 2 == done["cache_before"] == 512
+    assert {tensor["name"] for tensor in done["tensors"]} == read_tensors(source).keys()
+
+
+def test_the_json_of_an_expansion_is_parseable(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "source", num_key_value_heads=1)
+    report = run("expand", tmp_path / "source", "-o", tmp_path / "output", "--heads", 2, "--json")
+    assert (report["command"], report["heads_before"], report["heads_after"]) == ("expand", 1, 2)
+    assert report["method"] is None
+
+
+def test_the_card_of_a_converted_reference_gives_a_command_that_runs(tmp_path: Path) -> None:
+    convert(ConvertOptions(groups=4, output=tmp_path / "converted"))
+    text = ModelCard.load(tmp_path / "converted" / "README.md").text
+    assert "mha2gqa convert --groups 4 --method mean" in text

@@ -1,0 +1,72 @@
+"""Similarity of heads against whole tensors, cut into heads by hand, for separate and for fused projections."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mha2gqa.files.reader import read_checkpoint
+from mha2gqa.files.record import read_record
+from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.run import expand
+from mha2gqa.verbs.verify.similarity import head_similarity
+from tests.families.tiny import save_tiny
+
+HEADS, WIDTH = 4, 16
+
+
+def cosines(*tensors: np.ndarray) -> np.ndarray:
+    """Cosines between heads, each of which is an equal part of the rows of every tensor."""
+    vectors = np.concatenate([tensor.astype(np.float64).reshape(HEADS, -1) for tensor in tensors], axis=1)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors @ vectors.T
+
+
+def test_separate_projections_with_biases(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "source", attention_bias=True)
+    convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "out"))
+    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    weights = load_file(tmp_path / "source/model.safetensors")
+    assert [one.module for one in found] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    for one in found:
+        names = [f"{one.module}.{part}_proj.{kind}" for part in "kv" for kind in ("weight", "bias")]
+        assert np.array(one.values) == pytest.approx(cosines(*(weights[name] for name in names)), abs=1e-12)
+        assert one.groups == ((0, 1), (2, 3))
+
+
+def test_fused_projections(tmp_path: Path) -> None:
+    save_tiny("phi3", tmp_path / "source")
+    convert(ConvertOptions(model=str(tmp_path / "source"), groups=1, output=tmp_path / "out"))
+    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    weights = load_file(tmp_path / "source/model.safetensors")
+    assert len(found) == 2
+    for one in found:
+        _, keys, values = np.split(weights[f"{one.module}.qkv_proj.weight"], [HEADS * WIDTH, 2 * HEADS * WIDTH])
+        assert np.array(one.values) == pytest.approx(cosines(keys, values), abs=1e-12)
+        assert one.groups == ((0, 1, 2, 3),)
+
+
+def test_nothing_is_known_where_nothing_was_merged(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "source", num_key_value_heads=2)
+    source = read_checkpoint(tmp_path / "source")
+    convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "same"))
+    expand(ExpandOptions(model=str(tmp_path / "source"), output=tmp_path / "more"))
+    assert head_similarity(source, read_record(tmp_path / "same").record) == ()
+    assert head_similarity(source, read_record(tmp_path / "more").record) == ()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_the_groups_are_those_that_were_used(tmp_path: Path, model_type: str) -> None:
+    """Heads 0 and 2 are nearly alike, and so are 1 and 3: neighbours would not be grouped."""
+    model = save_tiny(model_type, tmp_path / "source")
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("k_proj", "v_proj", "qkv_proj")):
+            heads = parameter.data[-2 * HEADS * WIDTH :].view(-1, HEADS, WIDTH, parameter.shape[1])
+            heads[:, 2:] = 1.01 * heads[:, :2]
+    model.save_pretrained(tmp_path / "source")
+    convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "out", grouping="similar"))
+    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    assert [one.groups for one in found] == [((0, 2), (1, 3))] * 2
+    assert all(one.values[0][2] > 0.999 > one.values[0][1] for one in found)

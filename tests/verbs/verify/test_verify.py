@@ -1,0 +1,188 @@
+"""`verify` on the command line and from Python: verdicts, exit codes, limits, the report for programs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
+from mha2gqa.files.record import Record
+from mha2gqa.texts import blocks
+from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
+from mha2gqa.verbs.verify.outcome import Limits
+from tests.conftest import Run
+from tests.verbs.verify.subjects import converted, flip_bit, save_source, save_text
+
+Cli = Callable[..., Run]
+TEXT = ("--data", "text.txt", "--context", 32)
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Path:
+    converted(save_source(tmp_path / "source"), tmp_path / "converted", 2)
+    save_text(tmp_path / "text.txt", 200)
+    return tmp_path
+
+
+def test_a_pooled_model_is_different_and_the_one_record_here_is_found(cli: Cli, subject: Path) -> None:
+    run = cli("verify", *TEXT)
+    assert run.code == 3
+    for words in (
+        "llama, 4 -> 2 KV heads, mean",
+        "tensors: 17 copied, 4 made again; 3 other files; all as they must be",
+        "text from text.txt: 186 tokens compared, 6 blocks of 32",
+        "strict load",
+        "1,024 -> 512 measured, 1,024 -> 512 by formula",
+        "perplexity",
+        "model.layers.1.self_attn",
+        "top-1 agreement",
+        "verdict  different.",
+    ):
+        assert words in run.out, run.out
+    assert run.err == ""
+
+
+def test_an_unchanged_model_is_identical(cli: Cli, subject: Path) -> None:
+    converted(subject / "source", subject / "same", 4)
+    run = cli("verify", "same", *TEXT)
+    assert run.code == 0
+    assert "verdict  identical. Nothing differs: no logit differs." in run.out
+    run = cli("verify", "same", "--level", "file")
+    assert run.code == 0
+    assert "verdict  identical. Nothing differs: every tensor is the original's." in run.out
+
+
+def test_within_the_users_limits_the_exit_code_is_0(cli: Cli, subject: Path) -> None:
+    wide = ("--max-ppl-increase", 1000, "--max-kl", 100, "--min-top1", 0)
+    run = cli("verify", "converted", *TEXT, *wide)
+    assert run.code == 0
+    assert "verdict  within limits. The files are what the conversion must have made" in run.out
+    for name, value in (("--max-ppl-increase", 0.001), ("--max-kl", 1e-4), ("--min-top1", 1)):
+        run = cli("verify", "converted", *TEXT, *wide, name, value)
+        assert run.code == 3
+        assert "the limit is" in run.out
+
+
+def test_the_report_is_one_json_object(cli: Cli, subject: Path) -> None:
+    run = cli("verify", "converted", *TEXT, "--json")
+    assert run.code == 3
+    report: dict[str, Any] = json.loads(run.out)
+    assert report["verdict"] == "different"
+    assert report["conversion"]["groups"]["model.layers.0.self_attn"] == [[0, 1], [2, 3]]
+    assert report["file"] == report["file"] | {"compared": 17, "recomputed": 4, "checksummed": 0, "findings": []}
+    assert report["load"]["converted_cache"]["measured"] == 512
+    outputs = report["outputs"]
+    loss = outputs["loss"]
+    assert loss["difference"] == pytest.approx(loss["converted"] - loss["original"])
+    assert loss["interval"][0] <= loss["difference"] <= loss["interval"][1]
+    assert sum(outputs["kl"]["counts"]) == outputs["text"]["tokens"] == 186
+    assert [finding["level"] for finding in outputs["findings"]] == ["outputs"] * len(outputs["findings"])
+
+
+def test_numbers_that_json_lacks_are_null(subject: Path) -> None:
+    options = VerifyOptions(
+        converted=subject / "converted", data=(str(subject / "text.txt"),), context=64, tokens=64, levels=("outputs",)
+    )
+    report = verify(options).to_json()
+    assert report["outputs"]["loss"]["interval"] is None
+    assert report["file"] is report["load"] is None
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_without_text_the_original_writes_it(cli: Cli, subject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_BATCH", 2)
+    arguments = ("verify", "converted", "--context", 16, "--tokens", 64, "--level", "outputs", "--json")
+    reports = [json.loads(cli(*arguments, *seed).out) for seed in ((), ("--seed", 0), ("--seed", 1))]
+    for report in reports:
+        report["outputs"].pop("seconds")
+    assert reports[0] == reports[1]
+    assert reports[0]["outputs"]["loss"] != reports[2]["outputs"]["loss"]
+    assert reports[0]["outputs"]["text"] == {
+        "description": "text sampled from the original itself (temperature 1, seed 0)",
+        "sampled": True,
+        "blocks": 4,
+        "context": 16,
+        "tokens": 60,
+    }
+
+
+def test_the_reference_is_verified_on_its_held_out_text(tmp_path: Path) -> None:
+    convert(ConvertOptions(groups=4, output=tmp_path / "reference"))
+    report = verify(VerifyOptions(converted=tmp_path / "reference", tokens=2048, levels=("file", "outputs")))
+    assert report.verdict == "different"
+    assert report.file is not None
+    assert not report.file.findings
+    assert report.outputs is not None
+    assert report.outputs.text.description.startswith("held-out text of the reference checkpoint")
+    assert report.outputs.loss is not None
+    assert 2 < report.outputs.loss.original < 3 < report.outputs.loss.converted < 5
+
+
+def test_levels_are_run_as_asked(subject: Path) -> None:
+    for level in ("file", "load", "outputs"):
+        options = VerifyOptions(
+            converted=subject / "converted",
+            data=(str(subject / "text.txt"),),
+            context=32,
+            levels=(level,),  # type: ignore[arg-type]
+        )
+        report = verify(options)
+        made = {"file": report.file, "load": report.load, "outputs": report.outputs}
+        assert [name for name, result in made.items() if result is not None] == [level]
+
+
+def test_progress_adds_up(subject: Path) -> None:
+    done: dict[str, int] = {}
+    totals: dict[str, int] = {}
+
+    def advance(stage: str, size: int, total: int) -> None:
+        done[stage] = done.get(stage, 0) + size
+        totals[stage] = total
+
+    options = VerifyOptions(
+        converted=subject / "converted", data=(str(subject / "text.txt"),), context=32, batch_size=4
+    )
+    verify(options, advance)
+    assert done == totals
+    assert totals["outputs"] == 192
+    assert totals["files"] == sum(
+        tensor.numel() * 4 for tensor in _tensors(subject / "converted/model.safetensors").values()
+    )
+
+
+def _tensors(file: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(file))
+
+
+def test_a_fault_in_the_files_makes_the_exit_code_3(cli: Cli, subject: Path) -> None:
+    converted(subject / "source", subject / "same", 4)
+    shutil.rmtree(subject / "converted")
+    flip_bit(subject / "same", "model.norm.weight", 0)  # the last bit of a number: no limit is passed
+    run = cli("verify", "same", "--level", "file", "--level", "load")
+    assert run.code == 3
+    assert "model.norm.weight  differs from the original's" in run.out
+
+
+@pytest.mark.parametrize(
+    ("command", "heads", "limits"),
+    [("convert", (8, 4), LOSSY), ("convert", (8, 8), EXACT), ("expand", (2, 8), ROUNDING), ("expand", (8, 8), EXACT)],
+)
+def test_limits_follow_from_the_conversion(command: str, heads: tuple[int, int], limits: Limits) -> None:
+    record = Record(
+        command=command,
+        options={},
+        model_type="llama",
+        source_heads=heads[0],
+        target_heads=heads[1],
+        config_changes=[],
+        groups={},
+        dropped=(),
+    )
+    assert limits_for(record, VerifyOptions()) == limits
+    assert limits_for(record, VerifyOptions(max_kl=0.5)).max_kl == 0.5
+    assert limits.exact == (limits is EXACT)
