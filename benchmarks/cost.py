@@ -141,9 +141,9 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
     )
     model = LlamaForCausalLM(config).eval().requires_grad_(requires_grad=False)
     content = config.to_dict()
-    source = blueprint(content)
-    targets = [(count, options.groups) for count in find_counts(content, source)]
-    (layer,) = attention_layers(content, source, targets)
+    source = Architecture(content)
+    moves = [(count, options.groups) for count in source.counts]
+    (layer,) = source.attention_layers(moves)
     weights = {name: tensor.bfloat16() for name, tensor in own_tensors(model, layer).items()}
     prior = Prior(model.model.embed_tokens.weight, options.width, torch.device("cpu"))
     merges: dict[str, Callable[[], object]] = {
@@ -158,7 +158,7 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
         "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
     ids = torch.randint(32000, (options.tokens // options.context, options.context))
-    student = build_student(model, rewrite(content, targets), [layer])
+    student = build_student(model, source.with_heads(moves).config, [layer])
     merged = Merge(method="mean", grouping="contiguous", seed=0)(layer, own_tensors(model, layer), None)
     install(student.get_submodule(layer.module), merged.tensors)
     memory = Activations(8 << 30, Path(tempfile.gettempdir()))

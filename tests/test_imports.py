@@ -24,6 +24,7 @@ LAYERS = (
     "hosts",
     "texts",
     "targets",
+    "record",
     "refine",
     "pages",
     "verbs.convert verbs.inspect",

@@ -10,10 +10,10 @@ from mha2gqa.console.terminal import escape, out
 from mha2gqa.files.sizes import format_size as size
 
 if TYPE_CHECKING:
-    from mha2gqa.targets.report import ChangeReport
+    from mha2gqa.record.outcome import Outcome
 
 
-def print_change(report: "ChangeReport") -> None:
+def print_change(report: "Outcome") -> None:
     """Print the report of `convert` or `expand`."""
     if not report.written:
         _print_plan(report)
@@ -23,7 +23,7 @@ def print_change(report: "ChangeReport") -> None:
         "source": f"{report.source} ({report.rehosted_from or report.model_type})",
         "output": str(report.output),
         **_class_row(report),
-        "KV heads": f"{report.heads_before} -> {report.heads_after}" + (f", {report.way}" if report.way else ""),
+        **{fact.label: fact.arrow + (f", {report.way}" if report.way else "") for fact in report.change.facts},
         **_layer_rows(report),
         "KV cache": f"{size(report.cache_before)} -> {size(report.cache_after)} a token"
         f" ({report.cache_after / report.cache_before:.0%})"
@@ -41,7 +41,7 @@ def print_change(report: "ChangeReport") -> None:
     out.print(table, soft_wrap=True)
 
 
-def _class_row(report: "ChangeReport") -> dict[str, str]:
+def _class_row(report: "Outcome") -> dict[str, str]:
     if report.rehosted_from is None:
         return {}
     return {"class": f"{report.model_type}: that of {report.rehosted_from} knows only multi-head attention"}
@@ -51,7 +51,7 @@ def _recomputed(count: int) -> str:
     return f", {count} recomputed for the class" if count else ""
 
 
-def _layer_rows(report: "ChangeReport") -> dict[str, str]:
+def _layer_rows(report: "Outcome") -> dict[str, str]:
     """Return rows about what a layer method did: what could not move, the errors of layers, what `auto` tried."""
     rows: dict[str, str] = {}
     fixed = {side: sum(layer[side] == "fixed" for layer in report.layers) for side in ("keys", "values")}
@@ -73,7 +73,7 @@ def _layer_rows(report: "ChangeReport") -> dict[str, str]:
     return rows
 
 
-def _print_plan(report: "ChangeReport") -> None:
+def _print_plan(report: "Outcome") -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("tensor", "action", "dtype", "before", "after"):
         table.add_column(name, overflow="fold")

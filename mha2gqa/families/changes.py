@@ -54,6 +54,12 @@ class Change:
             return self.names[name][1] if name in self.names else None
         return self._shapes.get((self._tail(name), shape)) if self.pattern.search(name) else None
 
+    def reversed(self) -> "Change":
+        """Return the same change the other way round."""
+        names = {name: (after, before) for name, (before, after) in self.names.items()}
+        known = (self.known - names.keys()) | {name for name, (before, _) in names.items() if before is not None}
+        return replace(self, names=names, known=known, before=self.after, after=self.before)
+
     def _tail(self, name: str) -> str:
         module = self.module(name)
         return module.rpartition(".")[2] + name.removeprefix(module)

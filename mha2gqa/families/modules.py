@@ -4,7 +4,7 @@
 and the module itself for its norms and its rotary embedding (`observed.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mha2gqa.families.attention import AttentionLayer, Block, Part
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, by_module
+from mha2gqa.families.blueprint import Blueprint, Shape
 from mha2gqa.families.cache import is_cross_attention
-from mha2gqa.families.changes import Change, find_changes
+from mha2gqa.families.changes import Change
 from mha2gqa.families.counts import Count
 from mha2gqa.families.freedom import FREEDOM, freedom_row
 from mha2gqa.families.layouts import HeadRows
@@ -30,21 +30,17 @@ _PARTS: Mapping[str, Part] = {
 _ENDS = (".weight", ".linear.weight")
 
 
-def attention_layers(
-    config_json: ConfigJson, source: Blueprint, targets: list[tuple[Count, int]]
-) -> list[AttentionLayer]:
+def attention_layers(source: Blueprint, moved: Iterable[tuple[Count, list[Change]]]) -> list[AttentionLayer]:
     """Return the attention layers that a change of the numbers of KV heads concerns, each module once.
 
     A module whose projections are not all found is left out: only its K and V can be pooled.
 
     Args:
-        config_json: The config of the source.
-        source: Its blueprint.
-        targets: Each number of KV heads, and what it becomes.
+        source: The blueprint.
+        moved: Each number of KV heads that changes, and what that changes in the module tree.
     """
     layers: dict[int, AttentionLayer] = {}
-    for count, heads in targets:
-        changes = find_changes(config_json, source, by_module, count, heads)
+    for count, changes in moved:
         for module in dict.fromkeys(change.module(name) for change in changes for name in change.names):
             attention = source.model.get_submodule(module)
             layer = _layer(source, module, attention, changes, count)

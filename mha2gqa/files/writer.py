@@ -20,7 +20,6 @@ from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.files.streams import BLOCK, Sources, Writer, should_drop_behind
 from mha2gqa.files.threads import Progress, run_on_threads, single_torch_thread
-from mha2gqa.methods.kinds import Pooling
 
 _TASK = 64 << 20
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -67,8 +66,7 @@ def write_weights(
     directory: Path,
     files: Sequence[OutputFile],
     *,
-    method: Pooling,
-    seed: int,
+    pool: Pool,
     metadata: dict[str, str],
     progress: Progress,
 ) -> dict[str, str]:
@@ -77,8 +75,7 @@ def write_weights(
     Args:
         directory: Where to write; must exist.
         files: What to write.
-        method: Makes one head of the heads of a group.
-        seed: Seed of the methods that draw numbers; each group gets a generator of its own.
+        pool: Makes one head of the heads of a group.
         metadata: The `__metadata__` of the source; `format: pt` is added.
         progress: Told of every run of bytes written.
 
@@ -88,7 +85,6 @@ def write_weights(
     Raises:
         CheckpointError: A source file ends early, or K/V hold NaN or infinity.
     """
-    pool = Pool(method, seed)
     total = sum(file.size for file in files)
     drop_behind = should_drop_behind(total)
     checksums: dict[str, str] = {}

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
-from mha2gqa.files.source import Source, reference_directory
+from mha2gqa.files.source import Source
 from mha2gqa.reference import corpus
 from mha2gqa.texts.blocks import pack, sample_text
 from mha2gqa.texts.documents import read_documents
@@ -65,7 +65,7 @@ def find_blocks(
     """
     if SELF in data and len(data) > 1:
         raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
-    if not data and source.directory == reference_directory():
+    if not data and source.is_reference:
         return _reference(purpose, tokenizer, context=context, tokens=tokens, least=least)
     if not data or SELF in data:
         written_NT = sample_text(model(), tokenizer, tokens=max(tokens, least * context), context=context, seed=seed)

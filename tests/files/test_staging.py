@@ -1,6 +1,6 @@
 """An output that appears whole or not at all: order of syncs and renames, failures, locks, what may be replaced.
 
-Refusals with their whole message are in `tests/verbs/convert/test_bad_input.py`; processes that die are in `tests/verbs/convert/test_crash.py`.
+Refusals with their whole message, and processes that die, are in `tests/verbs/convert`.
 """
 
 import fcntl

@@ -92,7 +92,7 @@ def open_engines(options: BenchOptions, subjects: Subjects, grid: Grid) -> Runni
         return Running(engines, first if first == second else f"{first}, {second}", on_graphs)
     directories = [Path(str(one.directory)) for one in subjects.both]
     length = grid.longest
-    size = min(one.vocabulary for one in subjects.both)
+    size = min(one.model.vocabulary for one in subjects.both)
     dtype = str(subjects.dtype).removeprefix("torch.")
     package = (_PACKAGES[options.engine],)
     if options.engine == "vllm":

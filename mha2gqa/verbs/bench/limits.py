@@ -13,10 +13,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes, cross_projections
-from mha2gqa.families.counts import decoders, find_counts
-from mha2gqa.hosts import config_with_heads
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.hosts import counted
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.outcome import Decode
 
@@ -51,19 +50,15 @@ class Costs:
         return max(0, memory - self.weights) // max(1, self.cache(filled))
 
 
-def costs(config_json: ConfigJson, itemsize: int) -> Costs:
-    """Return the bytes of the model of a config, with `itemsize` bytes a number."""
-    plan = blueprint(config_json)
-    counted = config_with_heads(config_json)
-    own = blueprint(counted)
-    latent = any(part.family.latent for part in decoders(plan))
-    counts = [] if latent else find_counts(counted, own)
-    total = sum(parameter.numel() for parameter in plan.model.parameters())
+def costs(model: Architecture, itemsize: int) -> Costs:
+    """Return the bytes of a model, with `itemsize` bytes a number."""
+    with_heads = counted(model)
+    total = sum(parameter.numel() for parameter in model.outline.parameters())
     return Costs(
         parameters=total,
         weights=total * itemsize,
-        read=_read(plan.model, cross_projections(counted, own, counts)) * itemsize,
-        layers=cache_layers(counted, own, counts),
+        read=_read(model.outline, with_heads.cross_projections) * itemsize,
+        layers=with_heads.cached,
         itemsize=itemsize,
     )
 

@@ -49,13 +49,13 @@ def bench(options: BenchOptions, progress: Progress = ignore_progress) -> BenchR
     if options.report is not None:
         check_place(options.report)
     subjects = read_to(subjects, grid.longest) if subjects.random_weights else subjects
-    first, second = (costs(one.config_json, subjects.dtype.itemsize) for one in subjects.both)
+    first, second = (costs(one.model, subjects.dtype.itemsize) for one in subjects.both)
     free = free_memory(subjects.device)
     memory = fitting_memory(options, free)
     check_fits(grid, (first, second), free, shared=subjects.shares_weights)
     running = open_engines(options, subjects, grid)
     report = BenchReport(
-        model_type=str(subjects.original.config_json.get("model_type")),
+        model_type=str(subjects.original.model.config_json.get("model_type")),
         random_weights=subjects.random_weights,
         target_context=grid.target,
         original=_side(subjects.original, first),
@@ -76,7 +76,7 @@ def bench(options: BenchOptions, progress: Progress = ignore_progress) -> BenchR
 def _side(subject: Subject, cost: Costs) -> Side:
     return Side(
         name=subject.name,
-        kv_heads=subject.kv_heads,
+        kv_heads=subject.counted.kv_heads,
         parameters=cost.parameters,
         weights=cost.weights,
         cache_per_token=cost.cache(Filled(1)),
@@ -112,6 +112,7 @@ def _decode(
     sides: tuple[Costs, Costs],
     progress: Progress,
 ) -> Iterator[Decode]:
+    heads = subjects.original.model.query_heads
     for point in grid.points:
         repeats = repeats_heads(running.attention, masked=point[0] == "static", compiled=running.compiled)
         yield time_decode(
@@ -121,7 +122,9 @@ def _decode(
             room=grid.room,
             tokens=options.tokens,
             turns=options.turns,
-            reason=partial(why_not_faster, original=sides[0], repeats=repeats, heads=subjects.original.query_heads),
+            reason=partial(
+                why_not_faster, original=sides[0], repeats=repeats, heads=subjects.original.model.query_heads
+            ),
         )
         progress("decode", 1, len(grid.points))
 

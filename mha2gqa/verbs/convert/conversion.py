@@ -18,22 +18,19 @@ import transformers
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import CalibrationError
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.files.pieces import LayerResult, path_of
-from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.sizes import parse_size
-from mha2gqa.files.source import Source, reference_directory
 from mha2gqa.files.staging import check_output, workspace
 from mha2gqa.methods import LAYER_METHODS
 from mha2gqa.model.devices import float64_device
 from mha2gqa.model.feed import attempt, kind_of, sees_ahead
 from mha2gqa.model.layers import LayerFiles
-from mha2gqa.model.load import context_length, load_model, load_rehosted, load_tokenizer
+from mha2gqa.model.load import context_length, load_original, load_tokenizer
+from mha2gqa.model.original import Original
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.distil import DistilOptions
 from mha2gqa.refine.merge import Merge
 from mha2gqa.refine.replay import model_inputs
-from mha2gqa.targets.kv_heads import convert_targets
 from mha2gqa.targets.plan import Plan
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.convert import automatic
@@ -56,6 +53,10 @@ class Converted:
     divergence: tuple[float, float] | None = None
     """In nats a token on text kept aside, before and after all layers were trained together."""
 
+    def told(self) -> dict[str, Any]:
+        """Return what the outcome keeps of it."""
+        return {"layers": self.reports, "text": self.text, "trials": self.trials, "divergence": self.divergence}
+
 
 def is_layerwise(options: ConvertOptions) -> bool:
     """Return whether heads cannot be merged one quantity at a time.
@@ -77,8 +78,6 @@ def is_layerwise(options: ConvertOptions) -> bool:
 @contextlib.contextmanager
 def converted_layers(
     options: ConvertOptions,
-    source: Source,
-    checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
     tell: Tell,
@@ -88,8 +87,6 @@ def converted_layers(
 
     Args:
         options: What was asked for.
-        source: The original.
-        checkpoint: Its files.
         plan: The conversion without changed layers.
         output: The directory that will be created at last.
         tell: Told of each finished layer.
@@ -98,21 +95,21 @@ def converted_layers(
     Raises:
         Mha2GqaError: Text or a tokenizer is missing, the output cannot be written, or the family forbids a step.
     """
-    empty = LayerFiles(checkpoint, output)
-    layerwise = _layerwise(options, empty, tell, progress)
+    original = plan.original
+    layerwise = _layerwise(options, plan, output, tell, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
     wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
     if plan.changed:
-        _check_possible(options, source, layerwise, wants_text=wants_text)
+        _check_possible(options, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
         yield Converted(layers=layerwise.planned() if plan.changed else [])
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
-    check_output(output, source.directory, plan.size + scratch, force=options.force)
-    known = _Text.find(options, source, checkpoint) if wants_text else None
+    check_output(output, original.directory, plan.size + scratch, force=options.force)
+    known = _Text.find(options, original) if wants_text else None
     keep = options.refine is not None or options.method == AUTO
-    with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
-        layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
+    with workspace(output, _fingerprint(options, original), keep=keep) as directory:
+        layerwise = layerwise.at(directory)
         trials: list[automatic.Trial] = []
         if known is None:
             layerwise.from_weights()
@@ -150,14 +147,13 @@ class _Text:
     blocks: Blocks
 
     @classmethod
-    def find(cls, options: ConvertOptions, source: Source, checkpoint: Checkpoint) -> "_Text":
-        tokenizer = load_tokenizer(source.directory)
-        place = {"dtype": options.dtype, "device": options.device}
-        model = load_rehosted(checkpoint, **place) if checkpoint.rehosted else load_model(source.directory, **place)
+    def find(cls, options: ConvertOptions, original: Original) -> "_Text":
+        tokenizer = load_tokenizer(original.directory)
+        model = load_original(original, dtype=options.dtype, device=options.device)
         _check_runs(model, options)
         blocks = find_blocks(
             options.data,
-            source=source,
+            source=original.source,
             tokenizer=tokenizer,
             model=lambda: model,
             context=context_length(model.config, options.context),
@@ -170,10 +166,10 @@ class _Text:
         return cls(model.requires_grad_(requires_grad=False), blocks)
 
 
-def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwise, *, wants_text: bool) -> None:
+def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text: bool) -> None:
     """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
-    model = blueprint(layerwise.files.checkpoint.config).model
-    kind = model.config.model_type
+    original = layerwise.files.original
+    model, kind = original.architecture.outline, original.architecture.model_type
     if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(
             f"The KV heads of this {kind!r} model cannot change places, so --grouping similar can choose nothing",
@@ -189,7 +185,7 @@ def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwis
         )
     if model.main_input_name != "input_ids":
         raise _needs_more(kind, f"reads {model.main_input_name}")
-    if not options.data and source.directory != reference_directory():
+    if not options.data and not original.source.is_reference:
         what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
         raise CalibrationError(
             f"{what} needs calibration text, and none was given",
@@ -224,24 +220,28 @@ def _needs_more(kind: str, why: str) -> CalibrationError:
     )
 
 
-def _layerwise(options: ConvertOptions, files: LayerFiles, tell: Tell, progress: Progress) -> Layerwise:
+def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, tell: Tell, progress: Progress) -> Layerwise:
     method = "aligned" if options.method == AUTO else options.method
-    merge = Merge(method=method, grouping=options.grouping, seed=options.seed)
-    targets = convert_targets(files.checkpoint.config, options.groups)
-    device = float64_device(options.device)
-    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress, device=device)
+    return Layerwise(
+        files=LayerFiles(plan.original, directory),
+        plan=plan,
+        merge=Merge(method=method, grouping=options.grouping, seed=options.seed),
+        tell=tell,
+        progress=progress,
+        device=float64_device(options.device),
+    )
 
 
 def _training(options: ConvertOptions) -> DistilOptions:
     return DistilOptions(steps=options.steps, seed=options.seed)
 
 
-def _fingerprint(options: ConvertOptions, checkpoint: Checkpoint) -> str:
+def _fingerprint(options: ConvertOptions, original: Original) -> str:
     """Return what intermediate results depend on: options, the files of the source and of the text, versions."""
     ignored = ("output", "max_shard_size", "force", "dry_run", "activation_memory", "max_ppl_increase")
     asked = {name: value for name, value in asdict(options).items() if name not in ignored}
-    paths = {str(path_of(info.file)) for info in checkpoint.tensors} | {*filter(os.path.isfile, options.data)}
+    paths = {str(path_of(info.file)) for info in original.tensors} | {*filter(os.path.isfile, options.data)}
     files = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in sorted(paths)]
     versions = [version("mha2gqa"), torch.__version__, transformers.__version__]
-    content = [asked, files, checkpoint.config, versions]
+    content = [asked, files, original.config_json, versions]
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()

@@ -9,15 +9,13 @@ keys and values.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import Count, rewrite
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.files.pieces import LayerResult
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.model.layers import LayerFiles
@@ -29,6 +27,7 @@ from mha2gqa.refine.prior import Prior, norm_gains, norm_name
 from mha2gqa.refine.refine import LayerReport, Refinement, Refiner, keep_aside
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
+from mha2gqa.targets.plan import Plan
 
 Tell: TypeAlias = Callable[[LayerReport, int, int], object]
 """Told of each finished layer, its number, and how many there are."""
@@ -48,7 +47,7 @@ class Layerwise:
     """The layers of one conversion, and where their files go."""
 
     files: LayerFiles
-    targets: list[tuple[Count, int]]
+    plan: Plan
     merge: Merge
     tell: Tell
     progress: Progress
@@ -58,9 +57,7 @@ class Layerwise:
     @cached_property
     def layers(self) -> list[AttentionLayer]:
         """The layers that change, first to last."""
-        config = self.files.checkpoint.config
-        layers = attention_layers(config, blueprint(config), self.targets)
-        return [layer for layer in layers if self.files.is_complete(layer)]
+        return [layer for layer in self.plan.aim.layers() if self.files.is_complete(layer)]
 
     def unseen(self, blocks_NT: torch.Tensor) -> str:
         """Return what the report has to say where text is too short to reach every direction of a layer's inputs."""
@@ -131,6 +128,10 @@ class Layerwise:
         """Return the same conversion with its files in a directory of its own below this one's."""
         directory = self.files.directory / name
         directory.mkdir(exist_ok=True)
+        return self.at(directory)
+
+    def at(self, directory: Path) -> "Layerwise":
+        """Return the same conversion with its files in another directory."""
         return replace(self, files=replace(self.files, directory=directory))
 
     def _file_dtypes(self, layer: AttentionLayer) -> Iterator[tuple[str, torch.dtype]]:
@@ -145,7 +146,7 @@ class Layerwise:
         return student
 
     def _empty_student(self, original: PreTrainedModel) -> PreTrainedModel:
-        return build_student(original, rewrite(self.files.checkpoint.config, self.targets), self.layers)
+        return build_student(original, self.plan.result.config, self.layers)
 
     def _prior(self, width: int) -> Prior:
         embedding = self.files.read_embedding()
@@ -157,7 +158,7 @@ class Layerwise:
         queries, keys = (tensors[f"{name}.weight"].shape[1] for name in layer.projections)
         if layer.is_cross or {queries, keys} != {width}:
             return None
-        model = blueprint(self.files.checkpoint.config).model
+        model = self.files.original.architecture.outline
         norm = norm_name(model, layer.module)
         gains = None if norm is None else norm_gains(model.get_submodule(norm), self.files.read_module(norm), width)
         return prior.statistics(gains, has_bias=layer.has_bias)

@@ -1,16 +1,14 @@
-"""`mha2gqa convert`: fewer KV heads."""
+"""`mha2gqa convert`: a checkpoint that keeps less KV cache."""
 
 import contextlib
 from pathlib import Path
 
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.source import find_source
 from mha2gqa.files.threads import Progress, ignore_progress
-from mha2gqa.hosts import rehost
-from mha2gqa.targets.kv_heads import Wanted, fewest
-from mha2gqa.targets.output import Request, carry_out
-from mha2gqa.targets.plan import plan_convert
-from mha2gqa.targets.report import ChangeReport
+from mha2gqa.model.original import Original
+from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.record.outcome import Outcome
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.conversion import Converted, converted_layers, is_layerwise
 from mha2gqa.verbs.convert.layerwise import Progress as Stages
 from mha2gqa.verbs.convert.layerwise import Tell
@@ -23,7 +21,7 @@ def convert(
     *,
     stages: Stages = lambda stage, size, total: None,
     tell: Tell = lambda layer, number, total: None,
-) -> ChangeReport:
+) -> Outcome:
     """Convert a checkpoint to fewer KV heads.
 
     Args:
@@ -38,35 +36,21 @@ def convert(
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
-    source = find_source(options.model)
-    checkpoint = rehost(read_checkpoint(source.directory), fewest(options.groups))
-    plan = plan_convert(checkpoint, options.groups)
-    output = options.output or Path(f"{source.name}-{_suffix(options.groups)}")
+    original, target = Original.find(options.model), KvHeads(options.groups)
+    plan = make_plan(target.host(original), target)
+    output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
         made = Converted()
         if is_layerwise(options):
-            layers = converted_layers(options, source, checkpoint, plan, output, tell, stages)
-            made = stack.enter_context(layers)
-            plan = plan_convert(checkpoint, options.groups, made.layers)
+            made = stack.enter_context(converted_layers(options, plan, output, tell, stages))
         request = Request(
             command="convert",
+            target=target,
             options=options.recorded(),
             output=output,
-            method=options.method,
-            seed=options.seed,
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            layers=made.reports,
-            text=made.text,
-            trials=made.trials,
-            divergence=made.divergence,
+            told=made.told(),
         )
-        return carry_out(plan, source, checkpoint, request, progress)
-
-
-def _suffix(groups: Wanted) -> str:
-    """Return what the name of the output ends in: `gqa4`, `mqa`, `decoder8-cross4`."""
-    if isinstance(groups, int):
-        return "mqa" if groups == 1 else f"gqa{groups}"
-    return "-".join(f"{part}{number}" for part, number in groups.items())
+        return carry_out(plan.with_layers(made.layers), request, progress)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mha2gqa.files.threads import Progress, ignore_progress
-from mha2gqa.targets.report import ChangeReport
+from mha2gqa.record.outcome import Outcome
 from mha2gqa.texts.perplexity import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
 from mha2gqa.verbs.convert.run import convert
@@ -72,7 +72,7 @@ def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) 
             options = ConvertOptions(
                 groups=groups, method=method, refine=refine, tokens=CALIBRATION, output=output, force=True
             )
-            report: ChangeReport = convert(options, progress)
+            report: Outcome = convert(options, progress)
             yield DemoRow(output.name, groups, name, report.cache_after, held_out_loss(output, tokens))
 
 

@@ -6,18 +6,18 @@ from typing import Any
 
 from mha2gqa.errors import FamilyError, Mha2GqaError
 from mha2gqa.families.anatomy import anatomy
-from mha2gqa.families.blueprint import Blueprint, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
-from mha2gqa.families.counts import Count, decoders, find_counts
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.families.counts import Count
 from mha2gqa.files.pieces import DTYPES
-from mha2gqa.files.reader import has_weights, read_checkpoint, read_json
-from mha2gqa.files.source import Source, find_source, remote_weight_shapes
+from mha2gqa.files.source import remote_weight_shapes
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.heads.grouping import divisors
-from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
+from mha2gqa.hosts import counted, has_hosts, host_config, hosts_by_groups
 from mha2gqa.hosts.host import Host
-from mha2gqa.targets.kv_heads import possible_groups
-from mha2gqa.targets.plan import no_effect, plan_convert
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.original import Original
+from mha2gqa.targets.kv_heads import KvHeads, possible_groups
+from mha2gqa.targets.plan import make_plan, no_effect
 from mha2gqa.verbs.inspect.options import InspectOptions
 
 CONTEXTS = (4096, 32768, 131072)
@@ -79,36 +79,33 @@ def inspect(options: InspectOptions) -> InspectReport:
     Raises:
         Mha2GqaError: The model cannot be found, or its config cannot be read.
     """
-    source = find_source(options.model, small=True)
-    config = read_json(source.directory / "config.json")
-    own, hosts = blueprint(config), hosts_by_groups(config)
-    target = config_with_heads(config)
-    plan = blueprint(target)
-    counts, refusal = _counts(target, plan, source)
-    cached = cache_layers(target, plan, counts)
+    original = Original.sketch(options.model)
+    own, hosts = original.architecture, hosts_by_groups(original.architecture)
+    model = counted(own)
+    counts, refusal = _counts(original, model)
+    cached = model.cached if counts or model.is_latent else []
     if not refusal and not cached:
-        refusal = str(no_effect(plan.config.model_type))
-    parameters = anatomy(own, [] if hosts else cached)
-    decoder = decoders(plan)[0]
-    dtype = _dtype(config, source)
+        refusal = str(no_effect(model.model_type))
+    parameters = anatomy(own.blueprint, [] if hosts else cached)
+    dtype = _dtype(original)
     main = [count for count in counts if count.part != "encoder"]
     groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
     widths = {layer.width for layer in cached}
     return InspectReport(
-        source=source.hub_id or str(source.directory),
-        model_type=own.config.model_type,
-        architecture=type(own.model).__name__,
+        source=original.name,
+        model_type=own.model_type,
+        architecture=type(own.outline).__name__,
         dtype=dtype,
         layers=sum(layer.kept and not layer.cross for layer in cached),
         cross_layers=sum(layer.cross for layer in cached),
-        query_heads=decoder.query_heads,
+        query_heads=model.query_heads,
         kv_heads=max((count.heads for count in main), default=0),
         head_width=widths.pop() // 2 if len(widths) == 1 and counts else None,
-        latent=decoder.family.latent,
+        latent=model.decoders[0].family.latent,
         parameters=parameters.total,
         parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
         layer_kinds=_kinds(parameters.layers),
-        rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]]
+        rows=[_row(one, cached, model.query_heads, dtype) for one in groups or [0]]
         if any(layer.kept for layer in cached)
         else [],
         verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads{_as(hosts)}.",
@@ -117,21 +114,22 @@ def inspect(options: InspectOptions) -> InspectReport:
     )
 
 
-def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[list[Count], str]:
+def _counts(original: Original, model: Architecture) -> tuple[list[Count], str]:
     """Return the numbers of KV heads, and why convert would refuse (empty when it would not)."""
     try:
-        if has_hosts(config):
-            host_config(config, 1)  # none can express this model: the refusal says why
-        counts = find_counts(config, plan)
+        if has_hosts(model):
+            host_config(model, 1)  # none can express this model: the refusal says why
+        counts = model.counts
     except FamilyError as refusal:
         return [], str(refusal)
     possible = possible_groups([count for count in counts if count.part != "encoder"])
     if len(possible) < 2:
         return counts, "There is one KV head, which is the least (MQA)."
     try:
-        refuse_quantised(config)
-        if has_weights(source.directory):
-            plan_convert(rehost(read_checkpoint(source.directory), possible[0]), possible[0])
+        refuse_quantised(original.config_json)
+        if original.tensors:
+            target = KvHeads(possible[0])
+            make_plan(target.host(original), target)
     except Mha2GqaError as refusal:
         return counts, str(refusal)
     return counts, ""
@@ -154,17 +152,16 @@ def _as(hosts: dict[int, Host]) -> str:
     return f". Its own class knows only multi-head attention, so the result is {' and '.join(results)}" * bool(results)
 
 
-def _dtype(config: dict[str, Any], source: Source) -> str:
+def _dtype(original: Original) -> str:
     """Return the dtype of most of the weights, else what the config says."""
+    if original.dtype is not None:
+        return original.dtype
     sizes: Counter[str] = Counter()
-    if has_weights(source.directory):
-        for info in read_checkpoint(source.directory).tensors:
-            sizes[info.dtype] += info.size
-    elif source.hub_id:
-        for dtype, shape in (remote_weight_shapes(source) or {}).values():
-            sizes[dtype] += max(1, sum(shape))
+    for dtype, shape in (remote_weight_shapes(original.source) or {}).values():
+        sizes[dtype] += max(1, sum(shape))
     if sizes:
         return sizes.most_common(1)[0][0]
+    config = original.config_json
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     named = config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("dtype") or "float32"
     return next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{named}"), "F32")

@@ -14,11 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import SweepError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.files.source import Source
 from mha2gqa.model.devices import placement
 from mha2gqa.model.feed import Body, attempt, kind_of, sees_ahead
 from mha2gqa.model.load import load_unchecked
+from mha2gqa.model.original import Original
 from mha2gqa.verbs.sweep.outcome import Measured
 from mha2gqa.verbs.verify.differences import Text
 from mha2gqa.verbs.verify.layers import LayerErrors
@@ -26,13 +25,12 @@ from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outputs_level import Progress, batches, describe_text, find_text, read_both
 
 
-def check_kind(config_json: ConfigJson) -> None:
+def check_kind(model: PreTrainedModel) -> None:
     """Refuse, by its class, a model that has no loss on text.
 
     Raises:
         SweepError: It is a masked language model, or an encoder with the head of a causal one.
     """
-    model = blueprint(config_json).model
     if kind_of(model) == "masked" or sees_ahead(model):
         why = "predicts masked tokens" if kind_of(model) == "masked" else "sees the tokens that it predicts"
         raise SweepError(
@@ -46,8 +44,7 @@ class Yardstick:
     """The original, and the tokens that every candidate is measured on.
 
     Args:
-        source: The original.
-        config_json: Its config.
+        original: The original.
         options: Which text and how much of it, the dtype, the device and the seed.
 
     Raises:
@@ -56,10 +53,10 @@ class Yardstick:
         SweepError: The model does not run on tokens alone.
     """
 
-    def __init__(self, source: Source, config_json: ConfigJson, options: VerifyOptions) -> None:
+    def __init__(self, original: Original, options: VerifyOptions) -> None:
+        source, config = original.source, original.architecture.config
         self._place = placement(source.directory, dtype=options.dtype, device=options.device, models=2)
         self._source, self._options = source, options
-        config = blueprint(config_json).config
         found = find_text(source, config, lambda: self.original, options)
         self._blocks, self._ids_NT = found.blocks, found.blocks.tokens_NT
         body = attempt(lambda: self._body(self.original))
@@ -101,7 +98,7 @@ class Yardstick:
             progress: Told of every batch.
         """
         cut = batches(self._ids_NT, self._options.batch_size)
-        sums = read_both(self._original_body, self._body(model), LayerErrors([]), cut, progress)
+        sums = read_both(self._original_body, self._body(model), LayerErrors({}), cut, progress)
         loss = sums.loss(self._options.seed)
         if loss is None:
             raise AssertionError("masked models were refused")

@@ -15,14 +15,16 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
-from mha2gqa.files.reader import Checkpoint, read_checkpoint
-from mha2gqa.files.source import Source, find_source
 from mha2gqa.files.staging import workspace
-from mha2gqa.hosts import rehost
-from mha2gqa.model.load import attention_modules, load_rehosted
-from mha2gqa.targets.output import Request, carry_out
-from mha2gqa.targets.plan import plan_restore
-from mha2gqa.targets.report import ChangeReport
+from mha2gqa.files.threads import ignore_progress
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.load import load_original
+from mha2gqa.model.original import Original
+from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.record.outcome import Outcome
+from mha2gqa.targets.expand import Restore
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
@@ -31,7 +33,7 @@ from mha2gqa.verbs.sweep.texts import Texts, find_texts
 from mha2gqa.verbs.sweep.ways import Way, command_line, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
 
-Convert = Callable[..., ChangeReport]
+Convert = Callable[..., Outcome]
 """`convert` of the commands: options, progress of writing, `stages` of everything else."""
 
 
@@ -53,13 +55,12 @@ class Run:
     def __init__(
         self,
         options: SweepOptions,
-        source: Source,
-        checkpoint: Checkpoint,
+        original: Original,
         output: Path,
         convert: Convert,
         watch: Watch,
     ) -> None:
-        self._options, self._source, self._checkpoint = options, source, checkpoint
+        self._options, self._source, self._original = options, original.source, original
         self._output, self._convert_command, self._watch = output, convert, watch
 
     def go(self, ways: Sequence[Way], results: Sweep) -> Sweep:
@@ -149,9 +150,9 @@ class Run:
             device=options.device,
             seed=texts.seed,
         )
-        return Yardstick(self._source, self._checkpoint.config, asked)
+        return Yardstick(self._original, asked)
 
-    def _convert(self, way: Way, work: Path) -> tuple[Path, ChangeReport, str]:
+    def _convert(self, way: Way, work: Path) -> tuple[Path, Outcome, str]:
         """Convert in one way; return where to, the report, and the command line that does the same."""
         output = work / way.name(self._source.name)
         asked = convert_options(way, self._options, self._texts.calibration, self._texts.column, output)
@@ -187,12 +188,12 @@ class Run:
         """Convert in one way, and measure the original with each attention module of the result alone."""
         output, _, _ = self._convert(way, work)
         expanded = work / f"{output.name}-restored"
-        same_class = rehost(self._checkpoint, way.groups)
-        restore(output, same_class, expanded)
+        same_class = KvHeads(way.groups).host(self._original)
+        restore(output, same_class.architecture, expanded)
         model, original = self._yardstick.load(expanded), self._yardstick.original
-        if same_class.rehosted:
-            original = load_rehosted(same_class, dtype=self._options.dtype, device=self._options.device)
-        modules = attention_modules(same_class.config)
+        if not same_class.origin.is_own:
+            original = load_original(same_class, dtype=self._options.dtype, device=self._options.device)
+        modules = same_class.architecture.attention_modules
         advance = partial(self._watch.stage, "evaluation of single layers")
         measured = single_layers(
             self._yardstick, original, model, modules, lambda size, total: advance(size, total * len(modules))
@@ -206,18 +207,9 @@ class Run:
         return points
 
 
-def restore(converted: Path, original: Checkpoint, output: Path) -> None:
+def restore(converted: Path, original: Architecture, output: Path) -> None:
     """Write a converted checkpoint with its KV heads repeated, in the shapes of its original; its outputs stay."""
-    checkpoint = read_checkpoint(converted)
-    request = Request(
-        command="expand",
-        options={},
-        output=output,
-        method="first",
-        seed=0,
-        max_shard_size=None,
-        force=True,
-        dry_run=False,
-    )
-    plan = plan_restore(checkpoint, original.config)
-    carry_out(plan, find_source(str(converted)), checkpoint, request, lambda size, total: None)
+    target = Restore(like=original)
+    plan = make_plan(Original.at(converted), target)
+    request = Request(command="expand", target=target, options={}, output=output, force=True)
+    carry_out(plan, request, ignore_progress)

@@ -8,12 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mha2gqa.errors import SweepError
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.hosts import hosts_by_groups
 from mha2gqa.methods import LAYER_METHODS, METHODS
+from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
@@ -37,7 +35,7 @@ class Way:
         return "-".join(filter(None, (model, heads, self.method, self.refine)))
 
 
-def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
+def all_ways(options: SweepOptions, original: Original) -> list[Way]:
     """Return what is to be tried, group by group.
 
     Raises:
@@ -51,7 +49,7 @@ def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
             expected=f"some of {', '.join(METHODS)}",
             remedy="What --method auto tries is what a sweep compares" if unknown[0] == "auto" else "",
         )
-    groups = options.groups or _default_groups(checkpoint)
+    groups = options.groups or _default_groups(original)
     ways = [
         Way(groups=count, method=method, refine=refine)
         for count in groups
@@ -69,11 +67,10 @@ def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
     return list(dict.fromkeys(ways))
 
 
-def _default_groups(checkpoint: Checkpoint) -> list[int]:
-    refuse_quantised(checkpoint.config)
-    possible = [*hosts_by_groups(checkpoint.config)]
-    if not possible:
-        possible = possible_groups(find_counts(checkpoint.config, blueprint(checkpoint.config)))
+def _default_groups(original: Original) -> list[int]:
+    refuse_quantised(original.config_json)
+    model = original.architecture
+    possible = [*hosts_by_groups(model)] or possible_groups(model.counts)
     return possible[-2::-1]
 
 

@@ -18,7 +18,6 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from mha2gqa.errors import TextError
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.texts.find import SELF
 from mha2gqa.texts.pairs import Pair, read_pairs
@@ -202,15 +201,15 @@ def pairs(subject: Subject, options: UptrainOptions) -> Pairs:
     Raises:
         TextError: There is no tokenizer, or sources or targets are longer than the model reads.
     """
-    plan = blueprint(subject.checkpoint.config)
-    most = context_length(plan.config, None)
+    model = subject.converted.architecture
+    most = context_length(model.config, None)
     return Pairs(
         options=options,
         tokenizer=load_tokenizer(subject.directory),
-        source_tokens=context_length(plan.config, options.context or min(SOURCE_TOKENS, most)),
+        source_tokens=context_length(model.config, options.context or min(SOURCE_TOKENS, most)),
         target_tokens=context_length(
-            plan.config, options.target_context or min(TARGET_TOKENS, most), "--target-context"
+            model.config, options.target_context or min(TARGET_TOKENS, most), "--target-context"
         ),
-        vocabulary=plan.config.get_text_config(decoder=True).vocab_size,
-        outline=plan.model,
+        vocabulary=model.vocabulary,
+        outline=model.outline,
     )

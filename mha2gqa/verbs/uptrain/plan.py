@@ -77,18 +77,19 @@ class Job:
             TrainingError: Nothing trains, or the model has no next token to predict.
             CheckpointError: A checkpoint does not load.
         """
-        record, options = self.subject.written.record, self.options
+        subject, options = self.subject, self.options
         model = load_model(self.subject.directory, dtype="float32", device="cpu")
         self.task = self.task.fitted(model)
-        config, changes = self.subject.checkpoint.config, record.config_changes
-        self.student = select_parameters(model, config, changes, options.train, options.lora_rank)
+        changes = subject.record.conversion.config_changes
+        self.student = select_parameters(
+            model, subject.converted.architecture, changes, options.train, options.lora_rank
+        )
         self.parameters = count_parameters(self.student)
-        if self.subject.original is not None:
-            self.original = load_model(self.subject.original.directory, dtype=self._original_dtype, device="cpu")
-        size = sum(info.size for info in self.subject.checkpoint.tensors)
+        if subject.original is not None:
+            self.original = load_model(subject.original.directory, dtype=self._original_dtype, device="cpu")
+        size = subject.converted.size
         saved = self.parameters["trained"] * _ADAM + self.parameters["all"] * 4
-        origin = self.subject.directory
-        check_output(self.output, origin, size + _CHECKPOINTS * saved, force=self.options.force)
+        check_output(self.output, subject.directory, size + _CHECKPOINTS * saved, force=self.options.force)
 
     @property
     def _original_dtype(self) -> str:
@@ -107,7 +108,7 @@ class Job:
             original=self._original_name,
             output=self.output,
             written=False,
-            model_type=self.subject.written.record.model_type,
+            model_type=self.subject.record.conversion.model_type,
             train=self.options.train,
             objective=self.goal.objective,
             parameters=self.parameters,
@@ -142,9 +143,9 @@ def plan_job(options: UptrainOptions) -> Job:
     task: Task = (pairs if subject.learns_from_pairs else running_text)(subject, options)
     task.check()
     output = options.output or Path(f"{subject.name}-uptrained")
-    check_output(output, subject.directory, sum(info.size for info in subject.checkpoint.tensors), force=options.force)
+    check_output(output, subject.directory, subject.converted.size, force=options.force)
     check_workspace(output, resume=options.resume, force=options.force)
-    was_trained = subject.written.record.was_trained
+    was_trained = subject.record.conversion.was_trained
     arguments = build_arguments(options, task.row_tokens, workspace_of(output), was_trained=was_trained)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     original = None if subject.original is None else subject.original.directory

@@ -119,9 +119,10 @@ def merged_recipe(options: UptrainOptions, arguments: TrainingArguments) -> dict
     return content
 
 
-def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
-    """Write a recipe as YAML."""
-    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe as YAML."""
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _defaults(options: UptrainOptions, context: int, *, was_trained: bool) -> dict[str, Any]:

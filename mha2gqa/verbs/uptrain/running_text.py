@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.documents import read_documents
@@ -129,12 +128,12 @@ def running_text(subject: Subject, options: UptrainOptions) -> RunningText:
     Raises:
         TextError: There is no tokenizer, or the context is longer than the model reads.
     """
-    config = blueprint(subject.checkpoint.config).config
+    model = subject.converted.architecture
     return RunningText(
         options=options,
         of_reference=subject.of_reference,
         has_original=subject.original is not None,
         tokenizer=load_tokenizer(subject.directory),
-        row_tokens=context_length(config, options.context),
-        vocabulary=config.get_text_config(decoder=True).vocab_size,
+        row_tokens=context_length(model.config, options.context),
+        vocabulary=model.vocabulary,
     )

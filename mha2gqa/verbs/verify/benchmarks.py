@@ -19,7 +19,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import BenchmarkError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.model.feed import kind_of, sees_ahead
 from mha2gqa.verbs.verify.outcome import Benchmark
 
@@ -42,19 +41,18 @@ class Suite:
     """The harness's `TaskManager`, which knows them."""
 
 
-def find_tasks(names: Sequence[str], path: Path | None, config: ConfigJson) -> Suite:
+def find_tasks(names: Sequence[str], path: Path | None, model: PreTrainedModel) -> Suite:
     """Find tasks by their names, and load their data.
 
     Args:
         names: Tasks, groups or tags of lm-evaluation-harness; `*` stands for anything.
         path: A directory of further task definitions (YAML); they win over the harness's own.
-        config: The config.json of the original.
+        model: The original, without weights.
 
     Raises:
         BenchmarkError: The harness is not installed or does not run such models, a task is unknown, its data cannot be
             had, or it would run code.
     """
-    model = blueprint(config).model
     if kind_of(model) in ("masked", "embedding") or sees_ahead(model):
         name = type(model).__name__
         raise BenchmarkError(

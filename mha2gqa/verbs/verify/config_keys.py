@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mha2gqa.files.reader import RECORD, Checkpoint
+from mha2gqa.record.pair import Pair
 from mha2gqa.targets.plan import Plan
 from mha2gqa.verbs.verify.levels import Finding
-from mha2gqa.verbs.verify.pair import Pair
 
 _ABSENT = object()
 
@@ -20,11 +20,11 @@ def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Ite
         converted: The converted checkpoint.
         plan: The conversion, planned again; None where it cannot be.
     """
-    recorded = {tuple(change["path"]): change["after"] for change in pair.written.record.config_changes}
+    recorded = {tuple(change["path"]): change["after"] for change in pair.conversion.config_changes}
     if plan is not None and recorded != {change.path: change.after for change in plan.config_changes}:
         problem = "lists other changes of config.json than this conversion makes"
         yield Finding(level="file", guilty=RECORD, problem=problem)
-    expected = copy.deepcopy(pair.checkpoint.config)
+    expected = copy.deepcopy(pair.original.config_json)
     for path, value in recorded.items():
         holder = expected
         for key in path[:-1]:

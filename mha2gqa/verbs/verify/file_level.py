@@ -6,25 +6,23 @@ the recorded keys alone, the tokenizer and other small files not at all. No mode
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from mha2gqa.errors import CheckpointError, Mha2GqaError
-from mha2gqa.families.blueprint import blueprint, find_spelling
 from mha2gqa.files.pieces import OutputTensor, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import Checkpoint, read_checkpoint, read_safetensors
 from mha2gqa.methods import POOLINGS
-from mha2gqa.targets.plan import Plan, plan_convert, plan_expand
+from mha2gqa.record.pair import Pair, not_the_original
+from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.verify.companions import companion_findings
 from mha2gqa.verbs.verify.config_keys import config_findings
 from mha2gqa.verbs.verify.levels import FileLevel, Finding
-from mha2gqa.verbs.verify.pair import Pair, not_the_original
 from mha2gqa.verbs.verify.tensors import Compared, Expected, compare
 
 Progress = Callable[[int, int], object]
 """Told the number of bytes compared since the last call, and how many there are in all."""
 
-_DATA_FREE = ("mean", "first", "random")
 _RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
 """Options whose results follow from the original alone; any other that was used makes the record the only witness."""
 
@@ -45,7 +43,7 @@ def check_files(pair: Pair, progress: Progress) -> FileLevel:
     plan = _plan(pair)
     findings = [
         *config_findings(pair, converted, plan),
-        *companion_findings(pair.checkpoint, converted),
+        *companion_findings(pair.original, converted),
         *_header_findings(pair, converted, plan),
     ]
     expected = _expected(pair, converted, plan, {finding.guilty for finding in findings})
@@ -53,7 +51,7 @@ def check_files(pair: Pair, progress: Progress) -> FileLevel:
     results = compare(expected, _pool(pair), lambda size: progress(size, total))
     for tensor, result in zip(expected, results, strict=True):
         findings += _tensor_findings(pair, tensor, result)
-    return _result(pair, started, findings, expected, files=len(pair.checkpoint.companions))
+    return _result(pair, started, findings, expected, files=len(pair.original.checkpoint.companions))
 
 
 def _result(
@@ -74,8 +72,7 @@ def _result(
 
 def _is_copy(pair: Pair, tensor: OutputTensor) -> bool:
     """Return whether a tensor is one of the original's, byte for byte, and was not computed for another class."""
-    rehosted = pair.checkpoint.rehosted
-    return tensor.is_copy and (rehosted is None or tensor.name not in rehosted.recomputed)
+    return tensor.is_copy and tensor.name not in pair.original.origin.recomputed
 
 
 def _damaged_file(pair: Pair) -> str:
@@ -90,19 +87,17 @@ def _damaged_file(pair: Pair) -> str:
 
 def _plan(pair: Pair) -> Plan | None:
     """Plan the recorded conversion again; None where its method needs more than the original."""
-    record = pair.written.record
-    if record.uptrain:
+    conversion = pair.conversion
+    if conversion.uptrain or not {name for name, value in conversion.options.items() if value} <= _RECOMPUTABLE:
         return None
-    if not {name for name, value in record.options.items() if value} <= _RECOMPUTABLE:
+    merges = conversion.method is not None
+    if merges and not (conversion.method in POOLINGS and conversion.options.get("grouping") == "contiguous"):
         return None
-    if record.command == "expand":
-        return plan_expand(pair.checkpoint, record.options.get("heads"))
-    is_data_free = record.options.get("method") in _DATA_FREE and record.options.get("grouping") == "contiguous"
-    return plan_convert(pair.checkpoint, record.wanted) if is_data_free else None
+    return make_plan(pair.original, pair.record.target)
 
 
 def _pool(pair: Pair) -> Pool:
-    options = pair.written.record.options
+    options = pair.conversion.options
     method = POOLINGS.get(str(options.get("method")), POOLINGS["first"])
     return Pool(method, int(options.get("seed", 0)))
 
@@ -110,7 +105,7 @@ def _pool(pair: Pair) -> Pool:
 def _header_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:
     """Hold names, dtypes and shapes against the record, the plan and what transformers expects."""
     found = {info.name: info for info in converted.tensors}
-    recorded = pair.written.tensors
+    recorded = pair.record.tensors
     for name in sorted(recorded.keys() - found.keys()):
         yield Finding(level="file", guilty=name, problem="is missing; the record lists it")
     for name in sorted(found.keys() - recorded.keys()):
@@ -127,33 +122,31 @@ def _wanted(pair: Pair, converted: Checkpoint, plan: Plan | None) -> dict[str, t
     """Return the dtype and shape of each tensor: by the plan, else by transformers' class for the new config."""
     if plan is not None:
         return {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
-    dtypes = {info.name: info.dtype for info in pair.checkpoint.tensors}
+    dtypes = {info.name: info.dtype for info in pair.original.tensors}
     try:
-        expected = blueprint(converted.config)
+        shapes = pair.result.spelling({info.name for info in converted.tensors})(pair.result.blueprint)
     except Mha2GqaError:  # a config that transformers rejects is a finding of the config's own
         return {}
-    shapes = find_spelling(expected, {info.name for info in converted.tensors})(expected)
     return {name: (dtypes[name], shape) for name, shape in shapes.items() if name in dtypes}
 
 
 def _expected(pair: Pair, converted: Checkpoint, plan: Plan | None, guilty: set[str]) -> list[Expected]:
-    originals = {info.name: info for info in pair.checkpoint.tensors}
     planned = {tensor.name: tensor for tensor in plan.tensors} if plan else {}
     return [
-        Expected(info, planned.get(info.name) if plan else _copied(info, originals, pair))
+        Expected(info, planned.get(info.name) if plan else _copied(info, pair))
         for info in converted.tensors
         if info.name not in guilty
     ]
 
 
-def _copied(info: TensorInfo, originals: Mapping[str, TensorInfo], pair: Pair) -> OutputTensor | None:
+def _copied(info: TensorInfo, pair: Pair) -> OutputTensor | None:
     """Return the original's tensor when the record says that it was copied."""
-    is_changed = pair.written.tensors[info.name].changed
-    return None if is_changed or info.name not in originals else whole(originals[info.name])
+    found = pair.original.infos.get(info.name)
+    return None if found is None or pair.record.tensors[info.name].changed else whole(found)
 
 
 def _tensor_findings(pair: Pair, tensor: Expected, result: Compared) -> Iterator[Finding]:
-    recorded = pair.written.tensors[result.name].checksum
+    recorded = pair.record.tensors[result.name].checksum
     if result.first is None and result.checksum == recorded:
         return
     is_copy = tensor.made_of is not None and _is_copy(pair, tensor.made_of)
@@ -175,10 +168,10 @@ def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> s
 
 
 def _made_by(pair: Pair, made_of: OutputTensor | None) -> str:
-    record = pair.written.record
+    conversion = pair.conversion
     if made_of is not None and made_of.is_copy:
-        return f"what is computed of the original's for {record.model_type}"
-    made = "the repetition" if record.command == "expand" else f"the result of {record.options.get('method')!r}"
+        return f"what is computed of the original's for {conversion.model_type}"
+    made = "the repetition" if conversion.method is None else f"the result of {conversion.method!r}"
     return f"{made} of the original's heads"
 
 

@@ -9,7 +9,7 @@ its original; who knows what the model is for may ask for more or for less.
 
 from collections.abc import Iterator
 
-from mha2gqa.files.record import Record
+from mha2gqa.record.conversion import Conversion
 from mha2gqa.verbs.verify.differences import Loss
 from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.options import VerifyOptions
@@ -20,11 +20,9 @@ ROUNDING = Limits(max_ppl_increase=0.001, max_kl=0.001, min_top1=0.98, min_cosin
 LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9, min_cosine=0.99)
 
 
-def limits_for(record: Record, options: VerifyOptions) -> Limits:
+def limits_for(conversion: Conversion, options: VerifyOptions) -> Limits:
     """Return the limits: the user's, else those that suit the conversion."""
-    usual = ROUNDING if record.command == "expand" and not record.uptrain else LOSSY
-    same = EXACT if record.rehosted_from is None else ROUNDING
-    base = same if record.source_heads == record.target_heads and not record.uptrain else usual
+    base = {"none": EXACT, "rounding": ROUNDING, "loss": LOSSY}[conversion.effect]
 
     def choose(wanted: float | None, default: float) -> float:
         return default if wanted is None else wanted

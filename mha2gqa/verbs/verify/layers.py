@@ -10,8 +10,7 @@ Legend: B blocks, T tokens, D width.
 import contextlib
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,15 +25,9 @@ _KEPT = 1 << 25
 class LayerErrors:
     """Sums over tokens of the squared differences, by module."""
 
-    def __init__(self, modules: Sequence[str], originals: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Take the names of the attention modules.
-
-        Args:
-            modules: In the module tree of the converted model.
-            originals: Name of the same module in the original's tree, where it is another.
-        """
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        """Take the names of the attention modules: in the converted model's tree -> in the original's."""
         self._modules = modules
-        self._originals = originals
         self._kept: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
         self._squares: dict[str, float] = dict.fromkeys(modules, 0.0)
         self._errors: dict[str, float] = dict.fromkeys(modules, 0.0)
@@ -43,7 +36,7 @@ class LayerErrors:
     def original(self, model: nn.Module) -> Iterator[None]:
         """While the block runs, keep what the attention modules of the original give."""
         self._kept.clear()
-        with self._hooked(model, {name: self._originals.get(name, name) for name in self._modules}, self._keep):
+        with self._hooked(model, self._modules, self._keep):
             yield
 
     @contextlib.contextmanager

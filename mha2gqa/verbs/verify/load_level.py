@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
-from mha2gqa.families.counts import find_counts
-from mha2gqa.files.reader import read_json
+from mha2gqa.families.blueprint import ConfigJson
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Measured, observe
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
 from mha2gqa.verbs.verify.loading import Models
@@ -36,19 +35,19 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
         CheckpointError: The original cannot be loaded.
     """
     started = time.monotonic()
-    before, after = models.pair.checkpoint.config, read_json(models.pair.converted / "config.json")
-    layers = _cache_layers(before)
-    original = models.original
-    ids_BT = _random_tokens(original, before, seed)
+    before, original = models.pair.original.architecture, models.original
+    layers = before.cached
+    ids_BT = _random_tokens(original, before.config_json, seed)
     cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
     seen = observe(original, ids_BT, cached)
     converted = models.converted
     checks, cache = [_strict(models)], None
     if converted is not None:
         now = observe(converted, ids_BT, cached)
-        cache = _cache_use(_cache_layers(after), converted, now, before)
+        after = models.pair.result.cached
+        cache = _cache_use(after, converted, now, before)
         checks += _checks(seen, now, _cache_use(layers, original, seen, before), cache, original.dtype)
-        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, _cache_layers(after))]
+        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
         checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
     return LoadLevel(
         checks=tuple(checks),
@@ -81,18 +80,12 @@ def _token_ids(content: Any, key: str = "") -> Iterator[int]:
         yield content
 
 
-def _cache_layers(config: ConfigJson) -> list[CacheLayer]:
-    plan = blueprint(config)
-    return cache_layers(config, plan, find_counts(config, plan))
-
-
 def _cache_use(
-    layers: list[CacheLayer], model: PreTrainedModel, seen: Behaviour, config: ConfigJson
+    layers: list[CacheLayer], model: PreTrainedModel, seen: Behaviour, original: Architecture
 ) -> CacheUse | None:
     if seen.cache is None or not layers:
         return None
-    text = blueprint(config).config.get_text_config(decoder=True)
-    most = getattr(text, "max_position_embeddings", None) or _LAST_CONTEXT
+    most = getattr(original.text_config, "max_position_embeddings", None) or _LAST_CONTEXT
     contexts = [_FIRST_CONTEXT]
     while contexts[-1] * 2 <= max(most, 4 * _FIRST_CONTEXT):
         contexts.append(contexts[-1] * 2)

@@ -4,11 +4,10 @@ from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.model.devices import placement
 from mha2gqa.model.feed import attempt
 from mha2gqa.model.load import load_unchecked
-from mha2gqa.verbs.verify.pair import Pair
+from mha2gqa.record.pair import Pair
 
 
 class Models:
@@ -21,16 +20,16 @@ class Models:
             DeviceError: The device is not there.
         """
         self.pair = pair
-        self._place = placement(pair.original, dtype=dtype, device=device, models=2)
+        self._place = placement(pair.original.directory, dtype=dtype, device=device, models=2)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
         """Config of the original, without its weights."""
-        return blueprint(self.pair.checkpoint.config).config
+        return self.pair.original.architecture.config
 
     @cached_property
     def _original(self) -> tuple[PreTrainedModel, list[str]]:
-        return load_unchecked(self.pair.original, self._place)
+        return load_unchecked(self.pair.original.directory, self._place)
 
     @cached_property
     def _converted(self) -> tuple[PreTrainedModel, list[str]] | str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from mha2gqa.errors import PairError, TextError
 from mha2gqa.files.source import Source
 from mha2gqa.model.feed import Body, attempt, kind_of
-from mha2gqa.model.load import attention_modules, context_length, load_tokenizer
+from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.verify.continuations import continuations
 from mha2gqa.verbs.verify.differences import Text
@@ -133,10 +133,8 @@ def loaded(models: Models) -> PreTrainedModel:
 
 def layer_errors(models: Models) -> LayerErrors:
     """Return sums, still empty, of the errors of the attention modules that both models have."""
-    rehosted = models.pair.checkpoint.rehosted
-    originals = rehosted.modules if rehosted else {}
-    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
-    return LayerErrors(modules, originals)
+    original = models.pair.original
+    return LayerErrors(original.origin.compared(original.architecture.attention_modules))
 
 
 def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.figures import Plot
 from mha2gqa.pages.page import render
+from mha2gqa.record.conversion import Conversion
 from mha2gqa.verbs.verify import figures as verify_figures
 from mha2gqa.verbs.verify.differences import Continuation
 from mha2gqa.verbs.verify.levels import EmbeddingsLevel, OutputsLevel
-from mha2gqa.verbs.verify.outcome import Benchmark, Conversion, Verification
+from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 from mha2gqa.verbs.verify.rows import agreement_rows, loss_rows, share, signed
 
 _SIGNS = {"identical": ("=", "good"), "within limits": ("✓", "good"), "different": ("✗", "bad")}
@@ -36,7 +37,7 @@ def verify_page(report: Verification) -> str:
     return render(
         "verify.html",
         report=report,
-        name=PurePath(report.conversion.converted).name or report.conversion.converted,
+        name=PurePath(report.converted).name or report.converted,
         verdict=_verdict(report),
         reasons=[
             reason[:1].upper() + reason[1:]
@@ -44,7 +45,7 @@ def verify_page(report: Verification) -> str:
         ],
         tiles=list(_tiles(report)),
         levels=list(_levels(report)),
-        facts=list(_facts(report.conversion)),
+        facts=list(_facts(report)),
         refined=_refined(report.conversion),
         text=_text(compared) if compared else "",
         losses=list(loss_rows(outputs, report.limits)) if outputs else [],
@@ -52,7 +53,7 @@ def verify_page(report: Verification) -> str:
         plots=list(_plots(report)),
         continuations=[_continuation(one) for one in outputs.continuations] if outputs else [],
         benchmarks=[_benchmark(one) for one in report.benchmarks],
-        versions=_listed(report.conversion.versions),
+        versions=_listed(report.versions),
         version=version("mha2gqa"),
         **_maps(report),
     )
@@ -94,12 +95,14 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
         yield {"name": name, "passed": passed, "seconds": seconds, "scope": scopes[name.lower()] if level else ""}
 
 
-def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
-    yield "original", conversion.original
-    yield "converted", conversion.converted
+def _facts(report: Verification) -> Iterator[tuple[str, str]]:
+    conversion = report.conversion
+    yield "original", report.original
+    yield "converted", report.converted
     written = f" (the original is {conversion.rehosted_from})" if conversion.rehosted_from else ""
     yield "family", f"{conversion.model_type}{written}"
-    yield "KV heads", f"{conversion.heads_before} → {conversion.heads_after}"
+    for fact in conversion.change.facts:
+        yield fact.label, f"{fact.before} → {fact.after}"
     if conversion.way:
         yield "method", conversion.way
     options = {name: value for name, value in conversion.options.items() if name not in ("groups", "method")}
@@ -107,16 +110,16 @@ def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
         yield "options", _listed(options)
     if conversion.text:
         yield "calibration text", conversion.text
-    for one in conversion.uptrained:
+    for one in conversion.trainings:
         yield "uptrained", one
 
 
 def _refined(conversion: Conversion) -> dict[str, Any]:
     """Return what the steps of a refinement left of each layer's error, as a table; empty where there was none."""
-    steps = list(dict.fromkeys(step for errors in conversion.errors.values() for step in errors))
+    steps = list(dict.fromkeys(step for errors in conversion.layer_errors.values() for step in errors))
     rows = [
         {"module": module, "errors": [f"{errors[step]:.3g}" if step in errors else "" for step in steps]}
-        for module, errors in conversion.errors.items()
+        for module, errors in conversion.layer_errors.items()
     ]
     return {"steps": steps, "rows": rows} if rows else {}
 

@@ -10,6 +10,7 @@ from functools import partial
 from mha2gqa.model.feed import kind_of
 from mha2gqa.model.load import load_tokenizer
 from mha2gqa.pages.page import check_place, write_page
+from mha2gqa.record.pair import Pair, find_pair
 from mha2gqa.verbs.verify.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.verbs.verify.card import check_card, write_numbers
 from mha2gqa.verbs.verify.embeddings_level import compare_embeddings
@@ -20,7 +21,6 @@ from mha2gqa.verbs.verify.loading import Models
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 from mha2gqa.verbs.verify.outputs_level import compare_outputs, find_text
-from mha2gqa.verbs.verify.pair import Pair, describe, find_pair
 from mha2gqa.verbs.verify.similarity import head_similarity
 
 Progress = Callable[[str, int, int], object]
@@ -46,12 +46,12 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
     """
     pair = find_pair(options.converted, options.against)
     _check_places(options, pair)
-    suite = find_tasks(options.tasks, options.task_path, pair.checkpoint.config) if options.tasks else None
+    suite = find_tasks(options.tasks, options.task_path, pair.original.architecture.outline) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)
-    limits = limits_for(pair.written.record, options)
+    limits = limits_for(pair.conversion, options)
     text = None
     if "outputs" in options.levels:
-        text = find_text(pair.source, models.config, lambda: models.original, options)
+        text = find_text(pair.original.source, models.config, lambda: models.original, options)
     file = check_files(pair, partial(progress, "files")) if "file" in options.levels else None
     readable = file is None or file.readable
     load = check_loading(models, options.seed) if "load" in options.levels and readable else None
@@ -67,7 +67,10 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
     if suite is not None and not benchmarks:
         reasons = (*reasons, "The benchmarks were not run: the converted checkpoint does not load.")
     report = Verification(
-        conversion=describe(pair),
+        original=pair.original.name,
+        converted=str(pair.converted),
+        conversion=pair.conversion,
+        versions=pair.record.versions,
         limits=limits,
         verdict=verdict,
         reasons=reasons,
@@ -75,7 +78,7 @@ def verify(options: VerifyOptions, progress: Progress = ignore_progress) -> Veri
         load=load,
         outputs=outputs,
         embeddings=embeddings,
-        similarity=head_similarity(pair.checkpoint, pair.written.record) if options.report is not None else (),
+        similarity=head_similarity(pair) if options.report is not None else (),
         benchmarks=benchmarks,
     )
     _write(report, options, pair)
@@ -92,7 +95,7 @@ def _check_places(options: VerifyOptions, pair: Pair) -> None:
 def _score(suite: Suite, models: Models, progress: Callable[[int, int], object]) -> tuple[Benchmark, ...]:
     if models.converted is None:
         return ()
-    return run_tasks(suite, models.original, models.converted, load_tokenizer(models.pair.original), progress)
+    return run_tasks(suite, models.original, models.converted, load_tokenizer(models.pair.original.directory), progress)
 
 
 def _write(report: Verification, options: VerifyOptions, pair: Pair) -> None:

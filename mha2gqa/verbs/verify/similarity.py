@@ -11,26 +11,24 @@ from collections.abc import Iterator
 import torch
 
 from mha2gqa.files.pieces import DTYPES, Merge, Span
-from mha2gqa.files.reader import Checkpoint
-from mha2gqa.files.record import Record
 from mha2gqa.files.streams import Sources
-from mha2gqa.targets.plan import Plan, plan_convert
+from mha2gqa.record.pair import Pair
+from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.verify.outcome import Similarity
 
 
-def head_similarity(checkpoint: Checkpoint, record: Record) -> tuple[Similarity, ...]:
-    """Return the cosine similarity between the KV heads of each attention module.
+def head_similarity(pair: Pair) -> tuple[Similarity, ...]:
+    """Return the cosine similarity between the KV heads of each attention module; nothing where none were merged.
 
     Args:
-        checkpoint: The original.
-        record: What was done to it; nothing is known of a command that merges nothing.
+        pair: The original, and what was done to it.
 
     Raises:
         CheckpointError: The original is damaged.
     """
-    if record.command != "convert" or record.source_heads == record.target_heads:
+    if pair.conversion.method is None or not pair.conversion.change.is_any:
         return ()
-    plan = plan_convert(checkpoint, record.wanted)
+    plan = make_plan(pair.original, pair.record.target)
     products: dict[str, torch.Tensor] = {}
     sources = Sources()
     try:
@@ -40,7 +38,7 @@ def head_similarity(checkpoint: Checkpoint, record: Record) -> tuple[Similarity,
     finally:
         sources.close()
     return tuple(
-        Similarity(module=module, values=_cosines(products[module]), groups=record.groups.get(module, groups))
+        Similarity(module=module, values=_cosines(products[module]), groups=pair.conversion.groups.get(module, groups))
         for module, groups in plan.groups.items()
         if module in products
     )

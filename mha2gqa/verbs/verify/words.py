@@ -48,11 +48,10 @@ def summary(report: Verification) -> Iterator[Section]:
 def _facts(report: Verification) -> Iterator[Row]:
     made = report.conversion
     way = made.way or made.command
-    yield "converted", made.converted
-    yield "original", made.original
-    kind = f"{made.rehosted_from} written as {made.model_type}" if made.rehosted_from else made.model_type
-    yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {way}"
-    for one in made.uptrained:
+    yield "converted", report.converted
+    yield "original", report.original
+    yield "conversion", f"{made.family}, {made.change}, {way}"
+    for one in made.trainings:
         yield "uptrained", one
     if report.file is not None:
         yield "files", _files(report.file)

@@ -1,10 +1,9 @@
 """Finds the converted checkpoint, its record and its original, and refuses two that do not belong together.
 
-What the two configs must share is checked here, and a few small tensors against the record's checksums;
-whether the converted files are what they should be is `file_level.py`'s.
+What the two configs must share is checked here, and a few small tensors against the record's checksums; whether the
+converted files are what they should be is for `verify` to say.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,13 @@ import xxhash
 
 from mha2gqa.errors import OriginalMissingError, PairError, SourceError
 from mha2gqa.files.pieces import Span, TensorInfo
-from mha2gqa.files.reader import RECORD, Checkpoint, read_checkpoint, read_json
-from mha2gqa.files.record import WrittenRecord, read_record
+from mha2gqa.files.reader import RECORD, read_json
 from mha2gqa.files.source import Source, find_source, reference_directory
 from mha2gqa.files.streams import Sources
-from mha2gqa.hosts import rehost
-from mha2gqa.verbs.verify.outcome import Conversion
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.original import Original
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.record.record import Record, read_record
 
 _SAMPLED = 8
 """Tensors that are held against the record before anything else is done; the smallest ones."""
@@ -31,20 +31,20 @@ class Pair:
     """A converted checkpoint and what it was made from."""
 
     converted: Path
-    source: Source
-    written: WrittenRecord
+    """Directory."""
+    record: Record
+    original: Original
+    """In the class of the converted one."""
 
     @property
-    def original(self) -> Path:
-        """Directory of the original."""
-        return self.source.directory
+    def conversion(self) -> Conversion:
+        """What was done."""
+        return self.record.conversion
 
     @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The original, as `reader.py` reads it; in the class of the converted one, where that is another."""
-        checkpoint = read_checkpoint(self.original)
-        record = self.written.record
-        return checkpoint if record.rehosted_from is None else rehost(checkpoint, record.target_heads)
+    def result(self) -> Architecture:
+        """What the converted config says."""
+        return Architecture(read_json(self.converted / "config.json"))
 
 
 def find_pair(converted: Path | None, against: str | None) -> Pair:
@@ -62,9 +62,12 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
     directory = find_converted() if converted is None else converted
     if not directory.is_dir():
         raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
-    written = read_record(directory)
-    pair = Pair(directory, _find_original(directory, written, against), written)
-    _check_configs(pair.checkpoint.config, read_json(directory / "config.json"), pair)
+    record = read_record(directory)
+    original = Original.read(_find_original(directory, record, against))
+    if record.conversion.rehosted_from is not None:
+        original = record.target.host(original)
+    pair = Pair(directory, record, original)
+    _check_configs(pair)
     _check_samples(pair)
     return pair
 
@@ -90,31 +93,32 @@ def find_converted() -> Path:
     )
 
 
-def _find_original(directory: Path, written: WrittenRecord, against: str | None) -> Source:
+def _find_original(directory: Path, record: Record, against: str | None) -> Source:
     if against is not None:
         return find_source(against)
-    if written.hub_id:
-        return find_source(f"{written.hub_id}@{written.revision}" if written.revision else written.hub_id)
-    path = Path(written.source_path or "")
+    if record.hub_id:
+        return find_source(f"{record.hub_id}@{record.revision}" if record.revision else record.hub_id)
+    path = Path(record.source_path or "")
     if not path.is_dir() and path.parts[-3:] == _REFERENCE:
         return find_source(None)
     try:
         return find_source(None if path == reference_directory().resolve() else str(path))
     except SourceError as error:
         raise OriginalMissingError(
-            f"The original of {directory} is not where the record says: {written.source_path}",
+            f"The original of {directory} is not where the record says: {record.source_path}",
             remedy="Name it with --against",
         ) from error
 
 
-def _check_configs(original: dict[str, Any], converted: dict[str, Any], pair: Pair) -> None:
+def _check_configs(pair: Pair) -> None:
     """Refuse configs whose models cannot be compared token by token and layer by layer."""
     facts = {"model types": "model_type", "vocabularies": "vocab_size", "depths": "num_hidden_layers"}
     for what, key in facts.items():
-        before, after = _text_value(original, key), _text_value(converted, key)
+        before, after = (_text_value(one, key) for one in (pair.original.config_json, pair.result.config_json))
         if before != after:
             raise PairError(
-                f"{pair.original} and {pair.converted} have different {what}: {key} is {before!r} and {after!r}",
+                f"{pair.original.directory} and {pair.converted} have different {what}: "
+                f"{key} is {before!r} and {after!r}",
                 expected="a converted checkpoint and its own original",
                 remedy="Name the original with --against",
             )
@@ -127,19 +131,19 @@ def _text_value(config: dict[str, Any], key: str) -> Any:
 
 def _check_samples(pair: Pair) -> None:
     """Refuse an original whose tensors are not those that the record says were copied."""
-    recorded = pair.written.tensors
-    copied = [info for info in pair.checkpoint.tensors if info.name in recorded and not recorded[info.name].changed]
+    recorded = pair.record.tensors
+    copied = [info for info in pair.original.tensors if info.name in recorded and not recorded[info.name].changed]
     if not copied and recorded:
         raise _not_the_original(pair, "none of its tensors is in the record")
     for info in sorted(copied, key=lambda info: (info.size, info.name))[:_SAMPLED]:
         if checksum(info) != recorded[info.name].checksum:
-            raise _not_the_original(pair, f"its tensor {info.name!r} has another checksum than the record's")
+            raise not_the_original(pair, info.name)
 
 
 def _not_the_original(pair: Pair, reason: str) -> PairError:
     return PairError(
-        f"{pair.converted} was not made from {pair.original} as it is now: {reason}",
-        expected=f"the checkpoint that was converted ({pair.written.hub_id or pair.written.source_path})",
+        f"{pair.converted} was not made from {pair.original.directory} as it is now: {reason}",
+        expected=f"the checkpoint that was converted ({pair.record.named})",
         remedy="Name it with --against, or convert again",
     )
 
@@ -147,32 +151,6 @@ def _not_the_original(pair: Pair, reason: str) -> PairError:
 def not_the_original(pair: Pair, name: str) -> PairError:
     """Return the refusal of an original of which one tensor differs from what was copied from it."""
     return _not_the_original(pair, f"its tensor {name!r} has another checksum than the record's")
-
-
-def describe(pair: Pair) -> Conversion:
-    """Return what was converted, and how, by the record."""
-    record = pair.written.record
-    return Conversion(
-        original=pair.source.hub_id or str(pair.original),
-        converted=str(pair.converted),
-        model_type=record.model_type,
-        rehosted_from=record.rehosted_from,
-        command=record.command,
-        method=record.options.get("method"),
-        way=record.way,
-        options=record.options,
-        heads_before=record.source_heads,
-        heads_after=record.target_heads,
-        groups=record.groups,
-        versions=pair.written.versions,
-        text=record.text,
-        uptrained=tuple(_training(entry) for entry in record.uptrain),
-        errors={layer["module"]: layer["errors"] for layer in record.layers if layer["errors"]},
-    )
-
-
-def _training(entry: Mapping[str, Any]) -> str:
-    return f"{entry['train']}, {entry['objective']}, {entry['length']['steps']:,} steps"
 
 
 def checksum(info: TensorInfo) -> str:
