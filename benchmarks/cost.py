@@ -22,9 +22,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts, rewrite
-from mha2gqa.families.modules import attention_layers
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.distil import DistilOptions, distil
 from mha2gqa.refine.merge import Merge

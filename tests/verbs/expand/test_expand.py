@@ -75,7 +75,7 @@ def test_expanding_changes_no_answer_and_can_be_undone(case: Case, heads: int, t
     original, expanded = tmp_path / "original", tmp_path / "expanded"
     save_tiny(case.model_type, original, **case.overrides)
     report = expand(ExpandOptions(model=str(original), output=expanded, heads=heads))
-    assert (report.heads_before, report.heads_after) == (case.source_heads, heads)
+    assert report.change.numbers() == {"heads_before": case.source_heads, "heads_after": heads}
     assert report.cache_after == report.cache_before * heads // case.source_heads
 
     before, after = load_strict(original, case), load_strict(expanded, case)

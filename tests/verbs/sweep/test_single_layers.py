@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.files.source import find_source
-from mha2gqa.model.load import attention_modules
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.steps import restore
 from mha2gqa.verbs.verify.options import VerifyOptions
@@ -51,7 +51,7 @@ def test_all_layers_together_are_the_conversion(family: str, method: str, tmp_pa
     assert {name: tuple(one.shape) for name, one in model.named_parameters()} == {
         name: tuple(one.shape) for name, one in yardstick.original.named_parameters()
     }
-    modules = attention_modules(read_checkpoint(source).config)
+    modules = Architecture(read_checkpoint(source).config).attention_modules
     singles = dict(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     assert list(singles) == modules
     together = yardstick.measure(model, lambda size, total: None)
@@ -67,7 +67,7 @@ def test_one_layer_is_what_plain_torch_makes_of_it(tmp_path: Path) -> None:
     source = save_source(tmp_path / "source")
     yardstick = yardstick_of(source, save_text(tmp_path / "text.txt"))
     model = expanded(yardstick, source, converted(source, tmp_path / "converted", 2))
-    modules = attention_modules(read_checkpoint(source).config)
+    modules = Architecture(read_checkpoint(source).config).attention_modules
     found = dict(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     for number, module in enumerate(modules):
         plain = LlamaForCausalLM.from_pretrained(source, dtype=torch.float64).eval()
@@ -87,7 +87,7 @@ def test_the_original_is_left_as_it_was(tmp_path: Path) -> None:
     yardstick = yardstick_of(source, save_text(tmp_path / "text.txt"))
     before = {name: one.clone() for name, one in yardstick.original.state_dict().items()}
     model = expanded(yardstick, source, converted(source, tmp_path / "converted", 2))
-    modules = attention_modules(read_checkpoint(source).config)
+    modules = Architecture(read_checkpoint(source).config).attention_modules
     list(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     after = yardstick.original.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mha2gqa import VerifyOptions, verify
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.feed import Body, inputs, kind_of
-from mha2gqa.model.load import attention_modules
 from mha2gqa.verbs.verify.behaviour import observe
 from mha2gqa.verbs.verify.outcome import Verification
 from tests.families.tiny import tiny_config, tiny_model
@@ -46,9 +46,9 @@ def test_an_unchanged_model_is_identical_and_a_pooled_one_is_not(subject: Path) 
     assert fewer.verdict == "different"
     assert {finding.level for finding in fewer.findings} == {"outputs"}
     assert fewer.outputs.kl.mean > 0
-    assert [layer.module for layer in fewer.outputs.layers] == attention_modules(
+    assert [layer.module for layer in fewer.outputs.layers] == Architecture(
         json.loads((subject / "source/config.json").read_text())
-    )
+    ).attention_modules
     assert all(0 < layer.error < 10 for layer in fewer.outputs.layers)
     assert (fewer.outputs.loss is None) == (model_type == "eurobert")
     assert bool(fewer.outputs.continuations) == (model_type != "eurobert")

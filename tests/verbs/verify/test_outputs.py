@@ -184,7 +184,7 @@ def test_evenly_spaced_positions_stand_for_all_where_all_would_not_fit(monkeypat
 
     def error(kept: int) -> float:
         monkeypatch.setattr("mha2gqa.verbs.verify.layers._KEPT", kept)
-        layers = LayerErrors(["0"])
+        layers = LayerErrors({"0": "0"})
         with layers.original(torch.nn.Sequential(first)):
             one = first(inputs)
         with layers.converted(torch.nn.Sequential(second)):
