@@ -112,7 +112,6 @@ def _decode(
     sides: tuple[Costs, Costs],
     progress: Progress,
 ) -> Iterator[Decode]:
-    heads = subjects.original.model.query_heads
     for point in grid.points:
         repeats = repeats_heads(running.attention, masked=point[0] == "static", compiled=running.compiled)
         yield time_decode(

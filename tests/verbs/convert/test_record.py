@@ -90,6 +90,11 @@ OUTCOME = Outcome(
 )
 
 
+def write_card(directory: Path, source: Path, *, hub_id: str | None, revision: str | None) -> None:
+    named = Source(directory=source, name="tiny", hub_id=hub_id, revision=revision)
+    (directory / "README.md").write_text(card_of(OUTCOME, named))
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A tiny checkpoint with everything that authors put beside one."""
@@ -240,9 +245,7 @@ def test_the_card_is_one_that_the_hub_reads(source: Path, tmp_path: Path) -> Non
 
 
 def test_the_card_of_a_hub_model_links_to_it(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(
-        card_of(OUTCOME, Source(directory=source, name="tiny", hub_id="org/tiny", revision="0123abc"))
-    )
+    write_card(tmp_path, source, hub_id="org/tiny", revision="0123abc")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "org/tiny"
     assert card.data.tags[:2] == ["mha2gqa", "gqa"]
@@ -260,9 +263,7 @@ def test_a_source_card_that_is_missing_or_broken_does_not_matter(original: str |
     output.mkdir()
     if original is not None:
         (source / "README.md").write_text(original)
-    (output / "README.md").write_text(
-        card_of(OUTCOME, Source(directory=source, name="tiny", hub_id=None, revision=None))
-    )
+    write_card(output, source, hub_id=None, revision=None)
     assert "mha2gqa" in ModelCard.load(output / "README.md").data.tags
 
 
@@ -270,9 +271,7 @@ def test_a_source_card_in_latin_1_does_not_matter(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "README.md").write_bytes("---\nlicense: mit\n---\nModèle".encode("latin-1"))
-    (tmp_path / "README.md").write_text(
-        card_of(OUTCOME, Source(directory=source, name="tiny", hub_id=None, revision=None))
-    )
+    write_card(tmp_path, source, hub_id=None, revision=None)
     assert "mha2gqa" in ModelCard.load(tmp_path / "README.md").data.tags
 
 
