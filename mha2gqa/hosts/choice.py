@@ -8,7 +8,7 @@ from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.host import Host
-from mha2gqa.hosts.table import HOSTS
+from mha2gqa.hosts.table import HOSTS, hosts_of
 from mha2gqa.model.architecture import Architecture
 
 _KEPT_KEYS = ("dtype", "torch_dtype", "transformers_version", "task_specific_params", "quantization_config")
@@ -33,7 +33,7 @@ def host_config(model: Architecture, groups: int) -> tuple[Host, ConfigJson]:
         GroupsError: None can with this number of KV heads.
     """
     objections: list[str] = []
-    for host in HOSTS[model.model_type]:
+    for host in hosts_of(model.model_type):
         if not (objection := _objection(host, model, groups)):
             return host, _config(host, model)
         objections.append(f"{host.model_type} cannot express it, because {objection}")
@@ -54,7 +54,7 @@ def counted(model: Architecture) -> Architecture:
 
 def hosts_by_groups(model: Architecture) -> dict[int, Host]:
     """Return every G that a host of this model allows, H included, and which host; least G first."""
-    hosts = HOSTS.get(model.model_type, ())
+    hosts = hosts_of(model.model_type)
     able = {
         groups: [host for host in hosts if not _objection(host, model, groups)] for groups in divisors(_heads(model))
     }

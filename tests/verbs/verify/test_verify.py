@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mha2gqa.files.record import Record
 
 from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
-from mha2gqa.files.record import Record
 from mha2gqa.texts import blocks
 from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
 from mha2gqa.verbs.verify.outcome import Limits
