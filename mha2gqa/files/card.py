@@ -3,6 +3,7 @@
 Licence, language and task are taken over from the source's card, when it has one.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from mha2gqa.files.source import Source
+from mha2gqa.methods import find_method
 
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
 
@@ -33,10 +35,9 @@ _TEXT = """\
 _UNTRAINED = "The architecture and all other weights are those of the original."
 
 _QUALITY = {
-    "convert": "The heads of each group were merged without training, which costs quality: measure it on your own data "
-    "before you rely on it.",
-    "refined": "The heads of each group were merged, and the attention was improved on {text}. That costs quality "
-    "all the same: measure it on your own data before you rely on it.",
+    "convert": "{made} without training, which costs quality: measure it on your own data before you rely on it.",
+    "refined": "{made}, and the attention was improved on {text}. That costs quality all the same: measure it on your "
+    "own data before you rely on it.",
     "expand": "KV heads were repeated, which changes no output.",
 }
 
@@ -49,6 +50,8 @@ class CardFacts:
     command: str
     """`convert` or `expand`."""
     command_line: str
+    method: str | None
+    """How heads were merged; None where none were."""
     heads_before: int
     heads_after: int
     cache_before: int
@@ -83,7 +86,9 @@ def write_card(directory: Path, facts: CardFacts, source: Source) -> None:
         cache_before=facts.cache_before,
         cache_after=facts.cache_after,
         architecture=_architecture(facts),
-        quality=_QUALITY["refined" if facts.improved_on else facts.command].format(text=facts.improved_on),
+        quality=_QUALITY["refined" if facts.improved_on else facts.command].format(
+            made=find_method(facts.method).words if facts.method else "", text=facts.improved_on
+        ),
     )
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")), encoding="utf-8")
 
@@ -103,7 +108,7 @@ def extend_card(converted: Path, directory: Path, name: str, section: str) -> No
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
     text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED + "\n", "")
     for quality in _QUALITY.values():
-        text = text.replace(quality + " ", "")
+        text = re.sub(re.escape(f"{quality} ").replace(re.escape("{made}"), ".*"), "", text)
     (directory / "README.md").write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
 
 

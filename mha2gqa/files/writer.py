@@ -20,7 +20,7 @@ from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.files.streams import BLOCK, Sources, Writer, should_drop_behind
 from mha2gqa.files.threads import Progress, run_on_threads, single_torch_thread
-from mha2gqa.methods.kinds import Pooling
+from mha2gqa.methods import Pooling
 
 _TASK = 64 << 20
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mha2gqa.heads.symmetric import symmetric_product
+from mha2gqa.heads.metric import symmetric_product
 from mha2gqa.refine.refit import ridge_regression
 
 _ENOUGH = 0.002

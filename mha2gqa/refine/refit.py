@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mha2gqa.heads.symmetric import symmetric_product
+from mha2gqa.heads.metric import symmetric_product
 from mha2gqa.refine.replay import Call, Pair
 
 RIDGE = 1e-4

@@ -16,8 +16,7 @@ from torch import nn
 
 from mha2gqa.families.attention import gather
 from mha2gqa.heads.attention import NOTHING_KNOWN
-from mha2gqa.methods.aligned.basis import towards
-from mha2gqa.methods.aligned.leading import firm
+from mha2gqa.methods.aligned.basis import firm, towards
 from mha2gqa.methods.aligned.values import leading_rows
 from mha2gqa.refine.bilinear import Bilinear
 from mha2gqa.refine.merge import Merged

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
-from mha2gqa.heads.metric import Full
-from mha2gqa.heads.symmetric import symmetric_product
+from mha2gqa.heads.metric import Full, symmetric_product
 from mha2gqa.refine.replay import first_tensor, model_inputs
 
 

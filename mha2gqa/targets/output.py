@@ -21,7 +21,7 @@ from mha2gqa.files.source import Source
 from mha2gqa.files.staging import check_output, staged
 from mha2gqa.files.threads import Progress
 from mha2gqa.files.writer import OutputFile, divide, write_weights
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import AUTO, pooling
 from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.report import ChangeReport, cache_per_token, recomputed_kinds, tensor_rows
 
@@ -67,10 +67,14 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
     if request.dry_run:
         return report
     check_output(request.output, source.directory, plan.size + SLACK, force=request.force)
-    pooling = POOLINGS.get(request.method, POOLINGS["mean"])
     with staged(request.output, force=request.force) as directory:
         checksums = write_weights(
-            directory, files, method=pooling, seed=request.seed, metadata=checkpoint.metadata, progress=progress
+            directory,
+            files,
+            method=pooling(request.method),
+            seed=request.seed,
+            metadata=checkpoint.metadata,
+            progress=progress,
         )
         for companion in checkpoint.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +144,7 @@ def _card_facts(report: ChangeReport, checkpoint: Checkpoint, source: Source, re
         name=request.output.resolve().name,
         command=request.command,
         command_line=" ".join(word for word in words if word),
+        method=report.method,
         heads_before=report.heads_before,
         heads_after=report.heads_after,
         cache_before=report.cache_before,
@@ -147,7 +152,7 @@ def _card_facts(report: ChangeReport, checkpoint: Checkpoint, source: Source, re
         rehosted_from=report.rehosted_from,
         model_type=report.model_type,
         recomputed=recomputed_kinds(checkpoint),
-        improved_on=request.text if "refine" in request.options or request.method == "auto" else None,
+        improved_on=request.text if "refine" in request.options or request.method == AUTO else None,
     )
 
 

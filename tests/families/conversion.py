@@ -12,7 +12,7 @@ from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.families.modules import attention_layers
 from mha2gqa.heads.attention import AttentionHeads
 from mha2gqa.heads.grouping import contiguous
-from mha2gqa.methods.aligned.method import aligned
+from mha2gqa.methods.aligned import aligned
 from mha2gqa.refine.student import build_student, install, own_tensors
 
 from .gauge import disguised, unmerged

@@ -24,7 +24,7 @@ from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.source import Source, reference_directory
 from mha2gqa.files.staging import check_output, workspace
-from mha2gqa.methods import LAYER_METHODS
+from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.devices import float64_device
 from mha2gqa.model.feed import attempt, kind_of, sees_ahead
 from mha2gqa.model.layers import LayerFiles
@@ -40,7 +40,6 @@ from mha2gqa.verbs.convert import automatic
 from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise, Progress, Tell
 from mha2gqa.verbs.convert.options import ConvertOptions
 
-AUTO = "auto"
 _LEAST_BLOCKS = 8
 """Blocks of text below which nothing can be learned and measured."""
 
@@ -62,16 +61,17 @@ def is_layerwise(options: ConvertOptions) -> bool:
 
     Raises:
         CalibrationError: Options contradict one another.
+        MethodError: There is no such method.
     """
-    wants_text = options.refine is not None or options.method == AUTO
-    if options.data and not wants_text and options.method not in LAYER_METHODS and options.grouping == "contiguous":
+    asked = demand(options.method, options.grouping, options.refine)
+    if options.data and not asked.reads_text:
         raise CalibrationError(
             f"--method {options.method} makes no use of --data",
-            expected=f"--method {' or '.join([*LAYER_METHODS, AUTO])}, --grouping similar, or --refine",
+            expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",
         )
     if options.refine is not None and options.method == AUTO:
         raise CalibrationError("--method auto chooses how far to refine", remedy="Leave out --refine, or name a method")
-    return wants_text or options.method in LAYER_METHODS or options.grouping == "similar"
+    return asked.whole_layers
 
 
 @contextlib.contextmanager
@@ -101,7 +101,8 @@ def converted_layers(
     empty = LayerFiles(checkpoint, output)
     layerwise = _layerwise(options, empty, tell, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
-    wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
+    needs_text = demand(options.method, options.grouping, options.refine).needs_text
+    wants_text = needs_text or bool(options.data)
     if plan.changed:
         _check_possible(options, source, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
@@ -110,8 +111,7 @@ def converted_layers(
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, source.directory, plan.size + scratch, force=options.force)
     known = _Text.find(options, source, checkpoint) if wants_text else None
-    keep = options.refine is not None or options.method == AUTO
-    with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
+    with workspace(output, _fingerprint(options, checkpoint), keep=needs_text) as directory:
         layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
         trials: list[automatic.Trial] = []
         if known is None:
@@ -225,8 +225,7 @@ def _needs_more(kind: str, why: str) -> CalibrationError:
 
 
 def _layerwise(options: ConvertOptions, files: LayerFiles, tell: Tell, progress: Progress) -> Layerwise:
-    method = "aligned" if options.method == AUTO else options.method
-    merge = Merge(method=method, grouping=options.grouping, seed=options.seed)
+    merge = Merge(method=options.method, grouping=options.grouping, seed=options.seed)
     targets = convert_targets(files.checkpoint.config, options.groups)
     device = float64_device(options.device)
     return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress, device=device)

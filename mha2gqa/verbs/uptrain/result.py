@@ -27,7 +27,7 @@ from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.files.threads import ignore_progress
 from mha2gqa.files.writer import divide, write_weights
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import pooling
 from mha2gqa.model.load import load_model
 from mha2gqa.verbs.uptrain.account import card_section, record_entry
 from mha2gqa.verbs.uptrain.held_out import loss_sums
@@ -145,7 +145,7 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
         checksums = write_weights(
             directory,
             files,
-            method=POOLINGS["mean"],
+            method=pooling(None),
             seed=0,
             metadata=checkpoint.metadata,
             progress=ignore_progress,

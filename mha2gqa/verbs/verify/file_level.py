@@ -1,7 +1,7 @@
 """The file level of `verify`: every byte of a converted checkpoint is what the conversion must have made.
 
 Tensors that the conversion copied are compared with the original's, changed ones are made again from it
-where the method needs no data, and held against the record's checksum otherwise. The config may differ in
+where the method streams, and held against the record's checksum otherwise. The config may differ in
 the recorded keys alone, the tokenizer and other small files not at all. No model is loaded.
 """
 
@@ -13,7 +13,7 @@ from mha2gqa.families.blueprint import blueprint, find_spelling
 from mha2gqa.files.pieces import OutputTensor, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import Checkpoint, read_checkpoint, read_safetensors
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import METHODS, demand, pooling
 from mha2gqa.targets.plan import Plan, plan_convert, plan_expand
 from mha2gqa.verbs.verify.companions import companion_findings
 from mha2gqa.verbs.verify.config_keys import config_findings
@@ -24,7 +24,6 @@ from mha2gqa.verbs.verify.tensors import Compared, Expected, compare
 Progress = Callable[[int, int], object]
 """Told the number of bytes compared since the last call, and how many there are in all."""
 
-_DATA_FREE = ("mean", "first", "random")
 _RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
 """Options whose results follow from the original alone; any other that was used makes the record the only witness."""
 
@@ -97,14 +96,18 @@ def _plan(pair: Pair) -> Plan | None:
         return None
     if record.command == "expand":
         return plan_expand(pair.checkpoint, record.options.get("heads"))
-    is_data_free = record.options.get("method") in _DATA_FREE and record.options.get("grouping") == "contiguous"
-    return plan_convert(pair.checkpoint, record.wanted) if is_data_free else None
+    return plan_convert(pair.checkpoint, record.wanted) if _streams(record.options) else None
+
+
+def _streams(options: Mapping[str, object]) -> bool:
+    """Return whether options without a refinement made each tensor by itself, by a method that is still there."""
+    method, grouping = str(options.get("method")), str(options.get("grouping"))
+    return method in METHODS and not demand(method, grouping, refine=None).whole_layers
 
 
 def _pool(pair: Pair) -> Pool:
     options = pair.written.record.options
-    method = POOLINGS.get(str(options.get("method")), POOLINGS["first"])
-    return Pool(method, int(options.get("seed", 0)))
+    return Pool(pooling(str(options.get("method"))), int(options.get("seed", 0)))
 
 
 def _header_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:

@@ -63,6 +63,7 @@ LEFT = (
     *("original/consolidated.00.pth", "pytorch_model.bin.index.json", ".gitattributes", ".cache/huggingface/lock"),
 )
 FACTS = CardFacts(
+    method="mean",
     name="tiny-gqa2",
     command="convert",
     command_line="mha2gqa convert org/tiny --groups 2",
