@@ -64,7 +64,7 @@ def fit_over_distances(
     gram, energy_REE = gram_RERE.reshape(gram.shape), _sorted(energy_REE.double(), order_E)
     mixing = _beside(_sorted(_apart(start.mixing.double(), heads), order_E))
     lift_REE = _sorted(start.lift_REE.double(), order_E)
-    reads_REE = lift_REE @ energy_REE
+    reads_REE = lift_REE @ energy_REE  # L_h Q_h: how queries read the shared head, in all of its rows
     for _ in range(_ROUNDS):
         # With P the mixing, G the Gram matrix and E_h what picks head h's rows, the derivative by P is zero where
         # Σ_h mean(R_dᵀ L_h Q_h L_hᵀ R_d) P = Σ_h mean(R_dᵀ L_h Q_h R_d) E_h: G is on the right of both and drops out.
@@ -78,6 +78,7 @@ def fit_over_distances(
         # At the best L the error is orthogonal to what was found: what is kept is Σ_h tr(Q_h L_hᵀ wanted_h).
         reads_REE, before = lift_REE @ energy_REE, kept
         kept = float((reads_REE * _apart(wanted, heads)).sum())
+        # The second term is what rounding of G leaves of the total: where nothing is lost, it ends the fit.
         if kept - before <= _ENOUGH * (total - kept) + torch.finfo(dtype).eps * total:
             break
     # The pairs' channels keep the order of the source; their lengths are left to `keys.py`.
@@ -90,6 +91,7 @@ def scores_energy(gram: torch.Tensor, energy_REE: torch.Tensor, rotary: Rotary) 
     """Return the energy of all heads' scores, of which `fit_over_distances` says what is lost; arguments as there."""
     heads, width = energy_REE.shape[:2]
     order_E = _by_half(rotary, width)
+    # Σ_h Σ_d w_d tr(Q_h R_d G_h R_dᵀ): of the whole Gram matrix only the heads' own blocks.
     own_REE = _sorted(own_grams(gram.double(), heads), order_E)
     turned_REE = _Turning.of(rotary, width, gram.device).keys(own_REE)
     return float((_sorted(energy_REE.double(), order_E) * turned_REE).sum())
@@ -179,7 +181,7 @@ def _sorted(matrices_REE: torch.Tensor, order_E: torch.Tensor) -> torch.Tensor:
     return matrices_REE[:, order_E][..., order_E]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # all layers and groups of a model mostly share them, and there are a hundred distances
 def _kernels(speeds: tuple[float, ...], both_ways: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `apart_PP` and `together_PP` of `_Turning`; real where tokens attend in both directions."""
     speed_P = torch.tensor(speeds, dtype=torch.float64)

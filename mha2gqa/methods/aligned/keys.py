@@ -43,6 +43,7 @@ def _merge_free(heads: AttentionHeads, known: Statistics) -> AttentionHeads:
     keys_REX, rows = heads.k_KEX, heads.k_KEX.flatten(0, 1)
     gram, energy_REE = known.inputs.gram(rows), query_energies(heads, known.query_inputs)
     keys = share_plane_by_plane(keys_REX, gram, energy_REE, heads.rotary)
+    # Over all distances planes are best merged each by itself, which is where the fit begins; one head is its own best.
     if heads.rotary.frequencies and len(keys_REX) > 1:
         keys, _ = fit_over_distances(keys, gram, energy_REE, heads.rotary)
     shared_EX = keys.mixing @ rows

@@ -89,6 +89,7 @@ class _FreeKeys:
     def __call__(self, members: torch.Tensor) -> float:
         rows = rows_of_heads(members, self._k_KEX.shape[1])
         gram, energy_REE = self._gram[rows[:, None], rows], self._energy_KEE[members]
+        # The merge itself, on blocks of matrices that were made once: it takes no rows to know what it loses.
         start = share_plane_by_plane(self._k_KEX[members], gram, energy_REE, self._rotary)
         return fit_over_distances(start, gram, energy_REE, self._rotary)[1]
 
@@ -107,5 +108,6 @@ def _keys(heads: AttentionHeads, known: Statistics) -> Iterator[_Planes | _FreeK
 def _values(heads: AttentionHeads, inputs: Metric) -> _Planes | _FreeValues:
     if heads.values == "free":
         return _FreeValues(heads, inputs)
+    # As in `merge_values`: a channel's weight is the length of its columns of Wo, over all query heads that read it.
     weight_KF = heads.o_HDF.unflatten(0, (-1, heads.queries_per_head)).square().sum(dim=(1, 2)).sqrt()
     return _Planes(heads.v_KFX[:, :, None], weight_KF, inputs, heads.values)

@@ -156,7 +156,7 @@ def _balanced(shared_PNX: torch.Tensor, factor_RP: torch.Tensor, rows_RPNX: torc
     """Give the shared rows the length that the heads' rows have, so that 16-bit weights and caches keep their range."""
     wanted_P = rows_RPNX.square().sum(dim=(2, 3)).mean(dim=0).sqrt()
     scale_P = wanted_P / shared_PNX.square().sum(dim=(1, 2)).sqrt().clamp(min=tiny(wanted_P))
-    scale_P = torch.where(scale_P > 0, scale_P, torch.ones_like(scale_P))
+    scale_P = torch.where(scale_P > 0, scale_P, torch.ones_like(scale_P))  # a plane of zeros stays one
     return SharedPlanes(shared_PNX * scale_P[:, None, None], factor_RP / scale_P)
 
 

@@ -50,6 +50,7 @@ def leading_rows(heads: AttentionHeads, inputs: Metric, count: int) -> torch.Ten
         inputs: Metric of the inputs.
         count: How many; as many as there are rows gives the rows themselves.
     """
+    # The problem of a merge, with more mixtures than a head has rows: what `refit_values` chooses from on text.
     rows = heads.v_KFX.flatten(0, 1)
     if count == len(rows):
         return rows
