@@ -57,6 +57,10 @@ class TextError(Mha2GqaError):
     """The text to work on is missing, unreadable or too short, or there is no tokenizer for it."""
 
 
+class MethodError(Mha2GqaError):
+    """There is no method of that name."""
+
+
 class CalibrationError(Mha2GqaError):
     """A method cannot learn what it needs from the text, or the family does not allow a step of it."""
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mha2gqa.console.terminal import escape, out
 from mha2gqa.files.sizes import format_size as size
+from mha2gqa.methods import AUTO_METHOD, find_method
 
 if TYPE_CHECKING:
     from mha2gqa.record.outcome import Outcome
@@ -55,7 +56,7 @@ def _layer_rows(report: "Outcome") -> dict[str, str]:
     """Return rows about what a layer method did: what could not move, the errors of layers, what `auto` tried."""
     rows: dict[str, str] = {}
     fixed = {side: sum(layer[side] == "fixed" for layer in report.layers) for side in ("keys", "values")}
-    if any(fixed.values()) and report.method not in ("mean", "first", "random"):
+    if any(fixed.values()) and report.method and not find_method(report.method).streams:
         held = " and ".join(f"the {side} of {count}" for side, count in fixed.items() if count)
         rows["averaged"] = f"{held} of {len(report.layers)} layers, which the family does not allow to move"
     if report.text:
@@ -68,7 +69,7 @@ def _layer_rows(report: "Outcome") -> dict[str, str]:
         before, after = report.divergence
         rows["error joint"] = f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
-        way = trial["refine"] or "aligned"
+        way = trial["refine"] or AUTO_METHOD
         rows[f"tried {way}"] = f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
     return rows
 

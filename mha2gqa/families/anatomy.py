@@ -11,10 +11,9 @@ from torch import nn
 
 from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.cache import CacheLayer
+from mha2gqa.families.names import MLP
 
 Role: TypeAlias = Literal["attention", "mlp", "embedding", "norm", "other"]
-
-_MLP_WORDS = ("mlp", "ffn", "feed_forward", "ff", "moe", "expert", "fc", "dense", "gate", "router", "ffw")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _role(model: nn.Module, name: str, inner: str, attention: set[str], embeddin
         return "embedding"
     if any(name.startswith(f"{module}.") for module in attention):
         return "attention"
-    is_mlp = inner != name and any(word in inner.lower() for word in _MLP_WORDS)
+    is_mlp = inner != name and any(word in inner.lower() for word in MLP)
     return "mlp" if is_mlp else "other"
 
 

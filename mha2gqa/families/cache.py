@@ -13,17 +13,10 @@ from typing import Any, TypeAlias
 from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.changes import Change
 from mha2gqa.families.counts import Count, decoders
+from mha2gqa.families.names import CROSS_ATTENTION, WINDOWS
 
 Dependent: TypeAlias = Iterable[tuple[Count, Change]]
 """Numbers of KV heads, each with tensors of the module tree that depend on it."""
-
-_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention", "encdecattention")
-_WINDOWS = {
-    "sliding_attention": "sliding_window",
-    "hybrid_sliding": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
-}
-"""Kind of a layer -> config key of its window; layers of other kinds keep every token."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def cross_projections(dependent: Dependent) -> frozenset[str]:
 
 def is_cross_attention(module: str) -> bool:
     """Return whether an attention module reads the keys and values of another sequence, by its name."""
-    return any(word in module.lower() for word in _CROSS)
+    return any(word in module.lower() for word in CROSS_ATTENTION)
 
 
 def another(count: Count) -> int:
@@ -126,7 +119,7 @@ def _window(config: Any, attention: Any) -> int | None:
     """Return the window by the kind of the layer, as transformers' own cache does; without kinds all have it."""
     kinds, layer = getattr(config, "layer_types", None), getattr(attention, "layer_idx", None)
     kind = kinds[layer] if kinds and layer is not None else "sliding_attention"
-    window = getattr(config, _WINDOWS.get(kind, ""), None)
+    window = getattr(config, WINDOWS.get(kind, ""), None)
     return window if isinstance(window, int) else None
 
 

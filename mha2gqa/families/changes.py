@@ -14,7 +14,8 @@ from mha2gqa.errors import FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint
 from mha2gqa.families.counts import Count, rewrite
 from mha2gqa.families.layouts import Geometry, Layout, separate
-from mha2gqa.families.table import PLAIN, TensorRule
+from mha2gqa.families.names import PLAIN
+from mha2gqa.families.row import TensorRule
 
 
 @dataclass(frozen=True)

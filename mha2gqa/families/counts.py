@@ -7,14 +7,15 @@ is missing from the file counts with the default of its class, and is written ex
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedConfig
 
 from mha2gqa.errors import CheckpointError, FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
-from mha2gqa.families.table import Family, family
+from mha2gqa.families.row import Family
+from mha2gqa.families.table import family
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -115,8 +116,9 @@ def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
 
 
 def _row(root: Family, config: PreTrainedConfig) -> Family:
+    """Return a decoder's own row; where it is plain, the model around it says how it is stored."""
     own = family(config.model_type)
-    return root if own == Family() else own
+    return replace(root, freedom=own.freedom) if own == Family(freedom=own.freedom) else own
 
 
 def _text_path(config: PreTrainedConfig) -> Path:

@@ -6,7 +6,6 @@ and the module itself for its norms and its rotary embedding (`observed.py`).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,19 +14,10 @@ from mha2gqa.families.attention import AttentionLayer, Block, Part
 from mha2gqa.families.blueprint import Blueprint, Shape
 from mha2gqa.families.cache import is_cross_attention
 from mha2gqa.families.changes import Change
-from mha2gqa.families.counts import Count
-from mha2gqa.families.freedom import FREEDOM, freedom_row
+from mha2gqa.families.counts import Count, Decoder
 from mha2gqa.families.layouts import HeadRows
+from mha2gqa.families.names import KEYS_AND_VALUES, OUTPUTS, QUERIES, WEIGHTS
 from mha2gqa.families.observed import observe, observe_rotary
-
-_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "output.dense", "out_lin", "o")
-_QUERIES = ("q_proj", "self.query", "q_lin", "q")
-_PARTS: Mapping[str, Part] = {
-    **dict.fromkeys(("k_proj", "self.key", "k_lin", "k"), "k"),
-    **dict.fromkeys(("v_proj", "self.value", "v_lin", "v"), "v"),
-}
-"""Projections of keys and of values, by their names in an attention module."""
-_ENDS = (".weight", ".linear.weight")
 
 
 def attention_layers(source: Blueprint, moved: Iterable[tuple[Count, list[Change]]]) -> list[AttentionLayer]:
@@ -60,7 +50,7 @@ def _layer(
         if change.module(name) == module
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in attention.named_parameters()}
-    output = next((f"{name}{end}" for name in _OUTPUTS for end in _ENDS if f"{name}{end}" in shapes), None)
+    output = next((f"{name}{end}" for name in OUTPUTS for end in WEIGHTS if f"{name}{end}" in shapes), None)
     blocks = [block for name, (change, pair) in own.items() for block in _blocks(name, change, pair)]
     kv = [block for block in blocks if block.part == "k" and block.name.endswith("weight")]
     if output is None or len(kv) != 1:
@@ -68,9 +58,9 @@ def _layer(
     queries = count.decoder.query_heads
     if not any(block.part == "q" for block in blocks):
         blocks += _query_blocks(shapes, queries, kv[0].before.shape[1])
-    row = freedom_row(count.decoder.config.model_type)
+    freedom = count.decoder.family.freedom
     used = {block.name for block in blocks} | {output, f"{output.removesuffix('weight')}bias"}
-    followers = [name for name in row.followers if name in shapes]
+    followers = [name for name in freedom.followers if name in shapes]
     blocks += [_follower(name, shapes[name], queries) for name in followers]
     seen = observe(attention, count.decoder, kv[0].before.shape[1])
     blocks = [block for block in blocks if seen.gains is None or block.name not in seen.gains]
@@ -92,14 +82,14 @@ def _layer(
         keys=seen.keys,
         values=seen.values,
         is_cross=is_cross_attention(module),
-        sortable=_is_sortable(count.decoder.config, set(shapes) - used - {*followers, *row.bystanders} - seen.norms),
+        sortable=_is_sortable(count.decoder, set(shapes) - used - {*followers, *freedom.bystanders} - seen.norms),
     )
 
 
-def _is_sortable(config: Any, unexplained: set[str]) -> bool:
-    """Return whether heads may change places: the family is known, and so is every parameter of the module."""
-    ordered = freedom_row(config.model_type).ordered or getattr(config, "alibi", False)
-    return config.model_type in FREEDOM and not unexplained and not ordered
+def _is_sortable(decoder: Decoder, unexplained: set[str]) -> bool:
+    """Return whether heads may change places: the family allows it, and every parameter of the module is known."""
+    is_ordered = decoder.family.freedom.ordered or getattr(decoder.config, "alibi", False)
+    return not unexplained and not is_ordered
 
 
 def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]) -> list[Block]:
@@ -109,7 +99,7 @@ def _blocks(name: str, change: Change, shapes: tuple[Shape | None, Shape | None]
         return []
     old, new = change.layouts
     runs, new_runs = old(before[0], change.before), new(after[0], change.after)
-    own = _PARTS.get(name.rpartition(".")[0].removesuffix(".linear"), "pooled")
+    own: Part = KEYS_AND_VALUES.get(name.rpartition(".")[0].removesuffix(".linear"), "pooled")
     parts = {"kv": own if change.rule.cached else "pooled"}
     rows, new_rows = _head_rows(runs), _head_rows(new_runs)
     return [
@@ -142,7 +132,7 @@ def _head_rows(runs: list[HeadRows]) -> dict[str, torch.Tensor]:
 def _query_blocks(shapes: Mapping[str, Shape], queries: int, width: int) -> list[Block]:
     """Return the blocks of a query projection of its own; rows beyond a head's width are its gate, which follows it."""
     blocks = []
-    for name in (f"{query}{end}" for query in _QUERIES for end in (*_ENDS, ".bias")):
+    for name in (f"{query}{end}" for query in QUERIES for end in (*WEIGHTS, ".bias")):
         if name in shapes:
             rows = torch.arange(shapes[name][0]).view(queries, -1)
             blocks.append(Block(name, "q", rows[:, :width], rows[:, :width]))

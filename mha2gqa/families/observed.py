@@ -1,6 +1,6 @@
 """What a module and its config show of its heads' freedom: norms, clipping, rotary embedding.
 
-The rest of a layer's freedom is the family's row in `freedom.py`.
+The rest of a layer's freedom is the family's row in `table.py`.
 """
 
 from dataclasses import dataclass
@@ -9,10 +9,9 @@ from typing import Any
 from torch import nn
 
 from mha2gqa.families.counts import Decoder
-from mha2gqa.families.freedom import FreedomRow, freedom_row
+from mha2gqa.families.names import QUERY_AND_KEY_NORMS
+from mha2gqa.families.row import Freedoms
 from mha2gqa.heads.attention import Freedom, Rotary
-
-_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,14 @@ def observe(attention: nn.Module, decoder: Decoder, width: int) -> Observed:
         decoder: The part of the model that it belongs to.
         width: Rows of a key head.
     """
-    row = freedom_row(decoder.config.model_type)
+    row = decoder.family.freedom
     shapes = {name: tuple(parameter.shape) for name, parameter in attention.named_parameters()}
     shares_kv = getattr(decoder.config, "num_kv_shared_layers", 0)
     if (row.keys, row.values) == ("fixed", "fixed") or shares_kv:
         return Observed("fixed", "fixed")
     if _clip(decoder.config) is not None:
         return Observed("signed", "signed")
-    for names in _NORMS:
+    for names in QUERY_AND_KEY_NORMS:
         present = [name for name in shapes if name.startswith(tuple(f"{norm}." for norm in names))]
         weights = (f"{names[0]}.weight", f"{names[1]}.weight")
         if not present:
@@ -62,7 +61,7 @@ def _clip(config: Any) -> float | None:
     return value
 
 
-def rotates(attention: nn.Module, row: FreedomRow) -> bool:
+def rotates(attention: nn.Module, row: Freedoms) -> bool:
     """Return whether a layer of a model with rotary embedding rotates its heads: some families leave some out."""
     if not getattr(attention, "use_rope", True):
         return False
@@ -72,7 +71,7 @@ def rotates(attention: nn.Module, row: FreedomRow) -> bool:
 
 def observe_rotary(model: nn.Module, module: str, decoder: Decoder, width: int) -> Rotary:
     """Return the rotation of a layer's heads, by the frequencies that the nearest rotary embedding holds."""
-    row = freedom_row(decoder.config.model_type)
+    row = decoder.family.freedom
     if getattr(decoder.config, "alibi", False) or not rotates(model.get_submodule(module), row):
         return Rotary(0)
     kind = _layer_type(model.get_submodule(module), decoder.config)

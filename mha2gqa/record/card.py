@@ -3,6 +3,7 @@
 Licence, language and task are taken over from the source's card, when it has one.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from mha2gqa.files.finish import CARD
 from mha2gqa.files.source import Source
+from mha2gqa.methods import AUTO, find_method
 from mha2gqa.record.outcome import Outcome
 
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
@@ -34,10 +36,9 @@ _TEXT = """\
 _UNTRAINED = "The architecture and all other weights are those of the original."
 
 _QUALITY = {
-    "merged": "The heads of each group were merged without training, which costs quality: measure it on your own data "
-    "before you rely on it.",
-    "refined": "The heads of each group were merged, and the attention was improved on {text}. That costs quality "
-    "all the same: measure it on your own data before you rely on it.",
+    "merged": "{made} without training, which costs quality: measure it on your own data before you rely on it.",
+    "refined": "{made}, and the attention was improved on {text}. That costs quality all the same: measure it on your "
+    "own data before you rely on it.",
     "repeated": "KV heads were repeated, which changes no output.",
 }
 
@@ -81,7 +82,7 @@ def extended_card(converted: Path, name: str, section: str) -> str:
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
     text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED + "\n", "")
     for quality in _QUALITY.values():
-        text = text.replace(quality + " ", "")
+        text = re.sub(re.escape(f"{quality} ").replace(re.escape("{made}"), ".*"), "", text)
     return f"{text.rstrip()}\n\n{section}"
 
 
@@ -95,8 +96,9 @@ def _command_line(outcome: Outcome, source: Source) -> str:
 def _quality(outcome: Outcome) -> str:
     if outcome.change.effect != "loss":
         return _QUALITY["repeated"]
-    was_improved = "refine" in outcome.options or outcome.method == "auto"
-    return _QUALITY["refined"].format(text=outcome.text) if was_improved and outcome.text else _QUALITY["merged"]
+    was_improved = outcome.text and ("refine" in outcome.options or outcome.method == AUTO)
+    made = find_method(str(outcome.method)).words
+    return _QUALITY["refined" if was_improved else "merged"].format(made=made, text=outcome.text)
 
 
 def _architecture(outcome: Outcome) -> str:

@@ -12,7 +12,7 @@ from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import check_output
 from mha2gqa.files.threads import Progress
 from mha2gqa.files.writer import divide
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import pooling
 from mha2gqa.record.card import card_of
 from mha2gqa.record.conversion import config_changes_as_json
 from mha2gqa.record.outcome import Outcome, tensor_rows
@@ -42,8 +42,7 @@ class Request:
     @property
     def pool(self) -> Pool:
         """Makes one head of the heads of a group, as the options say; where nothing is merged it has nothing to do."""
-        method = POOLINGS.get(str(self.options.get("method")), POOLINGS["mean"])
-        return Pool(method, int(self.options.get("seed", 0)))
+        return Pool(pooling(self.options.get("method")), int(self.options.get("seed", 0)))
 
 
 def carry_out(plan: Plan, request: Request, progress: Progress) -> Outcome:

@@ -4,14 +4,14 @@ With s_h what query head h makes of the N rows from which the value head of its 
 O_h what reads it, an attention layer gives Σ_h O_h P_g s_h. Sums over tokens of s sᵀ and y sᵀ are all it takes to find,
 for wanted outputs y, P for a given O by conjugate gradients, and O for a given P by ridge regression.
 
-Legend: as in `heads.py`, with G KV heads for K, N rows of a mixture, M = H·N of all heads, Z = H·F, B tokens.
+Legend: as in `heads/attention.py`, with G KV heads for K, N rows of a mixture, M = H·N of all heads, Z = H·F, B tokens.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from mha2gqa.heads.symmetric import symmetric_product
+from mha2gqa.heads.metric import symmetric_product
 from mha2gqa.refine.refit import ridge_regression
 
 _ENOUGH = 0.002
@@ -44,6 +44,8 @@ class Bilinear:
 
     def add(self, s_BM: torch.Tensor, y_BD: torch.Tensor) -> None:
         """Take in tokens."""
+        # Products within a batch are in the precision that the model ran in; sums over batches, of which there are many
+        # and whose differences `solve` lives on, are in fp64.
         self.moment_HNM.flatten(0, 1).add_(symmetric_product(s_BM.mT, s_BM.mT))
         self.cross_DM.add_(y_BD.mT.to(s_BM.dtype) @ s_BM)
         self.energy += float(y_BD.square().sum(dtype=torch.float64))
@@ -57,7 +59,7 @@ class Bilinear:
         for _ in range(_ROUNDS):
             mixed_GFN = self._mixtures(output_DZ, mixing_GFN)
             read_DZ, error = self.outputs(mixed_GFN, output_DZ)
-            if not error < left:
+            if not error < left:  # both halves of a round lower one error: there is nothing left but rounding
                 break
             mixing_GFN, output_DZ, gain, left = mixed_GFN, read_DZ, left - error, error
             if gain <= _ENOUGH * left:
@@ -68,17 +70,25 @@ class Bilinear:
         """Return the output projection that suits mixtures, held to one before, and the squared error that is left."""
         mixing_HFN = self._of_heads(mixing_GFN)
         heads, width, rows = mixing_HFN.shape
+        # z_h = P s_h, so Z Zᵀ and Y Zᵀ are the sums with P applied: no token is looked at again.
         seen_ZHN = (mixing_HFN @ self.moment_HNM).reshape(heads * width, heads, rows)
         moment_ZZ = torch.einsum("zhn,hfn->zhf", seen_ZHN, mixing_HFN).flatten(1)
         cross_DZ = torch.einsum("dhn,hfn->dhf", self.cross_DM.unflatten(1, (heads, rows)), mixing_HFN).flatten(1)
         found_DZ = ridge_regression(moment_ZZ, cross_DZ, before_DZ)
+        # |Y - W Z|² written out. It holds for any W: the ridge may keep this one from the minimum.
         return found_DZ, self.energy + float((found_DZ * (found_DZ @ moment_ZZ - 2 * cross_DZ)).sum())
 
     def _mixtures(self, output_DZ: torch.Tensor, before_GFN: torch.Tensor) -> torch.Tensor:
+        """Return the mixtures that suit an output projection, sought from others on."""
+        # The derivative by P_g is zero where Σ_h Σ_h' O_hᵀO_h' P_g(h') E[s_h' s_hᵀ] = Σ_h O_hᵀ E[y s_hᵀ], h running
+        # over the heads of the group: G·F·N equations that couple all groups, too many to write down as a matrix.
+        # Conjugate gradients only ask what the left side makes of a given P (`curve`).
         heads, rows = self.moment_HNM.shape[:2]
         inner_HFZ = (output_DZ.mT @ output_DZ).unflatten(0, (heads, -1))
         cross_DHN, output_DHF = (one.unflatten(1, (heads, -1)) for one in (self.cross_DM, output_DZ))
         wanted_GFN = self._of_groups(torch.einsum("dhf,dhn->hfn", output_DHF, cross_DHN))
+        # The curvature is a sum over heads of Kronecker products, as large as the product of their two mean diagonals.
+        # Directions in which rows are copies of others have none: the tie keeps the mixtures there as they are.
         sizes = (one.flatten(0, 1).diagonal().mean() for one in (inner_HFZ, self.moment_HNM))
         tied = _TIED * float(torch.stack([*sizes]).prod())
 
@@ -87,6 +97,8 @@ class Bilinear:
             seen_HZN = seen_ZM.unflatten(1, (heads, rows)).transpose(0, 1)
             return self._of_groups(inner_HFZ @ seen_HZN) + tied * mixing_GFN
 
+        # From the last round's mixtures on, each step lowers the (tied) error. Few steps a round are enough: what they
+        # leave, the next round takes up with outputs that fit better.
         found, left = before_GFN, wanted_GFN + tied * before_GFN - curve(before_GFN)
         step, size, tiny = left, left.square().sum(), torch.finfo(left.dtype).tiny
         for _ in range(_STEPS):

@@ -11,7 +11,7 @@ import torch
 from mha2gqa.families.attention import AttentionLayer, gather, scatter
 from mha2gqa.heads.attention import AttentionHeads, Statistics
 from mha2gqa.heads.grouping import Groups, contiguous, similar
-from mha2gqa.methods import POOLINGS, layer_method
+from mha2gqa.methods import find_method, layer_method
 from mha2gqa.methods.aligned.loss import group_loss
 
 
@@ -56,7 +56,7 @@ class Merge:
             statistics: Of its inputs, where they are known.
         """
         heads = gather(layer, tensors)
-        if self.method in POOLINGS:
+        if find_method(self.method).streams:  # a pooling moves nothing, so groups are compared as they are
             heads = replace(heads, keys="fixed", values="fixed")
         groups = self._groups(layer, heads, statistics)
         merged = layer_method(self.method, self.seed)(heads, groups, statistics)

@@ -116,6 +116,8 @@ class Refiner:
     def _layer(self, layer: AttentionLayer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         module = self._student.get_submodule(layer.module)
         source = self._files.read(layer)
+        # In: what the converted layers before hand on, so that this one may make up for their errors. Out: what the
+        # original makes of its own inputs, so that errors are not learned.
         pairs = list(zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True))
         _check_finite(layer, pairs)
         merged = self._merged(layer, source.keys(), pairs)
@@ -135,6 +137,8 @@ class Refiner:
 
     def _merged(self, layer: AttentionLayer, names: Iterable[str], pairs: Sequence[Pair]) -> Merged:
         """Merge by the statistics of what the original's module is given when it reads the student's inputs."""
+        # What reaches the projections may be made inside the module (a norm, another sequence's keys), so the module is
+        # run, and with the original's weights: those of the student are what is to be found.
         moments = Moments(layer)
         original = self._original.get_submodule(layer.module)
         handles = moments.watch(self._original)
@@ -169,6 +173,7 @@ class Refiner:
         return [(call, one) for (call, _), one in zip(steps.training, wanted, strict=True)]
 
     def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps", rate: float) -> None:
+        # Steps of a thousandth of an entry are below what 16 bits resolve: trained in fp32, rounded once at the end.
         trained = copy.deepcopy(module).float()
         options = replace(self._options, rate=rate)
         distil(trained, layer.changed, steps.training, options, self._student.device)
@@ -192,12 +197,13 @@ class _Steps:
                 break
 
     def _try(self, name: str, step: Callable[[], object]) -> bool:
+        # Measured as it will be written: rounding to the file's dtype may cost more than a step has won.
         before = {name: self._module.get_parameter(name).detach().clone() for name in self._dtypes}
         step()
         rounded = {key: self._module.get_parameter(key).detach().to(dtype) for key, dtype in self._dtypes.items()}
         install(self._module, rounded)
         error, least = self._error(), min(self.errors.values(), default=math.inf)
-        is_kept = not self.errors or error < least
+        is_kept = not self.errors or error < least  # false of NaN: a step that diverged is taken back as well
         if not is_kept:
             install(self._module, before)
         self.errors[name] = error if is_kept else least

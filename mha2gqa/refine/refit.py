@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mha2gqa.heads.symmetric import symmetric_product
+from mha2gqa.heads.metric import symmetric_product
 from mha2gqa.refine.replay import Call, Pair
 
 RIDGE = 1e-4
@@ -33,6 +33,8 @@ def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.d
     weight_DZ = weight.double()
     moment_ZZ = weight_DZ.new_zeros(weight_DZ.shape[1], weight_DZ.shape[1])
     cross_DZ = torch.zeros_like(weight_DZ)
+    # Z Zᵀ and Y Zᵀ are all that the solution needs: the memory does not grow with the text. They are summed in fp64, as
+    # the normal equations square the condition of Z, and heads that were one head are nearly the same inputs twice.
     for call, wanted in pairs:
         z_NZ, y_ND = projected(module, output, call, device), of_projection(module, output, wanted, device)
         moment_ZZ += symmetric_product(z_NZ.mT, z_NZ.mT).double()
@@ -48,6 +50,7 @@ def ridge_regression(moment_ZZ: torch.Tensor, cross_DZ: torch.Tensor, before_DZ:
         cross_DZ: Y Zᵀ.
         before_DZ: W₀.
     """
+    # Towards W₀, not towards 0: what the text never showed stays as the merge made it.
     ridge = RIDGE * moment_ZZ.diagonal().mean()
     firm_ZZ = moment_ZZ + ridge * torch.eye(len(moment_ZZ), dtype=moment_ZZ.dtype, device=moment_ZZ.device)
     found: torch.Tensor = torch.linalg.solve(firm_ZZ, (cross_DZ + ridge * before_DZ).mT).mT
@@ -57,6 +60,7 @@ def ridge_regression(moment_ZZ: torch.Tensor, cross_DZ: torch.Tensor, before_DZ:
 @torch.no_grad()
 def ends_in(module: nn.Module, output: str, call: Call, device: torch.device) -> bool:
     """Return whether a module's output is that of its output projection, with nothing behind it."""
+    # Equal to the bit, or there is something behind it: a gate, a residual or a norm changes some bit of some token.
     answer, _, seen = _run(module, output, call, device)
     return answer.shape == seen.shape and torch.equal(answer, seen)
 

@@ -2,10 +2,10 @@
 
 Given its attention weights, a layer is linear in its values and linear in its output projection (`bilinear.py`). So its
 values become those that serve the tokens that heads do attend to, and errors of heads are weighed together as they
-are; `merging` must guess both. What heads make of the rows to mix from is computed by the family's own module, with as
+are; a method must guess both. What heads make of the rows to mix from is computed by the family's own module, with as
 many rows at a time in the place of its values as it has.
 
-Legend: as in `heads.py`, with G KV heads for K, N rows of a mixture.
+Legend: as in `heads/attention.py`, with G KV heads for K, N rows of a mixture.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ from torch import nn
 
 from mha2gqa.families.attention import gather
 from mha2gqa.heads.attention import NOTHING_KNOWN
-from mha2gqa.methods.aligned.basis import towards
-from mha2gqa.methods.aligned.leading import firm
+from mha2gqa.methods.aligned.basis import firm, towards
 from mha2gqa.methods.aligned.values import leading_rows
 from mha2gqa.refine.bilinear import Bilinear
 from mha2gqa.refine.merge import Merged
@@ -47,6 +46,8 @@ def refit_values(module: nn.Module, output: str, pairs: Sequence[Pair], device: 
     sums = _run(module, output, pairs, device, merged, rows_GNX)
     start_GFN = torch.stack([_mixture(old, rows) for old, rows in zip(old_GFX, rows_GNX, strict=True)])
     mixing_GFN, output_DZ = sums.solve(start_GFN, old_HDF.transpose(0, 1).flatten(1))
+    # (M P, O M⁻¹) is the same layer for any M. The search leaves P at any scale, so the new values are turned to where
+    # the old ones were: channels keep their size for 16-bit weights and caches, and `distil` starts from a usual one.
     new_GFX = mixing_GFN @ rows_GNX.double()
     turn_GFF = torch.stack([towards(new, old[None]) for new, old in zip(new_GFX, old_GFX, strict=True)])
     new_HDF = output_DZ.unflatten(1, (len(old_HDF), -1)).transpose(0, 1)
@@ -66,6 +67,7 @@ def _rows(merged: Merged) -> torch.Tensor:
     heads, width = gather(merged.layer, merged.source), merged.heads.v_KFX.shape[1]
     inputs = (merged.statistics or NOTHING_KNOWN).like(heads.v_KFX).inputs
     count = rows_of_mixtures(merged.layer.query_heads, width, len(merged.groups[0]))
+    # Of all R·F rows of a group, the mixtures that a merge would keep first; of the rest hardly anything is read.
     rows_GNX = torch.stack([leading_rows(heads.members(group), inputs, count) for group in merged.groups])
     size_GN1 = rows_GNX.square().mean(dim=-1, keepdim=True).sqrt()
     return rows_GNX / size_GN1.clamp(min=torch.finfo(size_GN1.dtype).tiny)  # 16-bit weights keep their range
@@ -73,6 +75,7 @@ def _rows(merged: Merged) -> torch.Tensor:
 
 def _mixture(values_FX: torch.Tensor, rows_NX: torch.Tensor) -> torch.Tensor:
     """Return the mixture of rows that is nearest to given values, fp64 `[F, N]`."""
+    # Least squares: values of a merge lie in the span of their rows, but for the mixtures that `_rows` left out.
     rows = rows_NX.double()
     found: torch.Tensor = torch.linalg.solve(firm(rows @ rows.mT, rows_NX.dtype), rows @ values_FX.mT).mT
     return found
@@ -89,6 +92,8 @@ def _run(
     """Return the sums over all calls of what heads make of the rows."""
     heads, (groups, count) = merged.layer.query_heads, rows_GNX.shape[:2]
     width, outputs = merged.heads.v_KFX.shape[1], merged.heads.o_HDF.shape[1]
+    # A value head of the result has F channels, so N rows are installed F at a time. Attention weights depend on
+    # queries and keys alone: what the output projection is given then is, for each query head, s_h of those rows.
     parts = [merged.with_heads(replace(merged.heads, v_KFX=part)) for part in rows_GNX.split(width, dim=1)]
     sums = Bilinear.empty(heads, count, outputs, heads // groups, device)
     for call, wanted in pairs:

@@ -81,6 +81,7 @@ class Replay:
         """Run to the end of a block and keep its outputs, so that later passes begin behind it."""
         if not self.resumable:
             return
+        # Only the last finished block's output is kept: nothing else reaches those behind it, or `_resumes` finds out.
         outputs = [self._memory.keep(self._run(number, after=block)["output"]) for number in range(len(self._batches))]
         parent, _, last = block.rpartition(".")
         self._done, self._outputs = [f"{parent}.{index}" for index in range(int(last) + 1)], outputs
@@ -110,6 +111,7 @@ class Replay:
             seen.append(args[0])
             raise _Stopped
 
+        # In front of the head: logits of a large vocabulary would take longer than the blocks that are to be saved.
         handle = head.register_forward_pre_hook(enter) if isinstance(head, nn.Module) else None
         try:
             with contextlib.suppress(_Stopped):
@@ -151,6 +153,8 @@ class Replay:
             yield
             return
         output = to_device(self._outputs[number], self.model.device)
+        # All return the output of the last: the others' is read by the next finished block alone, which ignores it. An
+        # attribute of the instance hides the class's forward, and hooks of the block still see it called.
         blocks = [self.model.get_submodule(block) for block in self._done]
         for block in blocks:
             block.forward = lambda *_args, **_kwargs: output

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
-from mha2gqa.heads.metric import Full
-from mha2gqa.heads.symmetric import symmetric_product
+from mha2gqa.heads.metric import Full, symmetric_product
 from mha2gqa.refine.replay import first_tensor, model_inputs
 
 
@@ -63,12 +62,17 @@ class Moments:
     def _add(self, name: str, inputs: torch.Tensor) -> None:
         if name == self._layer.projections[1]:
             self._tokens += inputs.shape[:-1].numel()
+        # Queries, keys and values mostly read one tensor: its moment is then added up once for all of them. A weak
+        # reference, as the place of a tensor that is gone may be another's; a name that was alike once and is not any
+        # more takes what was added up so far as its own.
         if name not in self._sums and self._last() is inputs:
             self._alike[name] = self._last_name
             return
         if name in self._alike:
             self._sums[name] = self._sums[self._alike.pop(name)].clone()
         self._last, self._last_name = weakref.ref(inputs), name
+        # Some channels of a stream are thousands of times as large as others: their squares overflow 16 bits. Sums over
+        # batches are in fp64, of which the first makes the tensor.
         x_NX = inputs.detach().flatten(0, -2).float()
         if self._layer.has_bias:
             x_NX = torch.cat([x_NX, x_NX.new_ones(len(x_NX), 1)], dim=1)

@@ -10,7 +10,7 @@ from mha2gqa.families.attention import AttentionLayer, gather, scatter
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.heads.attention import AttentionHeads
 from mha2gqa.heads.grouping import contiguous
-from mha2gqa.methods.aligned.method import aligned
+from mha2gqa.methods.aligned import aligned
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.student import build_student, install, own_tensors
 

@@ -3,7 +3,7 @@
 Everything follows from the Gram matrices of all heads of a layer, made once: a group's are blocks of them.
 Keys and values each count as the share of their energy that is lost, so that the two can be added.
 
-Legend: as in `heads.py`, and N rows of a plane.
+Legend: as in `heads/attention.py`, and N rows of a plane.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,15 @@ import torch
 
 from mha2gqa.heads.attention import NOTHING_KNOWN, AttentionHeads, Freedom, Statistics
 from mha2gqa.heads.metric import Metric
+from mha2gqa.methods.aligned.basis import lost_energy
 from mha2gqa.methods.aligned.distances import fit_over_distances, own_grams, scores_energy
-from mha2gqa.methods.aligned.free_keys import query_energies, rows_of_heads, share_plane_by_plane
-from mha2gqa.methods.aligned.keys import effective_keys, plane_weights
-from mha2gqa.methods.aligned.leading import lost_energy
+from mha2gqa.methods.aligned.keys import (
+    effective_keys,
+    plane_weights,
+    query_energies,
+    rows_of_heads,
+    share_plane_by_plane,
+)
 from mha2gqa.methods.aligned.planes import plane_grams, plane_loss
 from mha2gqa.methods.aligned.values import value_weights
 
@@ -36,6 +41,7 @@ def group_loss(heads: AttentionHeads, statistics: Statistics | None) -> GroupLos
 
     def loss(group: Sequence[int]) -> float:
         members = torch.tensor(group, device=heads.k_KEX.device)
+        # Scores and values have no common unit: of each, all that a layer has counts as one.
         lost = [sum(part(members) for part in side) for side in sides]
         return sum(one / total for one, total in zip(lost, totals, strict=True) if total > 0)
 
@@ -61,6 +67,7 @@ class _FreeValues:
         self._gram = inputs.gram(heads.v_KFX.flatten(0, 1))
         self._o_KSDF = heads.o_HDF.unflatten(0, (len(heads.v_KFX), -1))
         self._width = heads.v_KFX.shape[1]
+        # What each head adds to the output, taken alone: which of them err together depends on the group.
         columns_KDF = self._o_KSDF.flatten(1, 2)
         own_KFF = own_grams(self._gram, len(columns_KDF))
         self.total = float((columns_KDF.mT @ columns_KDF * own_KFF).sum())
@@ -82,6 +89,7 @@ class _FreeKeys:
     def __call__(self, members: torch.Tensor) -> float:
         rows = rows_of_heads(members, self._k_KEX.shape[1])
         gram, energy_REE = self._gram[rows[:, None], rows], self._energy_KEE[members]
+        # The merge itself, on blocks of matrices that were made once: it takes no rows to know what it loses.
         start = share_plane_by_plane(self._k_KEX[members], gram, energy_REE, self._rotary)
         return fit_over_distances(start, gram, energy_REE, self._rotary)[1]
 
@@ -100,5 +108,6 @@ def _keys(heads: AttentionHeads, known: Statistics) -> Iterator[_Planes | _FreeK
 def _values(heads: AttentionHeads, inputs: Metric) -> _Planes | _FreeValues:
     if heads.values == "free":
         return _FreeValues(heads, inputs)
+    # As in `merge_values`: a channel's weight is the length of its columns of Wo, over all query heads that read it.
     weight_KF = heads.o_HDF.unflatten(0, (-1, heads.queries_per_head)).square().sum(dim=(1, 2)).sqrt()
     return _Planes(heads.v_KFX[:, :, None], weight_KF, inputs, heads.values)

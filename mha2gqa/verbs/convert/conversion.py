@@ -21,7 +21,7 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.files.pieces import LayerResult, path_of
 from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import check_output, workspace
-from mha2gqa.methods import LAYER_METHODS
+from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.devices import float64_device
 from mha2gqa.model.feed import attempt, kind_of, sees_ahead
 from mha2gqa.model.layers import LayerFiles
@@ -37,7 +37,6 @@ from mha2gqa.verbs.convert import automatic
 from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise, Progress, Tell
 from mha2gqa.verbs.convert.options import ConvertOptions
 
-AUTO = "auto"
 _LEAST_BLOCKS = 8
 """Blocks of text below which nothing can be learned and measured."""
 
@@ -63,16 +62,17 @@ def is_layerwise(options: ConvertOptions) -> bool:
 
     Raises:
         CalibrationError: Options contradict one another.
+        MethodError: There is no such method.
     """
-    wants_text = options.refine is not None or options.method == AUTO
-    if options.data and not wants_text and options.method not in LAYER_METHODS and options.grouping == "contiguous":
+    asked = demand(options.method, options.grouping, options.refine)
+    if options.data and not asked.reads_text:
         raise CalibrationError(
             f"--method {options.method} makes no use of --data",
-            expected=f"--method {' or '.join([*LAYER_METHODS, AUTO])}, --grouping similar, or --refine",
+            expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",
         )
     if options.refine is not None and options.method == AUTO:
         raise CalibrationError("--method auto chooses how far to refine", remedy="Leave out --refine, or name a method")
-    return wants_text or options.method in LAYER_METHODS or options.grouping == "similar"
+    return asked.whole_layers
 
 
 @contextlib.contextmanager
@@ -98,7 +98,8 @@ def converted_layers(
     original = plan.original
     layerwise = _layerwise(options, plan, output, tell, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
-    wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
+    needs_text = demand(options.method, options.grouping, options.refine).needs_text
+    wants_text = needs_text or bool(options.data)
     if plan.changed:
         _check_possible(options, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
@@ -107,8 +108,7 @@ def converted_layers(
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, original.directory, plan.size + scratch, force=options.force)
     known = _Text.find(options, original) if wants_text else None
-    keep = options.refine is not None or options.method == AUTO
-    with workspace(output, _fingerprint(options, original), keep=keep) as directory:
+    with workspace(output, _fingerprint(options, original), keep=needs_text) as directory:
         layerwise = layerwise.at(directory)
         trials: list[automatic.Trial] = []
         if known is None:
@@ -221,11 +221,10 @@ def _needs_more(kind: str, why: str) -> CalibrationError:
 
 
 def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, tell: Tell, progress: Progress) -> Layerwise:
-    method = "aligned" if options.method == AUTO else options.method
     return Layerwise(
         files=LayerFiles(plan.original, directory),
         plan=plan,
-        merge=Merge(method=method, grouping=options.grouping, seed=options.seed),
+        merge=Merge(method=options.method, grouping=options.grouping, seed=options.seed),
         tell=tell,
         progress=progress,
         device=float64_device(options.device),

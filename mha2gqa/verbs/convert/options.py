@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mha2gqa.methods import AUTO, demand
+
 Grouping = Literal["contiguous", "similar"]
 Refinement = Literal["refit", "distil", "joint"]
 
@@ -21,7 +23,7 @@ class ConvertOptions:
     output: Path | None = None
     """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
     method: str = "mean"
-    """How the KV heads of a group become one: a name in `merging.METHODS`, or `auto`."""
+    """How the KV heads of a group become one: a name in `methods.METHODS`, or `auto`."""
     grouping: Grouping = "contiguous"
     """Which KV heads share a group: neighbours, or those whose merge loses the least."""
     refine: Refinement | None = None
@@ -62,9 +64,9 @@ class ConvertOptions:
             "grouping": self.grouping,
             "seed": self.seed,
         }
-        chooses = self.method == "auto"
+        chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
-        if self.data or self.refine is not None or chooses:
+        if self.data or demand(self.method, self.grouping, self.refine).needs_text:
             used: dict[str, object] = {"data": list(self.data), "refine": self.refine, "column": self.column}
             used |= {"tokens": self.tokens, "context": self.context, "steps": self.steps if trains else None}
             used |= {"max-ppl-increase": self.max_ppl_increase if chooses else None}

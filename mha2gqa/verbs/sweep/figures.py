@@ -8,7 +8,7 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import METHODS
 from mha2gqa.pages.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 
@@ -65,7 +65,7 @@ def _colour(method: str, refine: str | None) -> str:
     """Return the colour of a way: poolings stand back, what is refined stands out; the marks tell the rest apart."""
     if refine is not None:
         return INK
-    return MUTED if method in POOLINGS else CONVERTED
+    return MUTED if method in METHODS and METHODS[method].streams else CONVERTED
 
 
 def _set_axes(axes: Axes, sweep: Sweep, points: list[Point]) -> None:

@@ -15,7 +15,7 @@ class SweepOptions:
     groups: tuple[int, ...] = ()
     """KV heads of the results; empty is every number that the model allows below its own."""
     methods: tuple[str, ...] = ("mean", "aligned")
-    """How the KV heads of a group become one: names in `merging.METHODS`."""
+    """How the KV heads of a group become one: names in `methods.METHODS`."""
     refine: tuple[Refinement | None, ...] = (None,)
     """How far to improve each result on text; None leaves it as it is merged."""
     grouping: Grouping = "contiguous"

@@ -10,7 +10,7 @@ from pathlib import Path
 from mha2gqa.errors import SweepError
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.hosts import hosts_by_groups
-from mha2gqa.methods import LAYER_METHODS, METHODS
+from mha2gqa.methods import AUTO, METHODS, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
@@ -27,7 +27,7 @@ class Way:
 
     def learns(self, grouping: Grouping) -> bool:
         """Return whether it makes use of text."""
-        return self.refine is not None or self.method in LAYER_METHODS or grouping == "similar"
+        return demand(self.method, grouping, self.refine).reads_text
 
     def name(self, model: str) -> str:
         """Return what its checkpoint is called."""
@@ -43,11 +43,11 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
         FamilyError: The family cannot be converted.
         CheckpointError: The weights are quantised.
     """
-    if unknown := [name for name in options.methods if name not in (*METHODS, *LAYER_METHODS)]:
+    if unknown := [name for name in options.methods if name not in METHODS]:
         raise SweepError(
             f"There is no method {unknown[0]!r} to sweep over",
             expected=f"some of {', '.join(METHODS)}",
-            remedy="What --method auto tries is what a sweep compares" if unknown[0] == "auto" else "",
+            remedy="What --method auto tries is what a sweep compares" if unknown[0] == AUTO else "",
         )
     groups = options.groups or _default_groups(original)
     ways = [
@@ -61,7 +61,7 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
     if options.data and options.eval_data and not any(way.learns(options.grouping) for way in ways):
         raise SweepError(
             f"No way of this sweep ({', '.join(options.methods)}) makes use of --data",
-            expected=f"--methods {' or '.join(LAYER_METHODS)}, or --refine",
+            expected=f"--methods {' or '.join(text_readers())}, or --refine",
             remedy="Leave out --data",
         )
     return list(dict.fromkeys(ways))

@@ -23,7 +23,7 @@ from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.files.threads import ignore_progress
 from mha2gqa.files.writer import divide
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import pooling
 from mha2gqa.model.load import load_model
 from mha2gqa.record.card import extended_card
 from mha2gqa.record.record import extended
@@ -139,7 +139,7 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
     checkpoint, options = job.subject.checkpoint, job.options
     contents = Contents(
         files=divide(tensors, parse_size(options.max_shard_size)),
-        pool=Pool(POOLINGS["mean"], 0),  # nothing is merged
+        pool=Pool(pooling(None), 0),  # nothing is merged
         source=checkpoint,
         config=None,
         record=lambda checksums: extended(checkpoint.directory, record_entry(report), tensors, checksums),

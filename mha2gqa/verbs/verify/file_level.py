@@ -1,7 +1,7 @@
 """The file level of `verify`: every byte of a converted checkpoint is what the conversion must have made.
 
 Tensors that the conversion copied are compared with the original's, changed ones are made again from it
-where the method needs no data, and held against the record's checksum otherwise. The config may differ in
+where the method streams, and held against the record's checksum otherwise. The config may differ in
 the recorded keys alone, the tokenizer and other small files not at all. No model is loaded.
 """
 
@@ -12,7 +12,8 @@ from mha2gqa.errors import CheckpointError, Mha2GqaError
 from mha2gqa.files.pieces import OutputTensor, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import Checkpoint, read_checkpoint, read_safetensors
-from mha2gqa.methods import POOLINGS
+from mha2gqa.methods import METHODS, demand, pooling
+from mha2gqa.record.conversion import Conversion
 from mha2gqa.record.pair import Pair, not_the_original
 from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.verify.companions import companion_findings
@@ -90,16 +91,19 @@ def _plan(pair: Pair) -> Plan | None:
     conversion = pair.conversion
     if conversion.uptrain or not {name for name, value in conversion.options.items() if value} <= _RECOMPUTABLE:
         return None
-    merges = conversion.method is not None
-    if merges and not (conversion.method in POOLINGS and conversion.options.get("grouping") == "contiguous"):
+    if conversion.method is not None and not _streams(conversion):
         return None
     return make_plan(pair.original, pair.record.target)
 
 
+def _streams(conversion: Conversion) -> bool:
+    """Return whether options without a refinement made each tensor by itself, by a method that is still there."""
+    method, grouping = str(conversion.method), str(conversion.options.get("grouping"))
+    return method in METHODS and not demand(method, grouping, refine=None).whole_layers
+
+
 def _pool(pair: Pair) -> Pool:
-    options = pair.conversion.options
-    method = POOLINGS.get(str(options.get("method")), POOLINGS["first"])
-    return Pool(method, int(options.get("seed", 0)))
+    return Pool(pooling(pair.conversion.method), int(pair.conversion.options.get("seed", 0)))
 
 
 def _header_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mha2gqa.methods.aligned import leading
+from mha2gqa.methods.aligned import basis
 
 COUNT, SIZE = 4, 64
 
@@ -31,14 +31,23 @@ WEIGHT = random(2) @ random(2).T / SIZE
 @pytest.mark.parametrize("many", [8, 1000], ids=["iterated", "whole"])
 @pytest.mark.parametrize("energies", SPECTRA.values(), ids=SPECTRA)
 def test_they_keep_nearly_what_can_be_kept(energies: torch.Tensor, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leading, "_MANY", many)
+    monkeypatch.setattr(basis, "_MANY", many)
     gram = gram_with(energies)
     root = torch.linalg.cholesky(gram + 1e-15 * torch.eye(SIZE, dtype=torch.float64))
     values = torch.linalg.eigvalsh(root.T @ WEIGHT @ root)
     total, most = float(values.sum()), float(values[-COUNT:].sum())
-    mixing = leading.leading_mixtures(WEIGHT, gram, COUNT)
+    mixing = basis.leading_mixtures(WEIGHT, gram, COUNT)
     # Rows are V with V Vᵀ = G. Each is sought in the mixtures by least squares, and W says what is missing.
     missing = root - root @ torch.linalg.pinv(mixing @ root, rtol=1e-9) @ (mixing @ root)
     lost = float((WEIGHT * (missing @ missing.T)).sum())
     assert (total - most) * (1 - 1e-6) - 1e-9 * total <= lost <= 1.01 * (total - most) + 1e-9 * total
-    assert leading.lost_energy(WEIGHT, gram, COUNT) == pytest.approx(total - most, rel=1e-6, abs=1e-9 * total)
+    assert basis.lost_energy(WEIGHT, gram, COUNT) == pytest.approx(total - most, rel=1e-6, abs=1e-9 * total)
+
+
+def test_a_search_that_runs_out_of_rounds_ends_with_what_it_measured_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram = gram_with(SPECTRA["fast"])
+    monkeypatch.setattr(basis, "_ROUNDS", 2)
+    root = torch.linalg.cholesky(gram + 1e-15 * torch.eye(SIZE, dtype=torch.float64))
+    mixing = basis.leading_mixtures(WEIGHT, gram, COUNT)
+    missing = root - root @ torch.linalg.pinv(mixing @ root, rtol=1e-9) @ (mixing @ root)
+    assert float((WEIGHT * (missing @ missing.T)).sum()) <= 1.01 * basis.lost_energy(WEIGHT, gram, COUNT)
