@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mha2gqa.errors import CalibrationError
 from mha2gqa.refine.activations import Activations, map_tensors, to_device
 
 _SAME = 1e-3
@@ -141,6 +142,8 @@ class Replay:
                 self.model(**self._inputs(number))
         finally:
             handle.remove()
+        if not captured:
+            raise never_called(before or after)
         return captured
 
     def _inputs(self, number: int) -> dict[str, Any]:
@@ -174,6 +177,15 @@ def model_inputs(model: PreTrainedModel, batch_BT: torch.Tensor) -> dict[str, An
     ids = batch_BT.to(model.device)
     both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     return {"input_ids": ids, "use_cache": False, **both}
+
+
+def never_called(module: str) -> CalibrationError:
+    """Return the refusal of a module that takes no part when the model reads text: of it, text tells nothing."""
+    return CalibrationError(
+        f"The model reads text without ever calling {module}",
+        expected="attention layers that each take part",
+        remedy="Convert it without --data and --refine: --method aligned",
+    )
 
 
 def block_of(module: str) -> str | None:

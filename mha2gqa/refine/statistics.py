@@ -16,7 +16,7 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.heads.metric import Full, symmetric_product
-from mha2gqa.refine.replay import first_tensor, model_inputs
+from mha2gqa.refine.replay import first_tensor, model_inputs, never_called
 
 
 class Moments:
@@ -49,10 +49,10 @@ class Moments:
         """Return the statistics, shrunk towards the identity as far as the text is short.
 
         Raises:
-            CalibrationError: An input or an output was not finite, or there was none.
+            CalibrationError: An input or an output was not finite, or the module was never called.
         """
         if not all(self._finite):
-            raise self._refusal("outputs", "not finite")
+            raise self._refusal("outputs")
         queries, keys = self._layer.projections
         if self._alike:
             both = Full(self._moment(next(iter(self._alike.values()))))
@@ -85,17 +85,19 @@ class Moments:
     def _look_at(self, output: Any) -> None:
         self._finite.append(torch.isfinite(first_tensor(output)).all())  # not asked before the end: that would wait
 
-    def _refusal(self, what: str, state: str) -> CalibrationError:
+    def _refusal(self, what: str) -> CalibrationError:
         return CalibrationError(
-            f"The {what} of {self._layer.module} are {state} on the calibration text",
+            f"The {what} of {self._layer.module} are not finite on the calibration text",
             expected="finite activations in every attention layer",
             remedy="Try --dtype float32, or other text",
         )
 
     def _moment(self, name: str) -> torch.Tensor:
         moment_XX = self._sums.get(name)
-        if moment_XX is None or not torch.isfinite(moment_XX).all():
-            raise self._refusal("inputs", "never computed" if moment_XX is None else "not finite")
+        if moment_XX is None:
+            raise never_called(self._layer.module)
+        if not torch.isfinite(moment_XX).all():
+            raise self._refusal("inputs")
         width = len(moment_XX)
         even = torch.eye(width, dtype=moment_XX.dtype, device=moment_XX.device) * (moment_XX.trace() / width)
         # Ledoit and Wolf's idea in its simplest form: as much weight for the identity as for one token per dimension.

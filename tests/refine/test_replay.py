@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from mha2gqa.errors import CalibrationError
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.replay import Call, Replay, block_of, first_tensor, model_inputs
 from tests.refine.pairs import make_pair, token_batches
@@ -115,3 +116,10 @@ def test_a_call_in_another_dtype_changes_no_integers() -> None:
 
     call = Call((torch.ones(2),), {"positions": torch.arange(2), "mask": None})
     assert call.run(Kinds(), CPU, torch.float64).dtype == torch.float64
+
+
+def test_a_module_that_takes_no_part_is_refused(tmp_path: Path) -> None:
+    pair, batches = make_pair("llama"), token_batches(2)
+    pair.original.add_module("unused", nn.Linear(2, 2))
+    with pytest.raises(CalibrationError, match="without ever calling unused"):
+        list(Replay(pair.original, batches, Activations(10**9, tmp_path)).calls("unused"))
