@@ -17,8 +17,9 @@ from mha2gqa.families.attention import gather, scatter
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.gauge import disguised, shuffled, unmerged
 from tests.families.oracle import input_ids

@@ -6,7 +6,7 @@ from mha2gqa.files.threads import Progress, ignore_progress
 from mha2gqa.targets.output import Request, carry_out
 from mha2gqa.targets.plan import plan_expand
 from mha2gqa.targets.report import ChangeReport
-from mha2gqa.verbs.convert.options import ExpandOptions
+from mha2gqa.verbs.expand.options import ExpandOptions
 
 
 def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> ChangeReport:

@@ -18,8 +18,9 @@ from mha2gqa.cli import app
 from mha2gqa.files.card import CardFacts, write_card
 from mha2gqa.files.record import Record, read_record, write_record
 from mha2gqa.files.source import Source
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.oracle import read_tensors
 from tests.families.tiny import save_tiny

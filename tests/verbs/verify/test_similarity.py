@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 
 from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.files.record import read_record
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from mha2gqa.verbs.verify.similarity import head_similarity
 from tests.families.tiny import save_tiny
