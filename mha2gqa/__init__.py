@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.verbs.bench.options import BenchOptions
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.uptrain.options import UptrainOptions

@@ -33,6 +33,10 @@ class Mha2GqaError(Exception):
         return " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
 
 
+class OptionError(Mha2GqaError):
+    """An option has a value that it cannot have; on the command line that is wrong usage."""
+
+
 class SourceError(Mha2GqaError):
     """The model that was named cannot be found, reached or opened."""
 

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from mha2gqa.cli import VERBS
+
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
     "errors units",
+    "options sections",
+    "console",
     "shipped",
     "heads",
     "methods reference",
@@ -27,13 +31,13 @@ LAYERS = (
     "record",
     "refine",
     "pages",
+    "verbs.options",
     "verbs.convert verbs.inspect",
     "verbs.expand",
     "verbs.verify",
     "verbs.uptrain verbs.bench",
     "verbs.sweep",
     "verbs.demo",
-    "console",
     "cli",
     "__main__",
 )
@@ -128,10 +132,15 @@ def test_every_module_says_what_it_is(module: str) -> None:
     assert docstring.splitlines()[0].endswith((".", ":"))
 
 
-@pytest.mark.parametrize("module", [name for name in TREES if name.split(".")[1:2] != ["console"]])
+@pytest.mark.parametrize("module", sorted(TREES.keys() - {"mha2gqa.console"}))
 def test_only_the_console_prints(module: str) -> None:
     assert not {name for name in imported(TREES[module]) if name.split(".")[0] == "rich"}
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("print", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write")
+
+
+def test_only_the_command_line_has_it_print() -> None:
+    users = {module for module, others in OWN.items() if "mha2gqa.console" in others}
+    assert users == {"mha2gqa.cli", *(f"mha2gqa.verbs.{verb}.command" for verb in VERBS)}

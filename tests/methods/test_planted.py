@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from mha2gqa.families.attention import gather, scatter
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.gauge import disguised, shuffled, unmerged
 from tests.families.oracle import input_ids

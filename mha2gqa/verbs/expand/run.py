@@ -6,7 +6,7 @@ from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.targets.expand import Expand
 from mha2gqa.targets.plan import make_plan
-from mha2gqa.verbs.convert.options import ExpandOptions
+from mha2gqa.verbs.expand.options import ExpandOptions
 
 
 def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Outcome:

@@ -3,9 +3,10 @@
 The numbers are `results.py`'s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 from mha2gqa.verbs.verify.differences import Loss
 
@@ -18,6 +19,26 @@ class Row(NamedTuple):
 
     cells: tuple[str, ...]
     recommended: bool = False
+
+
+def summary(sweep: Sweep) -> Iterator[Part]:
+    """Yield the parts of the report: the points, the single layers, which one to take and how to make it."""
+    yield f"model  {sweep.model} ({sweep.model_type}, {sweep.heads} KV heads)"
+    yield f"text   {evaluated(sweep)}\n"
+    yield Section(numbers(*HEADER), tuple(row.cells for row in point_rows(sweep)))
+    header, rows = layer_table(sweep)
+    if rows:
+        yield Paragraph("\nLoss added by one layer alone, nats a token:")
+        yield Section(numbers(*header), tuple(row.cells for row in rows))
+    yield f"\n{verdict(sweep)}"
+    if sweep.recommended:
+        yield f"    {sweep.recommended.command}"
+
+
+def point_line(point: Point) -> str:
+    """Return what was measured at a point, while the sweep runs."""
+    loss = point.measured.loss
+    return f"{point.name}: loss {loss.converted:.4f} ({loss.difference:+.4f}), perplexity {loss.increase:+.2%}"
 
 
 def verdict(sweep: Sweep) -> str:

@@ -22,8 +22,9 @@ from mha2gqa.record.conversion import Conversion
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.record.record import read_record, record_of
 from mha2gqa.targets.kv_heads import heads_change
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.oracle import read_tensors
 from tests.families.tiny import save_tiny

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from mha2gqa.errors import GroupsError
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.cases import TEXT, Case
 from tests.families.oracle import greedy, load_strict, logits, read_config, read_tensors

@@ -7,8 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from mha2gqa.record.pair import find_pair
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from mha2gqa.verbs.verify.similarity import head_similarity
 from tests.families.tiny import save_tiny
