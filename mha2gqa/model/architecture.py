@@ -126,10 +126,9 @@ class Architecture:
             source, moves = self._before
             known = [move for move in moves if move[0] is source.counts[number] and move[1] != move[0].heads]
             return [change.reversed() for change in source.changes(known)] if known else source.dependent(number)
-        for ((place, heads), spelling), changes in self._changes.items():
-            if place == number and spelling == by_module and heads != self.counts[number].heads:
-                return changes
-        return self._change((self.counts[number], another(self.counts[number])), by_module)
+        count = self.counts[number]
+        asked = (heads for (place, heads), _ in self._changes if place == number and heads != count.heads)
+        return self._change((count, next(asked, another(count))), by_module)
 
     @cached_property
     def cached(self) -> list[CacheLayer]:

@@ -69,7 +69,7 @@ LEFT = (
 )
 OUTCOME = Outcome(
     command="convert",
-    options={"groups": 2},
+    options={"groups": 2, "method": "mean"},
     targets=("kv_heads",),
     model_type="llama",
     change=heads_change(4, 2, "loss"),
