@@ -11,7 +11,8 @@ from mha2gqa.texts.perplexity import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.inspect.options import InspectOptions
-from mha2gqa.verbs.inspect.outcome import InspectReport, inspect
+from mha2gqa.verbs.inspect.outcome import InspectReport
+from mha2gqa.verbs.inspect.run import inspect
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.run import uptrain
