@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
-    "errors units",
+    "errors progress units",
     "shipped",
     "heads",
     "methods reference",

@@ -61,6 +61,6 @@ def convert(
         force=force,
         dry_run=dry_run,
     )
-    with console.conversion() as watch:
-        report = run(options, watch.bytes_written, stages=watch.stage, tell=watch.layer)
+    with console.conversion() as progress:
+        report = run(options, progress)
     console.print_json(report.to_json()) if as_json else console.print_change(report)

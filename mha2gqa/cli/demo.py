@@ -23,8 +23,8 @@ def demo(
     logging.disable_progress_bar()
     console.print_inspection(describe())
     console.print_demo(measure(directory, tokens))
-    with console.training(as_json=False) as watch:
-        recovered = recover(directory, tokens, watch.event)
+    with console.training(as_json=False) as progress:
+        recovered = recover(directory, tokens, progress)
     if recovered is not None:
         console.print_uptraining(recovered)
     with console.stages() as progress:

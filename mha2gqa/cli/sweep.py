@@ -120,11 +120,10 @@ def sweep(
 
         from mha2gqa import console
         from mha2gqa.verbs.sweep.run import sweep as run
-        from mha2gqa.verbs.sweep.steps import Watch
 
     logging.disable_progress_bar()
-    with console.sweeping() as shown:
-        result = run(options, Watch(step=shown.step, stage=shown.stage, point=shown.point))
+    with console.sweeping() as progress:
+        result = run(options, progress)
     console.print_json(result.to_json()) if as_json else console.print_sweep(result)
     if report is not None:
         console.print_note(f"The page is {report / 'report.html'}")

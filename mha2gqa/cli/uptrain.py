@@ -92,7 +92,7 @@ def uptrain(
         force=force,
         dry_run=dry_run,
     )
-    with console.training(as_json=as_json) as watch:
-        result = run(options, watch.event, progress=watch.stage)
+    with console.training(as_json=as_json) as progress:
+        result = run(options, progress)
     if result is not None:
         console.print_json_line(result.to_json()) if as_json else console.print_uptraining(result)

@@ -1,15 +1,16 @@
 """The report of `sweep`, for people, and what is shown while it runs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.console.terminal import err, escape, out, plain_table
+from mha2gqa.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich import progress as bars
 
-    from mha2gqa.verbs.sweep.outcome import Point, Sweep
+    from mha2gqa.verbs.sweep.outcome import Sweep
 
 
 def print_sweep(sweep: "Sweep") -> None:
@@ -35,38 +36,38 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     out.print(table)
 
 
-class Sweeping:
+class Sweeping(Progress):
     """Shows a sweep on stderr: a bar for all steps, one for what the present one does, a line for each point."""
 
-    def __init__(self, progress: "Progress") -> None:
-        self._progress = progress
-        self._whole = progress.add_task("sweep", total=None)
-        self._parts: dict[str, TaskID] = {}
+    def __init__(self, shown: "bars.Progress") -> None:
+        self._shown = shown
+        self._whole = shown.add_task("sweep", total=None)
+        self._stages: dict[str, bars.TaskID] = {}
 
-    def step(self, name: str, number: int, total: int) -> None:
+    def step(self, name: str, done: int, total: int) -> None:
         """Take note of a step that begins."""
-        for task in self._parts.values():
-            self._progress.remove_task(task)
-        self._parts.clear()
-        self._progress.update(self._whole, description=f"sweep: {name}", completed=number, total=total)
+        for task in self._stages.values():
+            self._shown.remove_task(task)
+        self._stages.clear()
+        self._shown.update(self._whole, description=f"sweep: {name}", completed=done, total=total)
 
-    def stage(self, stage: str, size: int, total: int) -> None:
+    def stage(self, name: str, done: int, total: int) -> None:
         """Take note of a part of a step."""
-        if stage not in self._parts:
-            self._parts[stage] = self._progress.add_task(f"  {stage}", total=total)
-        self._progress.update(self._parts[stage], advance=size)
+        if name not in self._stages:
+            self._stages[name] = self._shown.add_task(f"  {name}", total=total)
+        self._shown.update(self._stages[name], advance=done)
 
-    def point(self, point: "Point") -> None:
-        """Take note of a measurement."""
-        loss = point.measured.loss
-        line = f"{point.name}: loss {loss.converted:.4f} ({loss.difference:+.4f}), perplexity {loss.increase:+.2%}"
-        err.print(escape(line), soft_wrap=True, style="dim")
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Take note of a conversion that was measured."""
+        losses = f"loss {event['loss']:.4f} ({event['difference']:+.4f}), perplexity {event['increase']:+.2%}"
+        err.print(escape(f"{event['name']}: {losses}"), soft_wrap=True, style="dim")
 
 
 @contextlib.contextmanager
-def sweeping() -> Iterator[Sweeping]:
+def sweeping() -> Iterator[Progress]:
     """Show a sweep while the block runs."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Shown
 
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}"),
@@ -74,5 +75,5 @@ def sweeping() -> Iterator[Sweeping]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        yield Sweeping(progress)
+    with Shown(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        yield Sweeping(shown)

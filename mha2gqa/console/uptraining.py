@@ -6,29 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from mha2gqa.console.progress import Bars
 from mha2gqa.console.terminal import err, escape, out, plain_table, print_json_line
+from mha2gqa.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich import progress as bars
 
     from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport
 
 
-class Watch:
+class Training(Bars):
     """Shows a run as it goes: a bar with the losses, and a line for each measurement; or JSON lines."""
 
-    def __init__(self, progress: "Progress", *, as_json: bool) -> None:
-        self._progress, self._as_json = progress, as_json
-        self._tasks: dict[str, Any] = {}
+    def __init__(self, shown: "bars.Progress", *, as_json: bool) -> None:
+        super().__init__(shown)
+        self._as_json = as_json
         self._step_tokens = 0.0
         self._measured = ""
         self._begun: tuple[int, float] | None = None
-
-    def stage(self, stage: str, done: int, total: int) -> None:
-        """Take note of a part of the preparation."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], advance=done)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Take note of the plan, a step, or a measurement."""
@@ -44,26 +40,27 @@ class Watch:
                 step = f"step {event['step']:,}/{event['steps']:,}"
                 err.print(f"{step}: {self._measured}", soft_wrap=True, style="dim")
         else:
-            self._step(event)
+            self._show_step(event)
 
-    def _step(self, event: Mapping[str, Any]) -> None:
+    def _show_step(self, event: Mapping[str, Any]) -> None:
         self._begun = self._begun or (event["step"], event["seconds"])
         steps, seconds = event["step"] - self._begun[0], event["seconds"] - self._begun[1]
         speed = f", {steps * self._step_tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
         told = f"loss {event['loss']:.4f}{speed}" + (f"; {self._measured}" if self._measured else "")
         if "training" not in self._tasks:
-            self._tasks["training"] = self._progress.add_task("training", total=event["steps"])
-        self._progress.update(self._tasks["training"], completed=event["step"], description=told)
+            self._tasks["training"] = self._shown.add_task("training", total=event["steps"])
+        self._shown.update(self._tasks["training"], completed=event["step"], description=told)
 
 
 @contextlib.contextmanager
-def training(*, as_json: bool) -> Iterator[Watch]:
+def training(*, as_json: bool) -> Iterator[Progress]:
     """Show a run while the block runs."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Shown
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as progress:
-        yield Watch(progress, as_json=as_json)
+    with Shown(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as shown:
+        yield Training(shown, as_json=as_json)
 
 
 def _plan_line(event: Mapping[str, Any]) -> str:

@@ -19,9 +19,9 @@ from mha2gqa.files.record import Record, write_record
 from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.source import Source
 from mha2gqa.files.staging import check_output, staged
-from mha2gqa.files.threads import Progress
 from mha2gqa.files.writer import OutputFile, divide, write_weights
 from mha2gqa.methods import POOLINGS
+from mha2gqa.progress import Progress
 from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.report import ChangeReport, cache_per_token, recomputed_kinds, tensor_rows
 
@@ -70,7 +70,12 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
     pooling = POOLINGS.get(request.method, POOLINGS["mean"])
     with staged(request.output, force=request.force) as directory:
         checksums = write_weights(
-            directory, files, method=pooling, seed=request.seed, metadata=checkpoint.metadata, progress=progress
+            directory,
+            files,
+            method=pooling,
+            seed=request.seed,
+            metadata=checkpoint.metadata,
+            advance=progress.part("writing"),
         )
         for companion in checkpoint.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import blueprint
 from mha2gqa.families.counts import find_counts, rewrite
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.refine.merge import Merge
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.student import build_student, install, own_tensors
 from tests.families.tiny import model_class_name, tiny_config, tiny_model
 
@@ -33,7 +33,7 @@ def make_pair(model_type: str, dtype: torch.dtype = torch.float32, **overrides: 
     layers = attention_layers(content, source, targets)
     original = tiny_model(config).to(dtype).requires_grad_(requires_grad=False)
     student = build_student(original, rewrite(content, targets), layers)
-    merge = Merge(method="mean", grouping="contiguous", seed=0)
+    merge = LayerMerge(method="mean", grouping="contiguous", seed=0)
     for layer in layers:
         merged = merge(layer, own_tensors(original, layer), None)
         install(student.get_submodule(layer.module), merged.tensors)

@@ -26,18 +26,19 @@ from mha2gqa.files.source import Source, reference_directory
 from mha2gqa.files.staging import check_output, workspace
 from mha2gqa.methods import LAYER_METHODS
 from mha2gqa.model.devices import float64_device
-from mha2gqa.model.feed import attempt, kind_of, sees_ahead
+from mha2gqa.model.feed import attempt, inputs
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.model.load import context_length, load_model, load_rehosted, load_tokenizer
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
-from mha2gqa.refine.merge import Merge
-from mha2gqa.refine.replay import model_inputs
+from mha2gqa.refine.descend import Descent
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.kv_heads import convert_targets
 from mha2gqa.targets.plan import Plan
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.convert import automatic
-from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise, Progress, Tell
+from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 AUTO = "auto"
@@ -81,7 +82,6 @@ def converted_layers(
     checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
-    tell: Tell,
     progress: Progress,
 ) -> Iterator[Converted]:
     """Make the layers of a conversion; they lie beside the output as long as the block runs.
@@ -92,14 +92,13 @@ def converted_layers(
         checkpoint: Its files.
         plan: The conversion without changed layers.
         output: The directory that will be created at last.
-        tell: Told of each finished layer.
-        progress: Told of everything else that takes long.
+        progress: Told of each finished layer, and of everything else that takes long.
 
     Raises:
         Mha2GqaError: Text or a tokenizer is missing, the output cannot be written, or the family forbids a step.
     """
     empty = LayerFiles(checkpoint, output)
-    layerwise = _layerwise(options, empty, tell, progress)
+    layerwise = _layerwise(options, empty, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
     wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
     if plan.changed:
@@ -112,7 +111,7 @@ def converted_layers(
     known = _Text.find(options, source, checkpoint) if wants_text else None
     keep = options.refine is not None or options.method == AUTO
     with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
-        layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
+        layerwise = _layerwise(options, LayerFiles(checkpoint, directory), progress)
         trials: list[automatic.Trial] = []
         if known is None:
             layerwise.from_weights()
@@ -173,10 +172,10 @@ class _Text:
 def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwise, *, wants_text: bool) -> None:
     """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
     model = blueprint(layerwise.files.checkpoint.config).model
-    kind = model.config.model_type
+    model_type, kind = model.config.model_type, kind_of(model)
     if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(
-            f"The KV heads of this {kind!r} model cannot change places, so --grouping similar can choose nothing",
+            f"The KV heads of this {model_type!r} model cannot change places, so --grouping similar can choose nothing",
             expected="attention in which nothing but known tensors depends on the order of the heads",
             remedy="Leave out --grouping",
         )
@@ -184,11 +183,12 @@ def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwis
         return
     if not layerwise.layers:
         raise CalibrationError(
-            f"No attention layer of this {kind!r} model can be improved on text: its projections cannot be told apart",
+            f"No attention layer of this {model_type!r} model can be improved on text: "
+            "its projections cannot be told apart",
             remedy="Convert it with --method mean, and without --data and --refine",
         )
-    if model.main_input_name != "input_ids":
-        raise _needs_more(kind, f"reads {model.main_input_name}")
+    if not kind.reads_tokens:
+        raise _needs_more(model_type, f"reads {kind.reads}")
     if not options.data and source.directory != reference_directory():
         what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
         raise CalibrationError(
@@ -201,39 +201,39 @@ def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwis
 @torch.no_grad()
 def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
     """Refuse a model that does not run on token ids, or does not give what the options ask for."""
-    output = attempt(lambda: model(**model_inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
+    output = attempt(lambda: model(**inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
     if isinstance(output, str):
         raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
-    is_judged = options.method == AUTO
-    if (is_judged and (kind_of(model) == "masked" or sees_ahead(model))) or (
+    kind, is_judged = kind_of(model), options.method == AUTO
+    if (is_judged and not kind.predicts_next_token) or (
         (is_judged or options.refine == "joint") and "logits" not in output
     ):
         what = "--method auto" if is_judged else "--refine joint"
         raise CalibrationError(
-            f"{type(model).__name__} has no next token to predict, by which {what} measures",
+            f"{kind.name} has no next token to predict, by which {what} measures",
             expected="a language model with its head",
             remedy="Use --method aligned with --refine distil",
         )
 
 
-def _needs_more(kind: str, why: str) -> CalibrationError:
+def _needs_more(model_type: str, why: str) -> CalibrationError:
     return CalibrationError(
-        f"A {kind!r} model cannot be run on text alone: it {why}",
+        f"A {model_type!r} model cannot be run on text alone: it {why}",
         expected="a model that runs on token ids",
         remedy="Convert it without --data and --refine: --method aligned",
     )
 
 
-def _layerwise(options: ConvertOptions, files: LayerFiles, tell: Tell, progress: Progress) -> Layerwise:
+def _layerwise(options: ConvertOptions, files: LayerFiles, progress: Progress) -> Layerwise:
     method = "aligned" if options.method == AUTO else options.method
-    merge = Merge(method=method, grouping=options.grouping, seed=options.seed)
+    merge = LayerMerge(method=method, grouping=options.grouping, seed=options.seed)
     targets = convert_targets(files.checkpoint.config, options.groups)
     device = float64_device(options.device)
-    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress, device=device)
+    return Layerwise(files=files, targets=targets, merge=merge, progress=progress, device=device)
 
 
-def _training(options: ConvertOptions) -> DistilOptions:
-    return DistilOptions(steps=options.steps, seed=options.seed)
+def _training(options: ConvertOptions) -> Descent:
+    return Descent(steps=options.steps, seed=options.seed)
 
 
 def _fingerprint(options: ConvertOptions, checkpoint: Checkpoint) -> str:

@@ -5,32 +5,23 @@ from pathlib import Path
 
 from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.files.source import find_source
-from mha2gqa.files.threads import Progress, ignore_progress
 from mha2gqa.hosts import rehost
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.targets.kv_heads import Wanted, fewest
 from mha2gqa.targets.output import Request, carry_out
 from mha2gqa.targets.plan import plan_convert
 from mha2gqa.targets.report import ChangeReport
 from mha2gqa.verbs.convert.conversion import Converted, converted_layers, is_layerwise
-from mha2gqa.verbs.convert.layerwise import Progress as Stages
-from mha2gqa.verbs.convert.layerwise import Tell
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
-def convert(
-    options: ConvertOptions,
-    progress: Progress = ignore_progress,
-    *,
-    stages: Stages = lambda stage, size, total: None,
-    tell: Tell = lambda layer, number, total: None,
-) -> ChangeReport:
+def convert(options: ConvertOptions, progress: Progress = QUIET) -> ChangeReport:
     """Convert a checkpoint to fewer KV heads.
 
     Args:
         options: What to convert, and how.
-        progress: Told of every run of bytes that was written, and of how many there are in all.
-        stages: Told of the progress of everything that runs the model.
-        tell: Told of each attention layer that a layer method has finished.
+        progress: Told of every run of bytes that is written, of everything that runs the model, and of each attention
+            layer that a layer method has finished.
 
     Returns:
         What was done, or with `dry_run` what would be.
@@ -45,7 +36,7 @@ def convert(
     with contextlib.ExitStack() as stack:
         made = Converted()
         if is_layerwise(options):
-            layers = converted_layers(options, source, checkpoint, plan, output, tell, stages)
+            layers = converted_layers(options, source, checkpoint, plan, output, progress)
             made = stack.enter_context(layers)
             plan = plan_convert(checkpoint, options.groups, made.layers)
         request = Request(

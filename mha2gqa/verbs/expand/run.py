@@ -2,14 +2,14 @@
 
 from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.files.source import find_source
-from mha2gqa.files.threads import Progress, ignore_progress
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.targets.output import Request, carry_out
 from mha2gqa.targets.plan import plan_expand
 from mha2gqa.targets.report import ChangeReport
 from mha2gqa.verbs.convert.options import ExpandOptions
 
 
-def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> ChangeReport:
+def expand(options: ExpandOptions, progress: Progress = QUIET) -> ChangeReport:
     """Repeat the KV heads of a checkpoint, up to one per query head.
 
     The outputs stay the same; engines that need MHA, or a tensor-parallel size above the number of KV
@@ -17,7 +17,7 @@ def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Chan
 
     Args:
         options: What to expand, and to what.
-        progress: Told of every run of bytes that was written, and of how many there are in all.
+        progress: Told of every run of bytes that is written.
 
     Returns:
         What was done, or with `dry_run` what would be.

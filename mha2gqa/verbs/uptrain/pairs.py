@@ -19,6 +19,7 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from mha2gqa.errors import TextError
 from mha2gqa.families.blueprint import blueprint
+from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.texts.find import SELF
 from mha2gqa.texts.pairs import Pair, read_pairs
@@ -191,9 +192,8 @@ def mean_cross_entropy(outputs: Any, labels_BT: torch.Tensor, num_items_in_batch
         labels_BT: What they predict; -100 for nothing.
         num_items_in_batch: The tokens of the step; None is those of the batch.
     """
-    logits, labels = outputs.logits.flatten(0, 1).float(), labels_BT.flatten().to(outputs.logits.device)
-    total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    losses, count = target_losses(outputs.logits, labels_BT)
+    return losses.sum() / (count if num_items_in_batch is None else num_items_in_batch)
 
 
 def pairs(subject: Subject, options: UptrainOptions) -> Pairs:

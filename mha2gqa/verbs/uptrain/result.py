@@ -25,10 +25,10 @@ from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import staged
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
-from mha2gqa.files.threads import ignore_progress
 from mha2gqa.files.writer import divide, write_weights
 from mha2gqa.methods import POOLINGS
 from mha2gqa.model.load import load_model
+from mha2gqa.progress import QUIET
 from mha2gqa.verbs.uptrain.account import card_section, record_entry
 from mha2gqa.verbs.uptrain.held_out import loss_sums
 from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport
@@ -148,7 +148,7 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
             method=POOLINGS["mean"],
             seed=0,
             metadata=checkpoint.metadata,
-            progress=ignore_progress,
+            advance=QUIET.part("writing"),
         )
         for companion in checkpoint.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from mha2gqa.files.pieces import DTYPES
 from mha2gqa.files.reader import Checkpoint, read_checkpoint
 from mha2gqa.files.record import WrittenRecord, read_record
 from mha2gqa.files.source import Source, reference_directory
-from mha2gqa.model.feed import answers_text_with_text, kind_of, sees_ahead
+from mha2gqa.model.kind import kind_of
 from mha2gqa.verbs.uptrain.options import Objective, UptrainOptions
 from mha2gqa.verbs.verify.pair import find_converted, find_pair
 
@@ -34,7 +34,7 @@ class Subject:
     @property
     def learns_from_pairs(self) -> bool:
         """Whether it is an encoder-decoder, whose sources and targets are two texts."""
-        return kind_of(blueprint(self.checkpoint.config).model) == "encoder-decoder"
+        return kind_of(blueprint(self.checkpoint.config).model).has_encoder
 
     @property
     def of_reference(self) -> bool:
@@ -89,15 +89,16 @@ def _is_original(written: WrittenRecord) -> bool:
 
 
 def _check_kind(checkpoint: Checkpoint) -> None:
-    model = blueprint(checkpoint.config).model
-    kind, name, reads = kind_of(model), type(model).__name__, model.main_input_name
-    if reads != "input_ids":
-        raise TrainingError(f"{name} reads {reads}, and this trains on text", expected="a model that reads text")
-    if kind == "encoder-decoder" and not answers_text_with_text(model):
-        raise TrainingError(f"{name} does not answer text with text", expected="a text-to-text class of transformers")
-    if kind != "encoder-decoder" and (sees_ahead(model) or kind == "masked" or not model.can_generate()):
+    kind = kind_of(blueprint(checkpoint.config).model)
+    if not kind.reads_tokens:
+        what = f"{kind.name} reads {kind.reads}, and this trains on text"
+        raise TrainingError(what, expected="a model that reads text")
+    if kind.has_encoder and not kind.answers_text_with_text:
+        what = f"{kind.name} does not answer text with text"
+        raise TrainingError(what, expected="a text-to-text class of transformers")
+    if not kind.has_encoder and (kind.head == "masked token" or kind.sees_ahead or not kind.generates):
         raise TrainingError(
-            f"{name} has no next token to predict from tokens alone",
+            f"{kind.name} has no next token to predict from tokens alone",
             expected="a language model with its head: causal, or from text to text",
             remedy="Refine it instead: mha2gqa convert --refine distil",
         )
