@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
@@ -22,7 +23,8 @@ _MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
 _TEXT_TO_TEXT = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values())
 _HEADLESS = frozenset(
     name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)
-)
+) - frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
+"""Bare models; for Llama 4 transformers names the whole one among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def kind_of(model: PreTrainedModel) -> Kind:
 
 
 def _head(names: set[str], *, has_encoder: bool) -> Head:
-    """Return what a class's head is for; a new table of transformers' is one more line here."""
+    """Return what a class's head is for; another table of transformers' is one more line here."""
     if names & _MASKED and not has_encoder:  # BART's class fills masks as well, by what its decoder writes next
         return "masked token"
     return "none" if names & _HEADLESS else "next token"

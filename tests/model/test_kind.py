@@ -20,6 +20,7 @@ CASES: tuple[tuple[str, str, dict[str, Any], Head, dict[str, Any]], ...] = (
     ("bert", "BertForMaskedLM", {}, "masked token", NOTHING),
     ("bert", "BertModel", {}, "none", NOTHING | {"gives_embeddings": True}),
     ("llama", "LlamaModel", {}, "none", NOTHING | {"gives_embeddings": True}),
+    ("llama4", "Llama4ForConditionalGeneration", {}, "next token", NEXT),
     ("bert", "BertLMHeadModel", {"is_decoder": True}, "next token", NEXT),
     ("bert", "BertLMHeadModel", {"is_decoder": False}, "next token", NEXT | {"predicts_next_token": False}),
 )

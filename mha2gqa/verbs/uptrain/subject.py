@@ -96,7 +96,7 @@ def _check_kind(checkpoint: Checkpoint) -> None:
     if kind.has_encoder and not kind.answers_text_with_text:
         what = f"{kind.name} does not answer text with text"
         raise TrainingError(what, expected="a text-to-text class of transformers")
-    if not kind.has_encoder and (kind.head == "masked token" or kind.sees_ahead or not kind.generates):
+    if not kind.has_encoder and not (kind.predicts_next_token and kind.generates):
         raise TrainingError(
             f"{kind.name} has no next token to predict from tokens alone",
             expected="a language model with its head: causal, or from text to text",
