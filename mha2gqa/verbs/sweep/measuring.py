@@ -22,7 +22,7 @@ from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_unchecked
 from mha2gqa.progress import Advance
 from mha2gqa.verbs.sweep.outcome import Measured
-from mha2gqa.verbs.verify.differences import Text
+from mha2gqa.verbs.verify.differences import ComparedText
 from mha2gqa.verbs.verify.layers import LayerErrors
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outputs_level import batches, describe_text, find_text, read_both
@@ -92,7 +92,7 @@ class Yardstick:
         return self.original.device.type
 
     @property
-    def text(self) -> Text:
+    def text(self) -> ComparedText:
         """What is evaluated on."""
         count, length = self._ids_NT.shape
         return describe_text(self._blocks, count * (length - 1))

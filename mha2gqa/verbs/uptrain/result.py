@@ -36,7 +36,7 @@ from mha2gqa.verbs.uptrain.parameters import merge_adapter
 from mha2gqa.verbs.uptrain.plan import Job
 from mha2gqa.verbs.uptrain.recipe import write_recipe
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.train import Finished
 
 RECIPE, PLOT = "uptrain.yaml", "loss.png"
@@ -97,7 +97,7 @@ def _computed(info: TensorInfo, tensor: torch.Tensor, path: Path) -> OutputTenso
     return OutputTensor(info.name, info.dtype, info.shape, (Computed(span, origin=path_of(info.file)),))
 
 
-def measure(trained: PreTrainedModel, text: Text, finished: Finished, job: Job) -> Losses:
+def measure(trained: PreTrainedModel, text: TrainingText, finished: Finished, job: Job) -> Losses:
     """Measure the trained model with its weights rounded to the file's dtypes, which it keeps.
 
     The losses of the converted checkpoint and the original are those that the run has measured.

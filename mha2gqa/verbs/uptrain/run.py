@@ -12,7 +12,7 @@ from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.plan import Job, plan_job
 from mha2gqa.verbs.uptrain.result import changed_tensors, load_trained, measure, write_result
-from mha2gqa.verbs.uptrain.text import Text, prepare_text
+from mha2gqa.verbs.uptrain.text import TrainingText, prepare_text
 from mha2gqa.verbs.uptrain.train import Finished, run
 from mha2gqa.verbs.uptrain.workspace import training_workspace
 
@@ -46,7 +46,7 @@ def uptrain(options: UptrainOptions, progress: Progress = QUIET) -> UptrainRepor
         return _finish(job, text, finished, work) if job.is_main else None
 
 
-def _finish(job: Job, text: Text, finished: Finished, work: Path) -> UptrainReport:
+def _finish(job: Job, text: TrainingText, finished: Finished, work: Path) -> UptrainReport:
     """Write the output, measured as it is on disk, and report."""
     from mha2gqa.verbs.uptrain.figures import loss_png
     from mha2gqa.verbs.uptrain.page import uptrain_page

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mha2gqa.progress import Progress
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import BlockFile, Row, read_blocks
+from mha2gqa.verbs.uptrain.blocks import BlockFile, TrainingRow, read_blocks
 from mha2gqa.verbs.uptrain.documents import is_held_out
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.samples import read_samples, write_samples
@@ -26,7 +26,7 @@ _SAMPLED_MORE = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class TrainingText:
     """What a run reads."""
 
     training: Any
@@ -51,7 +51,7 @@ class Reading:
     """Where the original writes."""
 
 
-def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> Text:
+def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> TrainingText:
     """Have the rows on disk, if they are not there from an interrupted run.
 
     Args:
@@ -66,7 +66,7 @@ def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None,
     training, held_out = work / _TRAINING, work / _HELD_OUT
     if not (training.is_file() and held_out.is_file()):
         _write(work, reading, original, progress)
-    return Text(training=read_blocks(training), held_out=read_blocks(held_out))
+    return TrainingText(training=read_blocks(training), held_out=read_blocks(held_out))
 
 
 def _write(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> None:
@@ -88,7 +88,7 @@ def _write(work: Path, reading: Reading, original: PreTrainedModel | None, progr
             raise task.too_short(what)
 
 
-def _tokens_of(row: Row) -> int:
+def _tokens_of(row: TrainingRow) -> int:
     return sum(len(numbers) for name, numbers in row.items() if name != "position_ids")
 
 
@@ -130,7 +130,7 @@ def _sampled(
 class _Sink:
     """What is read on its way into a file of rows, until they count for as much as is wanted."""
 
-    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[Row], int]) -> None:
+    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[TrainingRow], int]) -> None:
         self.wanted, self._count, self._done = wanted, count, 0
         self._file, self._rows_of = BlockFile(path, task.columns), task.packing()
 

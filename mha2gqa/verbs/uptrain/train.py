@@ -15,7 +15,7 @@ from mha2gqa.errors import TrainingError
 from mha2gqa.progress import Progress
 from mha2gqa.verbs.uptrain.outcome import gap_closed
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, read_state
 
@@ -36,7 +36,7 @@ class Finished:
     """Steps of this process: fewer than all after `--resume`."""
 
 
-def run(job: Job, text: Text, progress: Progress) -> Finished:
+def run(job: Job, text: TrainingText, progress: Progress) -> Finished:
     """Train, from the last checkpoint in the workspace on if there is one; the job has its models no longer after it.
 
     Raises:

@@ -19,7 +19,7 @@ from mha2gqa.model.divergence import summed_divergence
 from mha2gqa.model.feed import Body
 from mha2gqa.verbs.uptrain.held_out import loss_sums
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint
 
 _ORIGINAL = "eval_original_loss"
@@ -33,7 +33,7 @@ class UptrainTrainer(Trainer):
         text: What is learned from, and measured on.
     """
 
-    def __init__(self, job: Job, text: Text) -> None:
+    def __init__(self, job: Job, text: TrainingText) -> None:
         super().__init__(
             model=job.student,
             args=job.arguments,

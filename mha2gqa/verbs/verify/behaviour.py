@@ -18,7 +18,7 @@ from mha2gqa.model.kind import kind_of
 NEW_TOKENS = 16
 """Tokens that are generated."""
 
-Measured: TypeAlias = float | str | None
+Observed: TypeAlias = float | str | None
 """A number, why there is none, or None where the class does not do this at all."""
 
 
@@ -26,16 +26,16 @@ Measured: TypeAlias = float | str | None
 class Behaviour:
     """What one model did."""
 
-    forward: Measured
+    forward: Observed
     """Largest logit (without a head: number of the last hidden state) in absolute value; every one was finite."""
-    cache: Measured
+    cache: Observed
     """Bytes of KV cache that a token added to one sequence."""
-    cross_cache: Measured
+    cross_cache: Observed
     """Bytes that a token of the encoder added to the cache of cross-attention; None without an encoder."""
-    generation: Measured
+    generation: Observed
     """How much less likely than the best a token was that generation with the cache chose, by a forward without
     the cache: largest difference of two logits, as a fraction of the largest logit."""
-    prefill: Measured
+    prefill: Observed
     """Largest difference of the logits of the second half read after the first from those of the whole, as a
     fraction of the largest logit."""
 

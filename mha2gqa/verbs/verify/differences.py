@@ -9,7 +9,7 @@ from mha2gqa.units import perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class ComparedText:
     """The tokens that the models were compared on."""
 
     description: str

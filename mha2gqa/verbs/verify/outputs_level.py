@@ -22,7 +22,7 @@ from mha2gqa.model.load import attention_modules, context_length, load_tokenizer
 from mha2gqa.progress import Advance
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.verify.continuations import continuations
-from mha2gqa.verbs.verify.differences import Text
+from mha2gqa.verbs.verify.differences import ComparedText
 from mha2gqa.verbs.verify.judge import limit_findings
 from mha2gqa.verbs.verify.layers import LayerErrors
 from mha2gqa.verbs.verify.levels import OutputsLevel
@@ -168,10 +168,12 @@ def read_both(
     return sums
 
 
-def describe_text(blocks: Blocks, tokens: int) -> Text:
+def describe_text(blocks: Blocks, tokens: int) -> ComparedText:
     """Return what is to be known of a text of which so many tokens were compared."""
     count, context = blocks.tokens_NT.shape
-    return Text(description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens)
+    return ComparedText(
+        description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens
+    )
 
 
 def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
