@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
+from mha2gqa.progress import Progress
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
 from mha2gqa.verbs.inspect.options import InspectOptions
@@ -45,6 +46,7 @@ __all__ = [
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
+    "Progress",
     "SweepOptions",
     "UptrainOptions",
     "VerifyOptions",

@@ -2,10 +2,11 @@
 
 The console derives from it what a person sees; a test what it wants to know; Python callers may do the same:
 
-    class Lines(Progress):
-        def stage(self, name, done, total): print(name, done, total)
+    class Layers(Progress):
+        def layer(self, module, errors, number, total):
+            log.info("%s is done, %d of %d", module, number, total)
 
-    convert(options, Lines())
+    convert(options, Layers())
 
 Numbers and names are plain values. Nothing here prints.
 """

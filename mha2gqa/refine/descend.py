@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from mha2gqa.progress import Advance
+
 Item = TypeVar("Item")
 
 
@@ -31,7 +33,7 @@ def descend(
     batches: Sequence[Item],
     loss: Callable[[Item], torch.Tensor],
     options: Descent,
-    advance: Callable[[int, int], object] = lambda done, total: None,
+    advance: Advance = lambda done, total: None,
 ) -> None:
     """Train parameters in place.
 
