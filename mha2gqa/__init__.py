@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
+from mha2gqa.progress import Progress
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.expand.options import ExpandOptions
@@ -46,6 +47,7 @@ __all__ = [
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
+    "Progress",
     "SweepOptions",
     "UptrainOptions",
     "VerifyOptions",

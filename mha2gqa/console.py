@@ -6,18 +6,25 @@ It sets the parts of a report (`sections.py`) in type, or prints JSON, and shows
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mha2gqa.progress import Progress
 from mha2gqa.sections import Facts, Paragraph, Part, Section
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn, TaskID
+    from collections.abc import Callable
+
+    from rich.progress import Progress as RichProgress
+    from rich.progress import ProgressColumn, TaskID
+
+Shown = TypeVar("Shown", bound="Bars")
 
 _PIPE_WIDTH = 160
 """Columns when stdout is no terminal: wide enough that no number is folded."""
@@ -93,51 +100,50 @@ def waiting(message: str) -> Iterator[None]:
         yield
 
 
-class Bars:
+class Bars(Progress):
     """Bars on stderr, one for each thing that is under way; each has a name, and comes when it is first told of."""
 
-    def __init__(self, progress: "Progress") -> None:
-        self._progress = progress
+    def __init__(self, shown: "RichProgress") -> None:
+        self._shown = shown
         self._bars: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
 
-    def advance(self, name: str, done: int, total: int) -> None:
-        """Move a bar on.
-
-        Args:
-            name: Of the bar; it is shown.
-            done: What was done since the last call.
-            total: What there is to do in all.
-        """
-        self._progress.update(self._bar(name), advance=done, total=total)
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Move a bar on by `done`."""
+        self._shown.update(self._bar(name), advance=done, total=total)
 
     def show(self, name: str, done: int, total: int | None, text: str) -> None:
         """Set a bar to all that was done, with a text; None is a total that is not known."""
-        self._progress.update(self._bar(name), completed=done, total=total, description=text)
+        self._shown.update(self._bar(name), completed=done, total=total, description=text)
 
     def keep(self, name: str) -> None:
         """Take all other bars away."""
         for other in [one for one in self._bars if one != name]:
-            self._progress.remove_task(self._bars.pop(other))
+            self._shown.remove_task(self._bars.pop(other))
 
     def _bar(self, name: str) -> "TaskID":
-        if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=None)
-        return self._bars[name]
+        with self._lock:  # writing tells from several threads
+            if name not in self._bars:
+                self._bars[name] = self._shown.add_task(name, total=None)
+            return self._bars[name]
 
 
 @contextlib.contextmanager
-def bars(unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True) -> Iterator[Bars]:
+def bars(
+    kind: "Callable[[RichProgress], Shown]", unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True
+) -> Iterator[Shown]:
     """Show bars while the block runs, where stderr is a terminal.
 
     Args:
+        kind: `Bars`, or what derives from it for one verb.
         unit: What is said beside them.
         shown: False shows none.
     """
-    from rich.progress import Progress
+    from rich.progress import Progress as RichProgress
 
     is_shown = shown and err.is_terminal
-    with Progress(*_columns(unit), console=err, transient=True, disable=not is_shown) as progress:
-        yield Bars(progress)
+    with RichProgress(*_columns(unit), console=err, transient=True, disable=not is_shown) as progress:
+        yield kind(progress)
 
 
 def _columns(unit: str) -> "tuple[ProgressColumn, ...]":

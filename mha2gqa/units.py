@@ -1,5 +1,6 @@
-"""Numbers as people write them: `256K` tokens, an increase of `1%`."""
+"""Numbers as people write them (`256K` tokens, an increase of `1%`), and a loss as they compare it."""
 
+import math
 import re
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)", re.IGNORECASE)
@@ -27,3 +28,8 @@ def parse_share(text: str) -> float:
     """
     number, is_percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     return float(number) / 100 if is_percent else float(number)
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), of a loss in nats a token; infinity where that is too large."""
+    return math.exp(loss) if loss < 700 else math.inf

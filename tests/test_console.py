@@ -57,19 +57,19 @@ def test_cells_that_are_too_long_are_cut_or_go_on_below(shown: Callable[..., str
 def test_bars_come_when_they_are_told_of_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=file, force_terminal=True, width=80, color_system=None))
-    with console.bars("steps") as bars:
+    with console.bars(console.Bars, "steps") as bars:
         bars.show("whole", 1, 4, "whole: first")
-        bars.advance("part", 3, 5)
-        bars.advance("part", 1, 5)
-        tasks = {task.description: (task.completed, task.total) for task in bars._progress.tasks}
+        bars.stage("part", 3, 5)
+        bars.stage("part", 1, 5)
+        tasks = {task.description: (task.completed, task.total) for task in bars._shown.tasks}
         assert tasks == {"whole: first": (1, 4), "part": (4, 5)}
         bars.keep("whole")
-        assert [task.description for task in bars._progress.tasks] == ["whole: first"]
+        assert [task.description for task in bars._shown.tasks] == ["whole: first"]
     assert "whole: first" in file.getvalue()
 
 
 @pytest.mark.parametrize("unit", ["share", "bytes", "steps"])
 def test_no_bars_where_nobody_sees_them(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.bars(unit) as bars:  # type: ignore[arg-type]
-        bars.advance("part", 1, 2)
+    with console.bars(console.Bars, unit) as bars:  # type: ignore[arg-type]
+        bars.stage("part", 1, 2)
     assert capsys.readouterr() == ("", "")

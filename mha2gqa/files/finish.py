@@ -16,8 +16,8 @@ from mha2gqa.files.pieces import OutputTensor
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import RECORD, Checkpoint, read_checkpoint
 from mha2gqa.files.staging import staged
-from mha2gqa.files.threads import Progress
 from mha2gqa.files.writer import OutputFile, write_weights
+from mha2gqa.progress import Progress
 
 CARD = "README.md"
 SLACK = 64 << 20
@@ -59,7 +59,7 @@ def finish(output: Path, contents: Contents, *, force: bool, progress: Progress)
     source = contents.source
     with staged(output, force=force) as directory:
         checksums = write_weights(
-            directory, contents.files, pool=contents.pool, metadata=source.metadata, progress=progress
+            directory, contents.files, pool=contents.pool, metadata=source.metadata, advance=progress.part("writing")
         )
         for companion in source.companions:
             (directory / companion).parent.mkdir(parents=True, exist_ok=True)

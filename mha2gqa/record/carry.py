@@ -10,9 +10,9 @@ from mha2gqa.files.finish import SLACK, Contents, finish
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import check_output
-from mha2gqa.files.threads import Progress
 from mha2gqa.files.writer import divide
 from mha2gqa.methods import pooling
+from mha2gqa.progress import Progress
 from mha2gqa.record.card import card_of
 from mha2gqa.record.conversion import config_changes_as_json
 from mha2gqa.record.outcome import Outcome, tensor_rows

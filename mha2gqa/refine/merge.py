@@ -38,7 +38,7 @@ class Merged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge:
+class LayerMerge:
     """How layers are merged."""
 
     method: str

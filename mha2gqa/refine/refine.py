@@ -22,17 +22,19 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.layers import LayerFiles
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions, distil, relative_error
-from mha2gqa.refine.merge import Merge, Merged
+from mha2gqa.refine.descend import Descent
+from mha2gqa.refine.distil import distil, relative_error
+from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.refit import ends_in, refit
 from mha2gqa.refine.refit_values import refit_values
-from mha2gqa.refine.replay import Pair, Replay, block_of
+from mha2gqa.refine.replay import Example, Replay, block_of
 from mha2gqa.refine.statistics import Moments
 from mha2gqa.refine.student import install, own_tensors
 
 Refinement: TypeAlias = Literal["refit", "distil", "joint"]
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
 
 _KEPT_ASIDE = 8
 """One batch in so many, at least one, measures what the others improve."""
@@ -74,9 +76,9 @@ class Refiner:
         original: PreTrainedModel,
         student: PreTrainedModel,
         batches_BT: Sequence[torch.Tensor],
-        merge: Merge,
+        merge: LayerMerge,
         refinement: Refinement,
-        options: DistilOptions,
+        options: Descent,
         memory: Activations,
         files: LayerFiles,
     ) -> None:
@@ -85,12 +87,12 @@ class Refiner:
         self._student_run = Replay(student, batches_BT, memory)
         self._merge, self._refinement, self._options, self._files = merge, refinement, options, files
 
-    def run(self, layers: Sequence[AttentionLayer], tell: Callable[[LayerReport, int, int], object]) -> None:
+    def run(self, layers: Sequence[AttentionLayer], progress: Progress) -> None:
         """Refine every layer in order.
 
         Args:
             layers: The layers, first to last.
-            tell: Told of each finished layer, its number and how many there are.
+            progress: Told of each finished layer.
 
         Raises:
             CalibrationError: An activation is not finite.
@@ -103,7 +105,7 @@ class Refiner:
                 self._advance(layer)
                 self._files.write(number, layer, *self._layer(layer))
             report = self._files.report(number)
-            tell(LayerReport(**report), number + 1, len(layers))
+            progress.layer(report["module"], report["errors"], number + 1, len(layers))
 
     def _advance(self, layer: AttentionLayer) -> None:
         """Finish the blocks before the layer's, which no later pass needs to compute again."""
@@ -118,11 +120,13 @@ class Refiner:
         source = self._files.read(layer)
         # In: what the converted layers before hand on, so that this one may make up for their errors. Out: what the
         # original makes of its own inputs, so that errors are not learned.
-        pairs = list(zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True))
-        _check_finite(layer, pairs)
-        merged = self._merged(layer, source.keys(), pairs)
+        examples = list(
+            zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True)
+        )
+        _check_finite(layer, examples)
+        merged = self._merged(layer, source.keys(), examples)
         tensors = merged.tensors
-        steps = _Steps(module, pairs, {name: source[name].dtype for name in tensors}, self._student.device)
+        steps = _Steps(module, examples, {name: source[name].dtype for name in tensors}, self._student.device)
         steps.take("merged", lambda: install(module, tensors))
         if self._uses(module) == 1:
             steps.take("refit", *self._refits(merged, module, steps))
@@ -135,7 +139,7 @@ class Refiner:
         )
         return tensors, vars(report)
 
-    def _merged(self, layer: AttentionLayer, names: Iterable[str], pairs: Sequence[Pair]) -> Merged:
+    def _merged(self, layer: AttentionLayer, names: Iterable[str], examples: Sequence[Example]) -> Merged:
         """Merge by the statistics of what the original's module is given when it reads the student's inputs."""
         # What reaches the projections may be made inside the module (a norm, another sequence's keys), so the module is
         # run, and with the original's weights: those of the student are what is to be found.
@@ -144,7 +148,7 @@ class Refiner:
         handles = moments.watch(self._original)
         try:
             with torch.no_grad():
-                for call, _ in pairs:
+                for call, _ in examples:
                     call.run(original, self._original.device)
         finally:
             for handle in handles:
@@ -165,7 +169,9 @@ class Refiner:
         outputs, both = partial(refit, *given), partial(refit_values, *given, merged)
         return [both, outputs] if merged.layer.values == "free" else [outputs]
 
-    def _of_projection(self, layer: AttentionLayer, output: str, module: nn.Module, steps: "_Steps") -> Sequence[Pair]:
+    def _of_projection(
+        self, layer: AttentionLayer, output: str, module: nn.Module, steps: "_Steps"
+    ) -> Sequence[Example]:
         """Return the calls to learn from, with what the output projection should return."""
         if ends_in(module, output, steps.training[0][0], self._student.device):
             return steps.training
@@ -184,9 +190,9 @@ class _Steps:
     """Takes one step after the other, measures each on batches kept aside, and takes back what does not help."""
 
     def __init__(
-        self, module: nn.Module, pairs: Sequence[Pair], dtypes: Mapping[str, torch.dtype], device: torch.device
+        self, module: nn.Module, examples: Sequence[Example], dtypes: Mapping[str, torch.dtype], device: torch.device
     ) -> None:
-        self._aside, self.training = keep_aside(pairs)
+        self._aside, self.training = keep_aside(examples)
         self.errors: dict[str, float] = {}
         self._module, self._dtypes, self._device = module, dtypes, device
 
@@ -218,14 +224,14 @@ class _Steps:
         return sum(errors) / len(errors)
 
 
-def keep_aside(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+def keep_aside(batches: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
     """Return the batches that measure, and those that are learned from; a single one is both."""
     aside = max(1, len(batches) // _KEPT_ASIDE) if len(batches) > 1 else 0
     return batches[:aside] or batches, batches[aside:]
 
 
-def _check_finite(layer: AttentionLayer, pairs: Sequence[Pair]) -> None:
-    if not all(torch.isfinite(wanted).all() for _, wanted in pairs):
+def _check_finite(layer: AttentionLayer, examples: Sequence[Example]) -> None:
+    if not all(torch.isfinite(wanted).all() for _, wanted in examples):
         raise CalibrationError(
             f"The outputs of {layer.module} are not finite on the calibration text",
             expected="finite activations in every attention layer",

@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from mha2gqa.heads.metric import symmetric_product
-from mha2gqa.refine.replay import Call, Pair
+from mha2gqa.refine.replay import Call, Example
 
 RIDGE = 1e-4
 """λ as a share of the mean energy of an entry of z."""
 
 
 @torch.no_grad()
-def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.device) -> None:
+def refit(module: nn.Module, output: str, examples: Sequence[Example], device: torch.device) -> None:
     """Refit a module's output projection on calls of the module and what is wanted of the projection.
 
     Args:
         module: The converted attention module; changed in place.
         output: Path of its output projection, a linear module.
-        pairs: Calls, and for each the output `[B, T, D]` that the projection should have.
+        examples: Calls, and for each the output `[B, T, D]` that the projection should have.
         device: Where to compute.
     """
     weight = module.get_submodule(output).get_parameter("weight")
@@ -35,7 +35,7 @@ def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.d
     cross_DZ = torch.zeros_like(weight_DZ)
     # Z Zᵀ and Y Zᵀ are all that the solution needs: the memory does not grow with the text. They are summed in fp64, as
     # the normal equations square the condition of Z, and heads that were one head are nearly the same inputs twice.
-    for call, wanted in pairs:
+    for call, wanted in examples:
         z_NZ, y_ND = projected(module, output, call, device), of_projection(module, output, wanted, device)
         moment_ZZ += symmetric_product(z_NZ.mT, z_NZ.mT).double()
         cross_DZ += (y_ND.mT.to(z_NZ.dtype) @ z_NZ).double()

@@ -21,7 +21,7 @@ from mha2gqa.methods.aligned.values import leading_rows
 from mha2gqa.refine.bilinear import Bilinear
 from mha2gqa.refine.merge import Merged
 from mha2gqa.refine.refit import of_projection, projected
-from mha2gqa.refine.replay import Pair
+from mha2gqa.refine.replay import Example
 from mha2gqa.refine.student import install
 
 _LEAST, _MOST = 2, 4
@@ -32,18 +32,20 @@ _ALL = 8192
 
 
 @torch.no_grad()
-def refit_values(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.device, merged: Merged) -> None:
+def refit_values(
+    module: nn.Module, output: str, examples: Sequence[Example], device: torch.device, merged: Merged
+) -> None:
     """Refit a module's values and output projection on calls of the module and what is wanted of the projection.
 
     Args:
         module: The converted attention module, its queries and keys as merged; changed in place.
         output: Path of its output projection, a linear module.
-        pairs: Calls, and for each the output `[B, T, D]` that the projection should have.
+        examples: Calls, and for each the output `[B, T, D]` that the projection should have.
         device: Where to compute.
         merged: The merge; its values are free.
     """
     rows_GNX, old_GFX, old_HDF = _rows(merged), merged.heads.v_KFX.double(), merged.heads.o_HDF.double()
-    sums = _run(module, output, pairs, device, merged, rows_GNX)
+    sums = _run(module, output, examples, device, merged, rows_GNX)
     start_GFN = torch.stack([_mixture(old, rows) for old, rows in zip(old_GFX, rows_GNX, strict=True)])
     mixing_GFN, output_DZ = sums.solve(start_GFN, old_HDF.transpose(0, 1).flatten(1))
     # (M P, O M⁻¹) is the same layer for any M. The search leaves P at any scale, so the new values are turned to where
@@ -84,7 +86,7 @@ def _mixture(values_FX: torch.Tensor, rows_NX: torch.Tensor) -> torch.Tensor:
 def _run(
     module: nn.Module,
     output: str,
-    pairs: Sequence[Pair],
+    examples: Sequence[Example],
     device: torch.device,
     merged: Merged,
     rows_GNX: torch.Tensor,
@@ -96,7 +98,7 @@ def _run(
     # queries and keys alone: what the output projection is given then is, for each query head, s_h of those rows.
     parts = [merged.with_heads(replace(merged.heads, v_KFX=part)) for part in rows_GNX.split(width, dim=1)]
     sums = Bilinear.empty(heads, count, outputs, heads // groups, device)
-    for call, wanted in pairs:
+    for call, wanted in examples:
         seen = []
         for part in parts:
             install(module, part)

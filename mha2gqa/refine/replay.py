@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import CalibrationError
+from mha2gqa.model.feed import inputs
 from mha2gqa.refine.activations import Activations, map_tensors, to_device
 
 _SAME = 1e-3
@@ -45,7 +46,7 @@ class Call:
         return first_tensor(module(*args, **kwargs))
 
 
-Pair: TypeAlias = tuple[Call, torch.Tensor]
+Example: TypeAlias = tuple[Call, torch.Tensor]
 """A call, and the output `[B, T, D]` that is wanted of it."""
 
 
@@ -116,7 +117,7 @@ class Replay:
         handle = head.register_forward_pre_hook(enter) if isinstance(head, nn.Module) else None
         try:
             with contextlib.suppress(_Stopped):
-                seen.append(first_tensor(tuple(self.model(**self._inputs(number)).values())))
+                seen.append(first_tensor(tuple(self.model(**inputs(self.model, self._batches[number])).values())))
         finally:
             if handle is not None:
                 handle.remove()
@@ -139,15 +140,12 @@ class Replay:
         )
         try:
             with torch.no_grad(), self._skipping(number), contextlib.suppress(_Stopped):
-                self.model(**self._inputs(number))
+                self.model(**inputs(self.model, self._batches[number]))
         finally:
             handle.remove()
         if not captured:
             raise never_called(before or after)
         return captured
-
-    def _inputs(self, number: int) -> dict[str, Any]:
-        return model_inputs(self.model, self._batches[number])
 
     @contextlib.contextmanager
     def _skipping(self, number: int) -> Iterator[None]:
@@ -170,13 +168,6 @@ class Replay:
 
 class _Stopped(Exception):
     """Ends a pass that has what it wants."""
-
-
-def model_inputs(model: PreTrainedModel, batch_BT: torch.Tensor) -> dict[str, Any]:
-    """Return the arguments of a forward pass over token ids: an encoder-decoder reads the same on both sides."""
-    ids = batch_BT.to(model.device)
-    both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return {"input_ids": ids, "use_cache": False, **both}
 
 
 def never_called(module: str) -> CalibrationError:

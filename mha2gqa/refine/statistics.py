@@ -16,7 +16,9 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.heads.metric import Full, symmetric_product
-from mha2gqa.refine.replay import first_tensor, model_inputs, never_called
+from mha2gqa.model.feed import inputs
+from mha2gqa.progress import Advance
+from mha2gqa.refine.replay import first_tensor, never_called
 
 
 class Moments:
@@ -109,7 +111,7 @@ def gather_statistics(
     model: PreTrainedModel,
     layers: Sequence[AttentionLayer],
     batches_BT: Sequence[torch.Tensor],
-    progress: Callable[[int, int], object],
+    advance: Advance,
 ) -> dict[str, Statistics]:
     """Run the original over the calibration text and return the statistics of each layer's module.
 
@@ -117,7 +119,7 @@ def gather_statistics(
         model: The original.
         layers: The layers.
         batches_BT: Token ids.
-        progress: Told of every batch, and of how many there are.
+        advance: Told of every batch.
 
     Raises:
         CalibrationError: An activation is not finite.
@@ -125,9 +127,9 @@ def gather_statistics(
     moments = {layer.module: Moments(layer) for layer in layers}
     handles = [handle for one in moments.values() for handle in one.watch(model)]
     try:
-        for batch in batches_BT:
-            model(**model_inputs(model, batch))
-            progress(1, len(batches_BT))
+        for ids_BT in batches_BT:
+            model(**inputs(model, ids_BT))
+            advance(1, len(batches_BT))
     finally:
         for handle in handles:
             handle.remove()

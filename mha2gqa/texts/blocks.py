@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
+from mha2gqa.model.kind import kind_of
 
 _BATCH = 16
 """Blocks that are sampled at a time."""
@@ -78,7 +79,7 @@ def sample_text(
     Raises:
         TextError: The model cannot write.
     """
-    if not model.can_generate() or model.config.is_encoder_decoder:
+    if not kind_of(model).continues_text:
         raise TextError(
             f"A {model.config.model_type!r} model cannot write text of its own, and no text was given",
             remedy="Give text with --data",

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.feed import inputs
 from mha2gqa.model.load import context_length, load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
@@ -37,10 +37,9 @@ def mean_loss(model: PreTrainedModel, batches_BT: Sequence[torch.Tensor]) -> flo
 
     An encoder-decoder reads the tokens in both halves, as in `verify` and `sweep`.
     """
-    losses = [len(batch) * _loss(model, batch) for batch in batches_BT]
-    return float(sum(losses) / sum(map(len, batches_BT)))
-
-
-def _loss(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
-    logits_BTV = model(**inputs(model, ids_BT)).logits[:, :-1].float()
-    return cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten().to(logits_BTV.device)).item()
+    total, predicted = 0.0, 0
+    for ids_BT in batches_BT:
+        losses, count = target_losses(model(**inputs(model, ids_BT)).logits[:, :-1], ids_BT[:, 1:])
+        total += sum(losses.tolist())
+        predicted += int(count)
+    return total / predicted

@@ -10,7 +10,7 @@ from typing import Any
 
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.targets.kv_heads import heads_change
-from mha2gqa.verbs.verify.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
+from mha2gqa.verbs.verify.differences import ComparedText, Continuation, Divergence, LayerError, Loss, PositionLoss
 from mha2gqa.verbs.verify.levels import CacheUse, Check, FileLevel, Finding, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Similarity, Verification
 
@@ -58,7 +58,7 @@ def verification(**overrides: Any) -> Verification:
             findings=(),
         ),
         "outputs": OutputsLevel(
-            text=Text(
+            text=ComparedText(
                 description="held-out text of the reference checkpoint (18 files)",
                 sampled=False,
                 blocks=96,

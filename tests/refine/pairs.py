@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.refine.merge import Merge
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.student import build_student, install, own_tensors
 from tests.families.tiny import model_class_name, tiny_config, tiny_model
 
@@ -31,7 +31,7 @@ def make_pair(model_type: str, dtype: torch.dtype = torch.float32, **overrides: 
     layers = source.attention_layers(targets)
     original = tiny_model(config).to(dtype).requires_grad_(requires_grad=False)
     student = build_student(original, source.with_heads(targets).config, layers)
-    merge = Merge(method="mean", grouping="contiguous", seed=0)
+    merge = LayerMerge(method="mean", grouping="contiguous", seed=0)
     for layer in layers:
         merged = merge(layer, own_tensors(original, layer), None)
         install(student.get_submodule(layer.module), merged.tensors)

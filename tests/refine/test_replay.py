@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from mha2gqa.errors import CalibrationError
+from mha2gqa.model.feed import inputs
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.replay import Call, Replay, block_of, first_tensor, model_inputs
+from mha2gqa.refine.replay import Call, Replay, block_of, first_tensor
 from tests.refine.pairs import make_pair, token_batches
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def plain(model: nn.Module, module: str, batch: torch.Tensor) -> tuple[Any, torc
     attention = model.get_submodule(module)
     handles = [attention.register_forward_pre_hook(before, with_kwargs=True), attention.register_forward_hook(after)]
     with torch.no_grad():
-        model(**model_inputs(model, batch))
+        model(**inputs(model, batch))
     for handle in handles:
         handle.remove()
     return seen[0], seen[1]
@@ -84,7 +85,7 @@ def test_finished_blocks_are_not_computed_again(tmp_path: Path) -> None:
     assert len(list(replay.calls("model.layers.1.self_attn"))) == 3
     assert calls == []
     with torch.no_grad():
-        pair.original(**model_inputs(pair.original, batches[0]))
+        pair.original(**inputs(pair.original, batches[0]))
     assert calls == [0], "outside of a pass the block is itself again"
 
 

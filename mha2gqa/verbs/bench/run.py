@@ -5,12 +5,13 @@ models is made before they are loaded.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 
 from mha2gqa.pages.page import check_place, write_page
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.verbs.bench.attention import repeats_heads
 from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.engines import GRAPHS, Running, check_encoder, check_engine, open_engines
@@ -23,15 +24,8 @@ from mha2gqa.verbs.bench.outcome import BenchReport, Decode, Fit, Prefill, Setti
 from mha2gqa.verbs.bench.subjects import Subject, Subjects, find_subjects, read_to
 from mha2gqa.verbs.bench.transformers_engine import TransformersEngine
 
-Progress = Callable[[str, int, int], object]
-"""Told what is being done, how much of it was done since the last call, and how much there is in all."""
 
-
-def ignore_progress(stage: str, size: int, total: int) -> None:
-    """Take note of nothing."""
-
-
-def bench(options: BenchOptions, progress: Progress = ignore_progress) -> BenchReport:
+def bench(options: BenchOptions, progress: Progress = QUIET) -> BenchReport:
     """Measure two models side by side.
 
     Args:
@@ -101,7 +95,7 @@ def _setting(options: BenchOptions, subjects: Subjects, running: Running, memory
 def _prefill(options: BenchOptions, running: Running, grid: Grid, progress: Progress) -> Iterator[Prefill]:
     for batch, tokens in grid.prompts:
         yield time_prefill(running.engines, batch, tokens, options.turns)
-        progress("prefill", 1, len(grid.prompts))
+        progress.stage("prefill", 1, len(grid.prompts))
 
 
 def _decode(
@@ -125,7 +119,7 @@ def _decode(
                 why_not_faster, original=sides[0], repeats=repeats, heads=subjects.original.model.query_heads
             ),
         )
-        progress("decode", 1, len(grid.points))
+        progress.stage("decode", 1, len(grid.points))
 
 
 def _fits(running: Running, subjects: Subjects, grid: Grid, sides: tuple[Costs, Costs], memory: int) -> Iterator[Fit]:

@@ -21,7 +21,7 @@ from mha2gqa.files.reader import read_json
 from mha2gqa.hosts import counted, has_hosts, host_config
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import DTYPES, find_device
-from mha2gqa.model.feed import answers_text_with_text, kind_of
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_model, set_plain_generation
 from mha2gqa.record.pair import find_pair
 from mha2gqa.targets.kv_heads import KvHeads
@@ -50,7 +50,7 @@ class Subject:
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder reads, and a decoder writes."""
-        return kind_of(self.model.outline) == "encoder-decoder"
+        return kind_of(self.model.outline).has_encoder
 
 
 @dataclass(frozen=True)
@@ -128,21 +128,22 @@ def _check_kind(subject: Subject) -> None:
     Raises:
         TimingError: It does not.
     """
-    model = subject.model.outline
-    name = type(model).__name__
-    if kind_of(model) not in ("causal", "encoder-decoder") or not model.can_generate():
-        raise TimingError(f"{name} does not write text token by token", expected="a language model with a KV cache")
-    if not subject.has_encoder:
-        return
-    if not answers_text_with_text(model):
-        does = "writes no text" if model.main_input_name == "input_ids" else f"reads {model.main_input_name}"
+    kind = kind_of(subject.model.outline)
+    if not (kind.decodes and kind.generates):
         raise TimingError(
-            f"{name} {does}, and of models with an encoder those are timed that answer text with text",
+            f"{kind.name} does not write text token by token", expected="a language model with a KV cache"
+        )
+    if not kind.has_encoder:
+        return
+    if not kind.answers_text_with_text:
+        does = "writes no text" if kind.reads_tokens else f"reads {kind.reads}"
+        raise TimingError(
+            f"{kind.name} {does}, and of models with an encoder those are timed that answer text with text",
             expected="a text-to-text class of transformers",
         )
     if not subject.counted.cross_projections:
         raise TimingError(
-            f"{name} has no cross-attention of its own, so the bytes of its caches are not known by formula",
+            f"{kind.name} has no cross-attention of its own, so the bytes of its caches are not known by formula",
             expected="a decoder whose cross-attention has keys and values of its own",
         )
 

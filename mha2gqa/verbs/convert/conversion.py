@@ -23,18 +23,19 @@ from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import check_output, workspace
 from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.devices import float64_device
-from mha2gqa.model.feed import attempt, kind_of, sees_ahead
+from mha2gqa.model.feed import attempt, inputs
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.model.load import context_length, load_original, load_tokenizer
 from mha2gqa.model.original import Original
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
-from mha2gqa.refine.merge import Merge
-from mha2gqa.refine.replay import model_inputs
+from mha2gqa.refine.descend import Descent
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.convert import automatic
-from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise, Progress, Tell
+from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 _LEAST_BLOCKS = 8
@@ -80,7 +81,6 @@ def converted_layers(
     options: ConvertOptions,
     plan: Plan,
     output: Path,
-    tell: Tell,
     progress: Progress,
 ) -> Iterator[Converted]:
     """Make the layers of a conversion; they lie beside the output as long as the block runs.
@@ -89,14 +89,13 @@ def converted_layers(
         options: What was asked for.
         plan: The conversion without changed layers.
         output: The directory that will be created at last.
-        tell: Told of each finished layer.
-        progress: Told of everything else that takes long.
+        progress: Told of each finished layer, and of everything else that takes long.
 
     Raises:
         Mha2GqaError: Text or a tokenizer is missing, the output cannot be written, or the family forbids a step.
     """
     original = plan.original
-    layerwise = _layerwise(options, plan, output, tell, progress)
+    layerwise = _layerwise(options, plan, output, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
     needs_text = demand(options.method, options.grouping, options.refine).needs_text
     wants_text = needs_text or bool(options.data)
@@ -168,11 +167,11 @@ class _Text:
 
 def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text: bool) -> None:
     """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
-    original = layerwise.files.original
-    model, kind = original.architecture.outline, original.architecture.model_type
+    architecture = layerwise.files.original.architecture
+    model_type, kind = architecture.model_type, kind_of(architecture.outline)
     if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(
-            f"The KV heads of this {kind!r} model cannot change places, so --grouping similar can choose nothing",
+            f"The KV heads of this {model_type!r} model cannot change places, so --grouping similar can choose nothing",
             expected="attention in which nothing but known tensors depends on the order of the heads",
             remedy="Leave out --grouping",
         )
@@ -180,12 +179,13 @@ def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text
         return
     if not layerwise.layers:
         raise CalibrationError(
-            f"No attention layer of this {kind!r} model can be improved on text: its projections cannot be told apart",
+            f"No attention layer of this {model_type!r} model can be improved on text: "
+            "its projections cannot be told apart",
             remedy="Convert it with --method mean, and without --data and --refine",
         )
-    if model.main_input_name != "input_ids":
-        raise _needs_more(kind, f"reads {model.main_input_name}")
-    if not options.data and not original.source.is_reference:
+    if not kind.reads_tokens:
+        raise _needs_more(model_type, f"reads {kind.reads}")
+    if not options.data and not layerwise.files.original.source.is_reference:
         what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
         raise CalibrationError(
             f"{what} needs calibration text, and none was given",
@@ -197,42 +197,41 @@ def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text
 @torch.no_grad()
 def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
     """Refuse a model that does not run on token ids, or does not give what the options ask for."""
-    output = attempt(lambda: model(**model_inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
+    output = attempt(lambda: model(**inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
     if isinstance(output, str):
         raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
-    is_judged = options.method == AUTO
-    if (is_judged and (kind_of(model) == "masked" or sees_ahead(model))) or (
+    kind, is_judged = kind_of(model), options.method == AUTO
+    if (is_judged and not kind.predicts_next_token) or (
         (is_judged or options.refine == "joint") and "logits" not in output
     ):
         what = "--method auto" if is_judged else "--refine joint"
         raise CalibrationError(
-            f"{type(model).__name__} has no next token to predict, by which {what} measures",
+            f"{kind.name} has no next token to predict, by which {what} measures",
             expected="a language model with its head",
             remedy="Use --method aligned with --refine distil",
         )
 
 
-def _needs_more(kind: str, why: str) -> CalibrationError:
+def _needs_more(model_type: str, why: str) -> CalibrationError:
     return CalibrationError(
-        f"A {kind!r} model cannot be run on text alone: it {why}",
+        f"A {model_type!r} model cannot be run on text alone: it {why}",
         expected="a model that runs on token ids",
         remedy="Convert it without --data and --refine: --method aligned",
     )
 
 
-def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, tell: Tell, progress: Progress) -> Layerwise:
+def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, progress: Progress) -> Layerwise:
     return Layerwise(
         files=LayerFiles(plan.original, directory),
         plan=plan,
-        merge=Merge(method=options.method, grouping=options.grouping, seed=options.seed),
-        tell=tell,
+        merge=LayerMerge(method=options.method, grouping=options.grouping, seed=options.seed),
         progress=progress,
         device=float64_device(options.device),
     )
 
 
-def _training(options: ConvertOptions) -> DistilOptions:
-    return DistilOptions(steps=options.steps, seed=options.seed)
+def _training(options: ConvertOptions) -> Descent:
+    return Descent(steps=options.steps, seed=options.seed)
 
 
 def _fingerprint(options: ConvertOptions, original: Original) -> str:

@@ -6,11 +6,10 @@ the layers belong. Layers whose projections cannot be told apart are left to the
 keys and values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from transformers import PreTrainedModel
@@ -19,20 +18,16 @@ from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.files.pieces import LayerResult
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.model.layers import LayerFiles
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.joint import train_jointly
-from mha2gqa.refine.merge import Merge, Merged
+from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.prior import Prior, norm_gains, norm_name
 from mha2gqa.refine.refine import LayerReport, Refinement, Refiner, keep_aside
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
 from mha2gqa.targets.plan import Plan
-
-Tell: TypeAlias = Callable[[LayerReport, int, int], object]
-"""Told of each finished layer, its number, and how many there are."""
-Progress: TypeAlias = Callable[[str, int, int], object]
-"""Told what is being done, how much of it was done since the last call, and how much there is in all."""
 
 DIVERGENCE = "divergence"
 """Key under which each layer's file keeps what `train_jointly` returns, for a run that goes on behind it."""
@@ -48,8 +43,7 @@ class Layerwise:
 
     files: LayerFiles
     plan: Plan
-    merge: Merge
-    tell: Tell
+    merge: LayerMerge
     progress: Progress
     device: torch.device
     """Where weights are merged when no model is loaded."""
@@ -85,7 +79,7 @@ class Layerwise:
 
     def from_statistics(self, original: PreTrainedModel, blocks_NT: torch.Tensor) -> None:
         """Merge each layer by statistics of the original's inputs on text."""
-        statistics = gather_statistics(original, self.layers, batches(blocks_NT), partial(self.progress, "statistics"))
+        statistics = gather_statistics(original, self.layers, batches(blocks_NT), self.progress.part("statistics"))
         for number, layer in enumerate(self.layers):
             merged = self.merge(layer, own_tensors(original, layer), statistics.pop(layer.module))
             self._write(number, layer, merged)
@@ -95,7 +89,7 @@ class Layerwise:
         original: PreTrainedModel,
         blocks_NT: torch.Tensor,
         refinement: Refinement,
-        options: DistilOptions,
+        options: Descent,
         memory: Activations,
     ) -> "Layerwise":
         """Merge and refine each layer on text; layers that an earlier run finished are taken over.
@@ -106,9 +100,8 @@ class Layerwise:
         """
         whole = batches(blocks_NT, whole=True)
         student = self._empty_student(original)
-        Refiner(original, student, whole, self.merge, refinement, options, memory, self.files).run(
-            self.layers, self.tell
-        )
+        refiner = Refiner(original, student, whole, self.merge, refinement, options, memory, self.files)
+        refiner.run(self.layers, self.progress)
         if refinement != "joint":
             return self
         together = self.beside("joint")
@@ -116,7 +109,7 @@ class Layerwise:
             return together
         aside, training = keep_aside(whole)
         dtypes = {f"{one.module}.{name}": dtype for one in self.layers for name, dtype in self._file_dtypes(one)}
-        advance = partial(self.progress, "joint")
+        advance = self.progress.part("joint")
         divergence = train_jointly(original, student, self.layers, training, aside, dtypes, options, advance)
         for number, layer in enumerate(self.layers):
             module = student.get_submodule(layer.module)
@@ -166,7 +159,7 @@ class Layerwise:
     def _write(self, number: int, layer: AttentionLayer, merged: Merged) -> None:
         report = LayerReport(module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors={})
         self.files.write(number, layer, merged.tensors, vars(report))
-        self.tell(report, number + 1, len(self.layers))
+        self.progress.layer(layer.module, report.errors, number + 1, len(self.layers))
 
 
 def batches(blocks_NT: torch.Tensor, *, whole: bool = False) -> Sequence[torch.Tensor]:

@@ -3,32 +3,23 @@
 import contextlib
 from pathlib import Path
 
-from mha2gqa.files.threads import Progress, ignore_progress
 from mha2gqa.model.original import Original
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.conversion import Converted, converted_layers, is_layerwise
-from mha2gqa.verbs.convert.layerwise import Progress as Stages
-from mha2gqa.verbs.convert.layerwise import Tell
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
-def convert(
-    options: ConvertOptions,
-    progress: Progress = ignore_progress,
-    *,
-    stages: Stages = lambda stage, size, total: None,
-    tell: Tell = lambda layer, number, total: None,
-) -> Outcome:
+def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     """Convert a checkpoint to fewer KV heads.
 
     Args:
         options: What to convert, and how.
-        progress: Told of every run of bytes that was written, and of how many there are in all.
-        stages: Told of the progress of everything that runs the model.
-        tell: Told of each attention layer that a layer method has finished.
+        progress: Told of every run of bytes that is written, of everything that runs the model, and of each attention
+            layer that a layer method has finished.
 
     Returns:
         What was done, or with `dry_run` what would be.
@@ -42,7 +33,7 @@ def convert(
     with contextlib.ExitStack() as stack:
         made = Converted()
         if is_layerwise(options):
-            made = stack.enter_context(converted_layers(options, plan, output, tell, stages))
+            made = stack.enter_context(converted_layers(options, plan, output, progress))
         request = Request(
             command="convert",
             target=target,

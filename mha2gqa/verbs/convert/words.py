@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mha2gqa.files.sizes import format_size as size
 from mha2gqa.methods import AUTO_METHOD, find_method
 from mha2gqa.record.outcome import Outcome
-from mha2gqa.refine.refine import LayerReport
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 
 
@@ -18,10 +17,10 @@ def summary(report: Outcome) -> Iterator[Part]:
     yield Facts(tuple(_facts(report)))
 
 
-def layer_line(layer: LayerReport, number: int, total: int) -> str:
+def layer_line(module: str, errors: Mapping[str, float], number: int, total: int) -> str:
     """Return what was gained in a layer, for one that is finished."""
-    errors = ", ".join(f"{step} {error:.4f}" for step, error in layer.errors.items())
-    return f"layer {number}/{total} {layer.module}: error {errors}"
+    told = ", ".join(f"{step} {error:.4f}" for step, error in errors.items())
+    return f"layer {number}/{total} {module}: error {told}"
 
 
 def _facts(report: Outcome) -> Iterator[tuple[str, str]]:

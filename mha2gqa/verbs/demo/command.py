@@ -6,7 +6,7 @@ from mha2gqa.verbs.demo.run import describe, measure, prove, recover
 from mha2gqa.verbs.demo.words import results
 from mha2gqa.verbs.inspect import words as inspection
 from mha2gqa.verbs.uptrain import words as uptraining
-from mha2gqa.verbs.uptrain.command import Watch
+from mha2gqa.verbs.uptrain.command import Training
 from mha2gqa.verbs.verify import words as verification
 
 
@@ -17,11 +17,11 @@ def command(options: DemoOptions) -> None:
     with console.waiting("converting and evaluating the reference checkpoint ..."):
         table = results(measure(directory, tokens))
     console.print_report([table])
-    with console.bars() as bars:
-        recovered = recover(directory, tokens, Watch(bars))
+    with console.bars(Training) as progress:
+        recovered = recover(directory, tokens, progress)
     if recovered is not None:
         console.print_report(uptraining.summary(recovered))
-    with console.bars() as bars:
-        report = prove(directory, tokens, bars.advance)
+    with console.bars(console.Bars) as progress:
+        report = prove(directory, tokens, progress)
     console.print_report(verification.summary(report))
     console.print_page(directory)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mha2gqa.files.threads import Progress, ignore_progress
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.texts.perplexity import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
@@ -16,11 +16,8 @@ from mha2gqa.verbs.inspect.run import inspect
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.run import uptrain
-from mha2gqa.verbs.uptrain.train import Tell
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Verification
-from mha2gqa.verbs.verify.run import Progress as VerifyProgress
-from mha2gqa.verbs.verify.run import ignore_progress as ignore_stages
 from mha2gqa.verbs.verify.run import verify
 
 GROUPS = (4, 2, 1)
@@ -55,13 +52,13 @@ def describe() -> InspectReport:
     return inspect(InspectOptions())
 
 
-def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) -> Iterator[DemoRow]:
+def measure(directory: Path, tokens: int, progress: Progress = QUIET) -> Iterator[DemoRow]:
     """Convert the reference into `directory`, and yield each result with its held-out loss.
 
     Args:
         directory: Where the converted checkpoints go; earlier ones are replaced.
         tokens: Tokens of held-out text to evaluate on.
-        progress: Told of the bytes written.
+        progress: Told of every conversion.
     """
     reference = describe()
     source = Path(reference.source)
@@ -77,7 +74,7 @@ def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) 
             yield DemoRow(output.name, groups, name, report.cache_after, held_out_loss(output, tokens))
 
 
-def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages) -> Verification:
+def prove(directory: Path, tokens: int, progress: Progress = QUIET) -> Verification:
     """Verify the refined GQA-4 that `measure` has made, and write the page.
 
     Args:
@@ -89,13 +86,13 @@ def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages
     return verify(options, progress)
 
 
-def recover(directory: Path, tokens: int, tell: Tell = lambda event: None) -> UptrainReport | None:
+def recover(directory: Path, tokens: int, progress: Progress = QUIET) -> UptrainReport | None:
     """Uptrain the GQA-4 that `measure` has made by the mean, for a short while.
 
     Args:
         directory: Where `measure` put it, and where the result goes.
         tokens: Tokens of held-out text to measure on, at most.
-        tell: Told of the run as it goes.
+        progress: Told of the run as it goes.
     """
     converted = _output(directory, 4, "mean")
     options = UptrainOptions(
@@ -106,7 +103,7 @@ def recover(directory: Path, tokens: int, tell: Tell = lambda event: None) -> Up
         trainer={"eval_strategy": "no", "save_strategy": "no", "use_cpu": True},
         force=True,
     )
-    return uptrain(options, tell)
+    return uptrain(options, progress)
 
 
 def _output(directory: Path, groups: int, method: str) -> Path:

@@ -1,7 +1,5 @@
 """`expand` on the command line."""
 
-from functools import partial
-
 from mha2gqa import console
 from mha2gqa.verbs.convert.words import summary
 from mha2gqa.verbs.expand.options import ExpandOptions
@@ -10,6 +8,6 @@ from mha2gqa.verbs.expand.run import expand
 
 def command(options: ExpandOptions, *, as_json: bool) -> None:
     """Expand, and print what was done."""
-    with console.bars("bytes") as bars:
-        report = expand(options, partial(bars.advance, "expanding"))
+    with console.bars(console.Bars, "bytes") as progress:
+        report = expand(options, progress)
     console.print_json(report.to_json()) if as_json else console.print_report(summary(report))

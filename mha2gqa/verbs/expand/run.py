@@ -1,7 +1,7 @@
 """`mha2gqa expand`: more KV heads, without loss."""
 
-from mha2gqa.files.threads import Progress, ignore_progress
 from mha2gqa.model.original import Original
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.targets.expand import Expand
@@ -9,7 +9,7 @@ from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.expand.options import ExpandOptions
 
 
-def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Outcome:
+def expand(options: ExpandOptions, progress: Progress = QUIET) -> Outcome:
     """Repeat the KV heads of a checkpoint, up to one per query head.
 
     The outputs stay the same; engines that need MHA, or a tensor-parallel size above the number of KV
@@ -17,7 +17,7 @@ def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Outc
 
     Args:
         options: What to expand, and to what.
-        progress: Told of every run of bytes that was written, and of how many there are in all.
+        progress: Told of every run of bytes that is written.
 
     Returns:
         What was done, or with `dry_run` what would be.

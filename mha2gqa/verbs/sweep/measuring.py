@@ -15,29 +15,39 @@ from transformers import PreTrainedModel
 
 from mha2gqa.errors import SweepError
 from mha2gqa.model.devices import placement
-from mha2gqa.model.feed import Body, attempt, kind_of, sees_ahead
+from mha2gqa.model.feed import Body, attempt
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_unchecked
 from mha2gqa.model.original import Original
+from mha2gqa.progress import Advance
 from mha2gqa.verbs.sweep.outcome import Measured
-from mha2gqa.verbs.verify.differences import Text
+from mha2gqa.verbs.verify.differences import ComparedText
 from mha2gqa.verbs.verify.layers import LayerErrors
 from mha2gqa.verbs.verify.options import VerifyOptions
-from mha2gqa.verbs.verify.outputs_level import Progress, batches, describe_text, find_text, read_both
+from mha2gqa.verbs.verify.outputs_level import batches, describe_text, find_text, read_both
 
 
 def check_kind(model: PreTrainedModel) -> None:
     """Refuse, by its class, a model that has no loss on text.
 
     Raises:
-        SweepError: It is a masked language model, or an encoder with the head of a causal one.
+        SweepError: It is a masked language model, an encoder with the head of a causal one, or has no head.
     """
-    if kind_of(model) == "masked" or sees_ahead(model):
-        why = "predicts masked tokens" if kind_of(model) == "masked" else "sees the tokens that it predicts"
+    kind = kind_of(model)
+    if kind.predicts_next_token:
+        return
+    if kind.head == "none":
         raise SweepError(
-            f"{type(model).__name__} {why}; its loss on text without masks means nothing",
+            f"{kind.name} has no head, and so no loss on text",
             expected="a language model that predicts the next token",
-            remedy="Convert it, and compare the distributions with `mha2gqa verify`",
+            remedy="Convert it, and compare the hidden states with `mha2gqa verify`",
         )
+    why = "sees the tokens that it predicts" if kind.sees_ahead else "predicts masked tokens"
+    raise SweepError(
+        f"{kind.name} {why}; its loss on text without masks means nothing",
+        expected="a language model that predicts the next token",
+        remedy="Convert it, and compare the distributions with `mha2gqa verify`",
+    )
 
 
 class Yardstick:
@@ -80,7 +90,7 @@ class Yardstick:
         return self.original.device.type
 
     @property
-    def text(self) -> Text:
+    def text(self) -> ComparedText:
         """What is evaluated on."""
         count, length = self._ids_NT.shape
         return describe_text(self._blocks, count * (length - 1))
@@ -90,15 +100,15 @@ class Yardstick:
         return load_unchecked(directory, self._place)[0]
 
     @torch.inference_mode()
-    def measure(self, model: PreTrainedModel, progress: Progress) -> Measured:
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Measured:
         """Measure a model.
 
         Args:
             model: The model, as `load` gives it.
-            progress: Told of every batch.
+            advance: Told of every batch, in tokens.
         """
         cut = batches(self._ids_NT, self._options.batch_size)
-        sums = read_both(self._original_body, self._body(model), LayerErrors({}), cut, progress)
+        sums = read_both(self._original_body, self._body(model), LayerErrors({}), cut, advance)
         loss = sums.loss(self._options.seed)
         if loss is None:
             raise AssertionError("masked models were refused")
@@ -114,7 +124,7 @@ def single_layers(
     original: PreTrainedModel,
     expanded: PreTrainedModel,
     modules: Sequence[str],
-    progress: Progress,
+    advance: Advance,
 ) -> Iterator[tuple[str, Measured]]:
     """Measure the original with one attention module converted, for one module after the other.
 
@@ -124,17 +134,21 @@ def single_layers(
         expanded: The converted model with its KV heads repeated, so that it has the same shapes. Its attention
             modules are exchanged for the original's and back.
         modules: Names of the attention modules.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens of all modules.
 
     Yields:
         Each module's name, and what was measured.
     """
+
+    def part(done: int, total: int) -> None:
+        advance(done, total * len(modules))
+
     converted = {name: _weights(expanded, name) for name in modules}
     for name in modules:
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])
-        yield name, yardstick.measure(expanded, progress)
+        yield name, yardstick.measure(expanded, part)
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])

@@ -10,23 +10,24 @@ from typing import Any
 
 from mha2gqa.model.original import Original
 from mha2gqa.pages.page import check_place, write_page
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.sweep.measuring import check_kind
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import Sweep
-from mha2gqa.verbs.sweep.steps import Run, Watch
+from mha2gqa.verbs.sweep.steps import Run
 from mha2gqa.verbs.sweep.store import read_results, settings_of
 from mha2gqa.verbs.sweep.texts import check_texts
 from mha2gqa.verbs.sweep.ways import all_ways, convert_options
 
 
-def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
+def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     """Convert in every combination of groups, methods and refinements, and measure each on held-out text.
 
     Args:
         options: What to try, and on which text.
-        watch: Told of the progress.
+        progress: Told of each step, what is done in it, and each conversion that was measured.
 
     Returns:
         Every point that the file of the results holds, those of earlier runs included.
@@ -45,7 +46,7 @@ def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
     output = options.output or Path(f"{original.source.name}-sweep.json")
     settings = settings_of(options, original)
     found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans[0], settings)
-    run = Run(options, original, output, convert, watch or Watch())
+    run = Run(options, original, output, convert, progress)
     results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase))
     if options.report is not None:
         from mha2gqa.verbs.sweep.page import sweep_page

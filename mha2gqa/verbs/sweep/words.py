@@ -3,8 +3,8 @@
 The numbers are `results.py`'s.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
@@ -35,10 +35,10 @@ def summary(sweep: Sweep) -> Iterator[Part]:
         yield f"    {sweep.recommended.command}"
 
 
-def point_line(point: Point) -> str:
-    """Return what was measured at a point, while the sweep runs."""
-    loss = point.measured.loss
-    return f"{point.name}: loss {loss.converted:.4f} ({loss.difference:+.4f}), perplexity {loss.increase:+.2%}"
+def point_line(event: Mapping[str, Any]) -> str:
+    """Return what was measured of a conversion, from the event of that while the sweep runs."""
+    losses = f"loss {event['loss']:.4f} ({event['difference']:+.4f}), perplexity {event['increase']:+.2%}"
+    return f"{event['name']}: {losses}"
 
 
 def verdict(sweep: Sweep) -> str:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
 
-Row: TypeAlias = Mapping[str, Sequence[int]]
+TrainingRow: TypeAlias = Mapping[str, Sequence[int]]
 """Lists of numbers by their names: a block, or what else is a row on disk."""
 
 _PADDING = -1
@@ -46,7 +46,7 @@ class Packer:
     _ids: list[int] = field(default_factory=list)
     _positions: list[int] = field(default_factory=list)
 
-    def add(self, ids: Sequence[int]) -> Iterator[Row]:
+    def add(self, ids: Sequence[int]) -> Iterator[TrainingRow]:
         """Take in a document; yield the blocks that are full with it."""
         rest = [self.bos, *ids] if self.bos is not None and list(ids[:1]) != [self.bos] else list(ids)
         at = 0
@@ -66,7 +66,7 @@ class Packer:
             self._positions += [_PADDING] * padding
             yield self._take()
 
-    def _take(self) -> Row:
+    def _take(self) -> TrainingRow:
         row = {"input_ids": self._ids, "position_ids": self._positions}
         self._ids, self._positions = [], []
         return row
@@ -115,11 +115,11 @@ class BlockFile:
         self.path = path
         self.blocks = 0
         self._partial = path.with_suffix(".partial")
-        self._rows: list[Row] = []
+        self._rows: list[TrainingRow] = []
         kinds = datasets.Features(dict.fromkeys(columns, datasets.List(datasets.Value("int32"))))
         self._writer = ArrowWriter(path=str(self._partial), features=kinds)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TrainingRow) -> None:
         """Take in a block."""
         self._rows.append(row)
         self.blocks += 1

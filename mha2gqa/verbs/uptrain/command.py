@@ -1,24 +1,29 @@
 """`uptrain` on the command line: a bar with the losses, and a line for each measurement; or JSON lines."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mha2gqa import console
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.run import uptrain
 from mha2gqa.verbs.uptrain.words import measured, plan_line, summary
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
-class Watch:
+
+class Training(console.Bars):
     """Shows a run as it goes."""
 
-    def __init__(self, bars: console.Bars, *, as_json: bool = False) -> None:
-        self._bars, self._as_json = bars, as_json
+    def __init__(self, shown: "RichProgress", *, as_json: bool = False) -> None:
+        super().__init__(shown)
+        self._as_json = as_json
         self._step_tokens = 0.0
         self._measured = ""
         self._begun: tuple[int, float] | None = None
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Mapping[str, Any]) -> None:
         """Take note of the plan, a step, or a measurement."""
         note = None
         if event["kind"] == "plan":
@@ -39,12 +44,12 @@ class Watch:
         steps, seconds = event["step"] - self._begun[0], event["seconds"] - self._begun[1]
         speed = f", {steps * self._step_tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
         told = f"loss {event['loss']:.4f}{speed}" + (f"; {self._measured}" if self._measured else "")
-        self._bars.show("training", event["step"], event["steps"], told)
+        self.show("training", event["step"], event["steps"], told)
 
 
 def command(options: UptrainOptions, *, as_json: bool) -> None:
     """Train, and print what that gave; in the main process of a launcher."""
-    with console.bars(shown=not as_json) as bars:
-        report = uptrain(options, Watch(bars, as_json=as_json), progress=bars.advance)
+    with console.bars(partial(Training, as_json=as_json), shown=not as_json) as progress:
+        report = uptrain(options, progress)
     if report is not None:
         console.print_json_line(report.to_json()) if as_json else console.print_report(summary(report))

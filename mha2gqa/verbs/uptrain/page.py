@@ -9,9 +9,9 @@ from pathlib import PurePath
 import yaml
 
 from mha2gqa.pages.page import render
+from mha2gqa.units import perplexity
 from mha2gqa.verbs.uptrain.account import describe_run
 from mha2gqa.verbs.uptrain.figures import loss_plot
-from mha2gqa.verbs.uptrain.objective import perplexity
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 
 

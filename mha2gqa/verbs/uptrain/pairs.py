@@ -18,15 +18,16 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from mha2gqa.errors import TextError
+from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.texts.find import SELF
 from mha2gqa.texts.pairs import Pair, read_pairs
 from mha2gqa.texts.tables import Purpose
-from mha2gqa.verbs.uptrain.blocks import Row, check_vocabulary
+from mha2gqa.verbs.uptrain.blocks import TrainingRow, check_vocabulary
 from mha2gqa.verbs.uptrain.documents import key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.task import Batch, Keyed, Loss
+from mha2gqa.verbs.uptrain.task import Batch, Keyed, LossFunction
 
 SOURCE_TOKENS, TARGET_TOKENS = 512, 128
 """Where the user does not say, and the model reads as many."""
@@ -54,7 +55,7 @@ class Pairs:
         return self.source_tokens + self.target_tokens
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> LossFunction:
         """Cross-entropy over the tokens of a whole step: these classes take the mean of each batch."""
         return mean_cross_entropy
 
@@ -113,7 +114,7 @@ class Pairs:
         one, other = itertools.tee(pairs)
         return zip((key_of(pair.source) for pair in one), self._tokenise(other), strict=True)
 
-    def _tokenise(self, pairs: Iterable[Pair]) -> Iterator[Row]:
+    def _tokenise(self, pairs: Iterable[Pair]) -> Iterator[TrainingRow]:
         """Yield the tokens of each pair, cut to their full length, with the special tokens of the tokenizer."""
         prefix, stream = self.options.source_prefix or "", iter(pairs)
         while some := list(itertools.islice(stream, _AT_ONCE)):
@@ -125,7 +126,7 @@ class Pairs:
                 check_vocabulary([*ids, *labels], self.vocabulary)
                 yield {"input_ids": ids, "labels": labels}
 
-    def packing(self) -> Callable[[Any], Iterator[Row]]:
+    def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what makes a row of each pair."""
         return lambda row: iter((row,))
 
@@ -190,9 +191,8 @@ def mean_cross_entropy(outputs: Any, labels_BT: torch.Tensor, num_items_in_batch
         labels_BT: What they predict; -100 for nothing.
         num_items_in_batch: The tokens of the step; None is those of the batch.
     """
-    logits, labels = outputs.logits.flatten(0, 1).float(), labels_BT.flatten().to(outputs.logits.device)
-    total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    losses, count = target_losses(outputs.logits, labels_BT)
+    return losses.sum() / (count if num_items_in_batch is None else num_items_in_batch)
 
 
 def pairs(subject: Subject, options: UptrainOptions) -> Pairs:

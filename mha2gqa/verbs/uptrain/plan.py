@@ -25,7 +25,7 @@ from mha2gqa.verbs.uptrain.recipe import build_arguments, check_trainer, merged_
 from mha2gqa.verbs.uptrain.running_text import running_text
 from mha2gqa.verbs.uptrain.subject import Subject, find_subject
 from mha2gqa.verbs.uptrain.task import Task
-from mha2gqa.verbs.uptrain.text import Reading, Text
+from mha2gqa.verbs.uptrain.text import Reading, TrainingText
 from mha2gqa.verbs.uptrain.workspace import check_workspace, workspace_of
 
 _ADAM, _CHECKPOINTS = 8, 3
@@ -100,7 +100,7 @@ class Job:
         """How much is read."""
         return Reading(options=self.options, task=self.task, tokens=self.length.tokens, device=self.arguments.device)
 
-    def report(self, text: Text | None = None) -> UptrainReport:
+    def report(self, text: TrainingText | None = None) -> UptrainReport:
         """Return what is planned, with the measures of the text once that is there."""
         rows_per_step = self.length.tokens_per_step / self.task.row_tokens
         return UptrainReport(

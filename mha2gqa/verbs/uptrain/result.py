@@ -21,10 +21,10 @@ from mha2gqa.files.pool import Pool
 from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
-from mha2gqa.files.threads import ignore_progress
 from mha2gqa.files.writer import divide
 from mha2gqa.methods import pooling
 from mha2gqa.model.load import load_model
+from mha2gqa.progress import QUIET
 from mha2gqa.record.card import extended_card
 from mha2gqa.record.record import extended
 from mha2gqa.verbs.uptrain.account import card_section, record_entry
@@ -34,7 +34,7 @@ from mha2gqa.verbs.uptrain.parameters import merge_adapter
 from mha2gqa.verbs.uptrain.plan import Job
 from mha2gqa.verbs.uptrain.recipe import recipe_text
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.train import Finished
 
 RECIPE, PLOT = "uptrain.yaml", "loss.png"
@@ -94,7 +94,7 @@ def _computed(info: TensorInfo, tensor: torch.Tensor, path: Path) -> OutputTenso
     return OutputTensor(info.name, info.dtype, info.shape, (Computed(span, origin=path_of(info.file)),))
 
 
-def measure(trained: PreTrainedModel, text: Text, finished: Finished, job: Job) -> Losses:
+def measure(trained: PreTrainedModel, text: TrainingText, finished: Finished, job: Job) -> Losses:
     """Measure the trained model with its weights rounded to the file's dtypes, which it keeps.
 
     The losses of the converted checkpoint and the original are those that the run has measured.
@@ -146,4 +146,4 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
         card=extended_card(checkpoint.directory, job.output.resolve().name, card_section(report)),
         more={RECIPE: recipe_text(job.recipe).encode(), PLOT: plot},
     )
-    finish(job.output, contents, force=options.force, progress=ignore_progress)
+    finish(job.output, contents, force=options.force, progress=QUIET)

@@ -17,7 +17,7 @@ from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import Collator, Row, keeps_documents_apart, packer_for, tokenise
+from mha2gqa.verbs.uptrain.blocks import Collator, TrainingRow, keeps_documents_apart, packer_for, tokenise
 from mha2gqa.verbs.uptrain.documents import cut_if_few, key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
@@ -102,7 +102,7 @@ class RunningText:
         one, other = itertools.tee(documents)
         return zip(map(key_of, one), tokenise(other, self.tokenizer, self.vocabulary), strict=True)
 
-    def packing(self) -> Callable[[Any], Iterator[Row]]:
+    def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what packs documents into blocks."""
         return packer_for(self.tokenizer, self.row_tokens, mixes=self.mixes).add
 

@@ -7,7 +7,7 @@ from mha2gqa.errors import OriginalMissingError, PairError, SourceError, Trainin
 from mha2gqa.files.pieces import DTYPES
 from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.source import Source
-from mha2gqa.model.feed import answers_text_with_text, kind_of, sees_ahead
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.original import Original
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.record.pair import find_converted, find_pair
@@ -44,7 +44,7 @@ class Subject:
     @property
     def learns_from_pairs(self) -> bool:
         """Whether it is an encoder-decoder, whose sources and targets are two texts."""
-        return kind_of(self.converted.architecture.outline) == "encoder-decoder"
+        return kind_of(self.converted.architecture.outline).has_encoder
 
     @property
     def of_reference(self) -> bool:
@@ -99,15 +99,16 @@ def _is_original(conversion: Conversion) -> bool:
 
 
 def _check_kind(converted: Original) -> None:
-    model = converted.architecture.outline
-    kind, name, reads = kind_of(model), type(model).__name__, model.main_input_name
-    if reads != "input_ids":
-        raise TrainingError(f"{name} reads {reads}, and this trains on text", expected="a model that reads text")
-    if kind == "encoder-decoder" and not answers_text_with_text(model):
-        raise TrainingError(f"{name} does not answer text with text", expected="a text-to-text class of transformers")
-    if kind != "encoder-decoder" and (sees_ahead(model) or kind == "masked" or not model.can_generate()):
+    kind = kind_of(converted.architecture.outline)
+    if not kind.reads_tokens:
+        what = f"{kind.name} reads {kind.reads}, and this trains on text"
+        raise TrainingError(what, expected="a model that reads text")
+    if kind.has_encoder and not kind.answers_text_with_text:
+        what = f"{kind.name} does not answer text with text"
+        raise TrainingError(what, expected="a text-to-text class of transformers")
+    if not kind.has_encoder and not (kind.predicts_next_token and kind.generates):
         raise TrainingError(
-            f"{name} has no next token to predict from tokens alone",
+            f"{kind.name} has no next token to predict from tokens alone",
             expected="a language model with its head: causal, or from text to text",
             remedy="Refine it instead: mha2gqa convert --refine distil",
         )

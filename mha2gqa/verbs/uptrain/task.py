@@ -14,13 +14,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
-from mha2gqa.verbs.uptrain.blocks import Row
+from mha2gqa.verbs.uptrain.blocks import TrainingRow
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 """Arguments of a forward pass, and `labels`."""
 Keyed: TypeAlias = Iterator[tuple[int, Any]]
 """What `Task.packing` takes, each with a key that its copies share."""
-Loss: TypeAlias = Callable[..., torch.Tensor]
+LossFunction: TypeAlias = Callable[..., torch.Tensor]
 """A `compute_loss_func` of transformers' Trainer."""
 
 
@@ -44,7 +44,7 @@ class Task(Protocol):
         """Whether a row holds several documents, kept apart in the attention."""
 
     @property
-    def loss(self) -> Loss | None:
+    def loss(self) -> LossFunction | None:
         """Cross-entropy where the class's own does not count tokens over a whole step; None is the class's own."""
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class Task(Protocol):
     def held_out(self) -> Keyed | None:
         """Return what there is to measure on, or None where a part of the training text is kept aside."""
 
-    def packing(self) -> Callable[[Any], Iterator[Row]]:
+    def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what makes rows of each that `training` and `held_out` yield."""
 
     def collate(self, rows: Sequence[Any]) -> Batch:

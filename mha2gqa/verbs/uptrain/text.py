@@ -6,15 +6,15 @@ tokenised once, and only as far as the run needs it: a corpus may be larger than
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from mha2gqa.progress import Progress
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import BlockFile, Row, read_blocks
+from mha2gqa.verbs.uptrain.blocks import BlockFile, TrainingRow, read_blocks
 from mha2gqa.verbs.uptrain.documents import is_held_out
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.samples import read_samples, write_samples
@@ -26,7 +26,7 @@ _SAMPLED_MORE = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class TrainingText:
     """What a run reads."""
 
     training: Any
@@ -51,9 +51,7 @@ class Reading:
     """Where the original writes."""
 
 
-def prepare_text(
-    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
-) -> Text:
+def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> TrainingText:
     """Have the rows on disk, if they are not there from an interrupted run.
 
     Args:
@@ -68,12 +66,10 @@ def prepare_text(
     training, held_out = work / _TRAINING, work / _HELD_OUT
     if not (training.is_file() and held_out.is_file()):
         _write(work, reading, original, progress)
-    return Text(training=read_blocks(training), held_out=read_blocks(held_out))
+    return TrainingText(training=read_blocks(training), held_out=read_blocks(held_out))
 
 
-def _write(
-    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
-) -> None:
+def _write(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> None:
     task = reading.task
     training = _Sink(work / _TRAINING, task, max(1, -(-reading.tokens // task.row_tokens)), count=lambda row: 1)
     held_out = _Sink(work / _HELD_OUT, task, reading.options.held_out_tokens, count=_tokens_of)
@@ -84,7 +80,7 @@ def _write(
         if apart is None and is_held_out(key):
             held_out.add(item)
         elif key not in (apart or ()):
-            progress("packing", training.add(item), training.wanted)
+            progress.stage("packing", training.add(item), training.wanted)
         if training.is_full and held_out.is_full:
             break
     for sink, what in ((training, "to learn from"), (held_out, "to measure on")):
@@ -92,7 +88,7 @@ def _write(
             raise task.too_short(what)
 
 
-def _tokens_of(row: Row) -> int:
+def _tokens_of(row: TrainingRow) -> int:
     return sum(len(numbers) for name, numbers in row.items() if name != "position_ids")
 
 
@@ -111,7 +107,7 @@ def _fill_apart(held_out: "_Sink", task: Task) -> set[int] | None:
 
 
 def _sampled(
-    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
+    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress
 ) -> Iterator[tuple[int, list[int]]]:
     if original is None:
         raise RuntimeError("the task has refused --data self without the original")
@@ -125,7 +121,7 @@ def _sampled(
         tokens=int(reading.tokens * _SAMPLED_MORE) + options.held_out_tokens,
         context=reading.task.row_tokens,
         seed=options.seed,
-        progress=partial(progress, "sampling"),
+        advance=progress.part("sampling"),
     )
     placed.to("cpu")  # where sharding expects it
     return enumerate(read_samples(path))
@@ -134,7 +130,7 @@ def _sampled(
 class _Sink:
     """What is read on its way into a file of rows, until they count for as much as is wanted."""
 
-    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[Row], int]) -> None:
+    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[TrainingRow], int]) -> None:
         self.wanted, self._count, self._done = wanted, count, 0
         self._file, self._rows_of = BlockFile(path, task.columns), task.packing()
 

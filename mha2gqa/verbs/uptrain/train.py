@@ -4,7 +4,7 @@ Which steps come before and after is the command's; what a step does is `trainer
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.progress import Progress
 from mha2gqa.verbs.uptrain.outcome import gap_closed
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, read_state
-
-Tell = Callable[[Mapping[str, Any]], object]
-"""Told of each logged step and each measurement, as plain values with a `kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class Finished:
     """Steps of this process: fewer than all after `--resume`."""
 
 
-def run(job: Job, text: Text, tell: Tell) -> Finished:
+def run(job: Job, text: TrainingText, progress: Progress) -> Finished:
     """Train, from the last checkpoint in the workspace on if there is one; the job has its models no longer after it.
 
     Raises:
@@ -51,7 +49,7 @@ def run(job: Job, text: Text, tell: Tell) -> Finished:
     trainer = UptrainTrainer(job, text)
     job.student = job.original = None
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Reporter(tell, time.monotonic()))
+    trainer.add_callback(_Reporter(progress, time.monotonic()))
     begun = 0 if last is None else int(read_state(last)["global_step"])
     started = time.monotonic()
     if begun < arguments.max_steps:
@@ -97,9 +95,8 @@ def _save_whole(trainer: UptrainTrainer, directory: Path, *, is_last: bool) -> N
 class _Reporter(TrainerCallback):
     """Tells of the log as it is written, and has the last step measured."""
 
-    def __init__(self, tell: Tell, started: float) -> None:
-        self._tell, self._started, self._tokens = tell, started, 0
-        self._first: float | None = None
+    def __init__(self, progress: Progress, started: float) -> None:
+        self._progress, self._started = progress, started
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy != "no":
@@ -112,7 +109,9 @@ class _Reporter(TrainerCallback):
             return
         facts = {"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self._started}
         if "loss" in logs:
-            self._tell({"kind": "training", **facts, "loss": logs["loss"], "learning_rate": logs["learning_rate"]})
+            self._progress.event(
+                {"kind": "training", **facts, "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+            )
         elif "eval_loss" in logs:
             held = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
             before, now, original = held[0], logs["eval_loss"], logs.get("eval_original_loss")
@@ -122,4 +121,4 @@ class _Reporter(TrainerCallback):
                 "original": original,
                 "gap_closed": gap_closed(before, now, original),
             }
-            self._tell({"kind": "held-out", **facts, **told})
+            self._progress.event({"kind": "held-out", **facts, **told})

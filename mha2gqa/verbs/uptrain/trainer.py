@@ -3,9 +3,10 @@
 Everything else (loop, optimiser, scheduler, processes, sharding, checkpoints, logging) is the Trainer's. The original
 takes part as a model in inference mode; it is sharded like the student where FSDP shards that.
 
-Legend: B blocks of a batch, T tokens of a block, V vocabulary.
+Legend: L layers, B blocks of a batch, T tokens of a block, V vocabulary, D width.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.model.divergence import summed_divergence
 from mha2gqa.model.feed import Body
 from mha2gqa.verbs.uptrain.held_out import loss_sums
-from mha2gqa.verbs.uptrain.objective import divergence, hidden_error
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint
 
 _ORIGINAL = "eval_original_loss"
@@ -32,7 +33,7 @@ class UptrainTrainer(Trainer):
         text: What is learned from, and measured on.
     """
 
-    def __init__(self, job: Job, text: Text) -> None:
+    def __init__(self, job: Job, text: TrainingText) -> None:
         super().__init__(
             model=job.student,
             args=job.arguments,
@@ -62,7 +63,7 @@ class UptrainTrainer(Trainer):
             more |= {"num_items_in_batch": num_items_in_batch} if self.model_accepts_loss_kwargs else {}
         outputs = model(**fed, **more, use_cache=False)
         wanted, hidden = self._ask_original(fed, outputs.logits, wants_hidden=wants_hidden)
-        loss = weight * divergence(wanted, outputs.logits, counts_BT, self._goal.temperature)
+        loss = weight * summed_divergence(wanted, outputs.logits, counts_BT, self._goal.temperature)
         if wants_hidden:
             states = self._task.hidden_states(outputs)[1:]
             loss = loss + self._goal.hidden_weight * hidden_error(hidden, states, counts_BT)
@@ -145,6 +146,24 @@ class UptrainTrainer(Trainer):
             sums = loss_sums(model, self.eval_dataset, self._task, size, self.args.device, rank, world)
         total = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return float(total[0] / total[1])
+
+
+def hidden_error(
+    wanted_LBTD: Sequence[torch.Tensor], answer_LBTD: Sequence[torch.Tensor], counts_BT: torch.Tensor
+) -> torch.Tensor:
+    """Return the sum over positions of the layers' squared error relative to the output's energy, mean of layers.
+
+    Args:
+        wanted_LBTD: Hidden states of the original, one tensor a layer.
+        answer_LBTD: Those of the student.
+        counts_BT: 1 where a position counts, 0 elsewhere.
+    """
+    errors = []
+    for wanted_BTD, answer_BTD in zip(wanted_LBTD, answer_LBTD, strict=True):
+        wanted, answer = wanted_BTD.to(answer_BTD.device).float(), answer_BTD.float()
+        energy = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append(((answer - wanted).square().mean(-1) / energy * counts_BT.to(answer.device)).sum())
+    return torch.stack(errors).sum() / max(1, len(errors))
 
 
 def _not_finite(step: int, rate: float, work: Path) -> TrainingError:

@@ -11,8 +11,8 @@ DIFFERENT = 3
 
 def command(options: VerifyOptions, *, as_json: bool) -> int:
     """Verify, print what was established, and return the exit code."""
-    with console.bars() as bars:
-        report = verify(options, bars.advance)
+    with console.bars(console.Bars) as progress:
+        report = verify(options, progress)
     console.print_json(report.to_json()) if as_json else console.print_report(summary(report))
     console.print_page(options.report)
     return DIFFERENT if report.verdict == "different" else 0

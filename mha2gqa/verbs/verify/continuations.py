@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.model.feed import attempt
+from mha2gqa.model.kind import kind_of
 from mha2gqa.verbs.verify.differences import Continuation
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 32, 48
@@ -19,7 +20,7 @@ def continuations(
     count, length = min(_PROMPTS, len(blocks_NT)), min(_PROMPT_TOKENS, blocks_NT.shape[1] // 2)
     chosen = [number * len(blocks_NT) // count for number in range(count)]
     prompts_NT = blocks_NT[chosen, : max(1, length)]
-    if not original.can_generate():
+    if not kind_of(original).generates:
         return ()
     count = _room(converted, prompts_NT.shape[1])
     first_NT = attempt(lambda: _write(original, prompts_NT, count))

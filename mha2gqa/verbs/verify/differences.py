@@ -3,12 +3,13 @@
 Losses and divergences are in nats a token. `results.py` puts them together; `metrics.py` measures them.
 """
 
-import math
 from dataclasses import dataclass
+
+from mha2gqa.units import perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class ComparedText:
     """The tokens that the models were compared on."""
 
     description: str
@@ -56,12 +57,12 @@ class Loss:
     @property
     def perplexities(self) -> tuple[float, float]:
         """exp(loss) of the original and of the converted checkpoint."""
-        return _exp(self.original), _exp(self.converted)
+        return perplexity(self.original), perplexity(self.converted)
 
     @property
     def increase(self) -> float:
         """How much the perplexity grew, as a fraction of the original's."""
-        return _exp(self.difference) - 1
+        return perplexity(self.difference) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,3 @@ class Continuation:
     """Tokens before the first difference."""
     tokens: int
     """Tokens that were written."""
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -6,13 +6,14 @@ the recorded keys alone, the tokenizer and other small files not at all. No mode
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mha2gqa.errors import CheckpointError, Mha2GqaError
 from mha2gqa.files.pieces import OutputTensor, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import Checkpoint, read_checkpoint, read_safetensors
 from mha2gqa.methods import METHODS, demand, pooling
+from mha2gqa.progress import Advance
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.record.pair import Pair, not_the_original
 from mha2gqa.targets.plan import Plan, make_plan
@@ -21,15 +22,16 @@ from mha2gqa.verbs.verify.config_keys import config_findings
 from mha2gqa.verbs.verify.levels import FileLevel, Finding
 from mha2gqa.verbs.verify.tensors import Compared, Expected, compare
 
-Progress = Callable[[int, int], object]
-"""Told the number of bytes compared since the last call, and how many there are in all."""
-
 _RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
 """Options whose results follow from the original alone; any other that was used makes the record the only witness."""
 
 
-def check_files(pair: Pair, progress: Progress) -> FileLevel:
+def check_files(pair: Pair, advance: Advance) -> FileLevel:
     """Compare the files of a converted checkpoint with its original and its record.
+
+    Args:
+        pair: The two.
+        advance: Told of every run of bytes compared.
 
     Raises:
         PairError: The original is not the one that was converted.
@@ -49,7 +51,7 @@ def check_files(pair: Pair, progress: Progress) -> FileLevel:
     ]
     expected = _expected(pair, converted, plan, {finding.guilty for finding in findings})
     total = sum(tensor.found.size for tensor in expected)
-    results = compare(expected, _pool(pair), lambda size: progress(size, total))
+    results = compare(expected, _pool(pair), lambda size: advance(size, total))
     for tensor, result in zip(expected, results, strict=True):
         findings += _tensor_findings(pair, tensor, result)
     return _result(pair, started, findings, expected, files=len(pair.original.checkpoint.companions))

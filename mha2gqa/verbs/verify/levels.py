@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mha2gqa.verbs.verify.differences import Continuation, Cosines, Divergence, LayerError, Loss, PositionLoss, Text
+from mha2gqa.verbs.verify.differences import (
+    ComparedText,
+    Continuation,
+    Cosines,
+    Divergence,
+    LayerError,
+    Loss,
+    PositionLoss,
+)
 from mha2gqa.verbs.verify.options import Level
 
 
@@ -89,7 +97,7 @@ class LoadLevel:
 class OutputsLevel:
     """Both models on the same tokens."""
 
-    text: Text
+    text: ComparedText
     """What they were compared on."""
     loss: Loss | None
     """None for masked language models, whose loss on unmasked text means nothing."""
@@ -121,7 +129,7 @@ class OutputsLevel:
 class EmbeddingsLevel:
     """What both models make of the same tokens, where they have no head and so no logits."""
 
-    text: Text
+    text: ComparedText
     """What they read."""
     cosines: Cosines
     """How far their hidden states point the same way."""

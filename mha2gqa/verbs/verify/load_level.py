@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Measured, observe
+from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Observed, observe
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
 from mha2gqa.verbs.verify.loading import Models
 
@@ -122,7 +122,7 @@ def _checks(
     yield from _agreement(name, seen.prefill, now.prefill, tolerance, "largest difference of a logit")
 
 
-def _cache_check(before: CacheUse, after: CacheUse | None, measured: Measured) -> Check:
+def _cache_check(before: CacheUse, after: CacheUse | None, measured: Observed) -> Check:
     name = "cache bytes a token"
     if after is None or after.measured is None:
         return Check(name=name, passed=False, detail=f"the converted checkpoint gives no cache ({measured})")
@@ -132,7 +132,7 @@ def _cache_check(before: CacheUse, after: CacheUse | None, measured: Measured) -
     return Check(name=name, passed=passed, detail=detail)
 
 
-def _cross_cache_check(seen: Measured, now: Measured, formula: list[int]) -> Iterator[Check]:
+def _cross_cache_check(seen: Observed, now: Observed, formula: list[int]) -> Iterator[Check]:
     """Hold what cross-attention caches of a token of the encoder against the formula, for both models."""
     if not any(formula) or not isinstance(seen, (int, float)):
         return
@@ -142,7 +142,7 @@ def _cross_cache_check(seen: Measured, now: Measured, formula: list[int]) -> Ite
     yield Check(name="cross-attention cache bytes a token read", passed=measured == formula, detail=detail)
 
 
-def _agreement(name: str, seen: Measured, now: Measured, tolerance: float, what: str) -> Iterator[Check]:
+def _agreement(name: str, seen: Observed, now: Observed, tolerance: float, what: str) -> Iterator[Check]:
     if seen is None:
         return
     if isinstance(seen, str) or seen > tolerance:

@@ -8,11 +8,12 @@ Legend: B blocks, C positions of a chunk, P compared positions of a block, V voc
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from mha2gqa.model.divergence import divergence_terms
+from mha2gqa.model.feed import Logits
 from mha2gqa.verbs.verify.differences import Divergence, Loss, PositionLoss
 
 _CHUNK = 1 << 24
@@ -23,9 +24,6 @@ _BINS = 32
 _EDGES = tuple(10 ** (power / 5) for power in range(-40, 11))
 """Five bins a decade, from 1e-8 to 100 nats."""
 _RESAMPLED, _RESAMPLED_AT_ONCE = 2000, 100
-
-Logits = Callable[[slice], torch.Tensor]
-"""Gives the logits `[B, C, V]` of a range of positions."""
 
 
 @dataclass(frozen=True)
@@ -155,20 +153,12 @@ def _look(original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: t
         first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
         losses = (first_BC, second_BC)
     return _Chunk(
-        divergence_BC=_divergence(first_BCV, second_BCV).float().cpu(),
+        divergence_BC=divergence_terms(first_BCV, second_BCV).sum(-1).float().cpu(),
         same_BC=(best_BCK[..., 0] == others_BCK[..., 0]).cpu(),
         shared_BC=shared_BC.cpu(),
         largest=largest,
         losses_BC=losses,
     )
-
-
-def _divergence(first_BCV: torch.Tensor, second_BCV: torch.Tensor) -> torch.Tensor:
-    """Return KL(first || second) of log-probabilities, `[B, C]`; overwrites both."""
-    torch.sub(first_BCV, second_BCV, out=second_BCV)
-    probabilities_BCV = first_BCV.exp_()
-    second_BCV.mul_(probabilities_BCV).masked_fill_(probabilities_BCV == 0, 0.0)
-    return second_BCV.sum(-1)
 
 
 def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:

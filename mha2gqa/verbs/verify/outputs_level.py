@@ -16,11 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from mha2gqa.errors import PairError, TextError
 from mha2gqa.files.source import Source
-from mha2gqa.model.feed import Body, attempt, kind_of
+from mha2gqa.model.feed import Body, attempt
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_tokenizer
+from mha2gqa.progress import Advance
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.verify.continuations import continuations
-from mha2gqa.verbs.verify.differences import Text
+from mha2gqa.verbs.verify.differences import ComparedText
 from mha2gqa.verbs.verify.judge import limit_findings
 from mha2gqa.verbs.verify.layers import LayerErrors
 from mha2gqa.verbs.verify.levels import OutputsLevel
@@ -28,9 +30,6 @@ from mha2gqa.verbs.verify.loading import Models
 from mha2gqa.verbs.verify.metrics import Sums
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
-
-Progress = Callable[[int, int], object]
-"""Told the number of tokens compared since the last call, and how many there are in all."""
 
 BATCH_TOKENS = 2048
 """Tokens of a batch, unless the user says how many blocks."""
@@ -77,7 +76,7 @@ def find_text(
 
 @torch.inference_mode()
 def compare_outputs(
-    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, progress: Progress
+    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, advance: Advance
 ) -> OutputsLevel | None:
     """Compare what both models make of the same tokens.
 
@@ -86,7 +85,7 @@ def compare_outputs(
         text: The tokens, as `find_text` gives them.
         limits: What they may differ by.
         options: How many blocks are run at a time, and the seed of the bootstrap.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens.
 
     Returns:
         The level, or None where the original does not run on tokens alone.
@@ -101,7 +100,7 @@ def compare_outputs(
     if isinstance(first, str):
         return None
     layers = layer_errors(models)
-    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), progress)
+    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), advance)
     level = OutputsLevel(
         text=describe_text(text.blocks, sums.tokens),
         loss=sums.loss(options.seed),
@@ -144,7 +143,7 @@ def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
 
 
 def read_both(
-    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], progress: Progress
+    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], advance: Advance
 ) -> Sums:
     """Have both models read every batch, once, and compare what they make of it.
 
@@ -153,24 +152,26 @@ def read_both(
         converted: The converted model.
         layers: Takes the errors of the attention modules that it names.
         batches: Token ids.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens.
     """
     sums, total = Sums(), sum(ids_BT.numel() for ids_BT in batches)
-    predicts = kind_of(original.model) != "masked"
+    predicts = kind_of(original.model).head != "masked token"
     for ids_BT in batches:
         with layers.original(original.model):
             first = original.read(ids_BT)
         with layers.converted(converted.model):
             second = converted.read(ids_BT)
         sums.add(first, second, ids_BT, predicts=predicts)
-        progress(ids_BT.numel(), total)
+        advance(ids_BT.numel(), total)
     return sums
 
 
-def describe_text(blocks: Blocks, tokens: int) -> Text:
+def describe_text(blocks: Blocks, tokens: int) -> ComparedText:
     """Return what is to be known of a text of which so many tokens were compared."""
     count, context = blocks.tokens_NT.shape
-    return Text(description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens)
+    return ComparedText(
+        description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens
+    )
 
 
 def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:

@@ -22,8 +22,6 @@ _THREADS = 3
 """As many as the writer has, for the same reason."""
 _BUFFER = 1 << 20
 
-Advance = Callable[[int], object]
-
 
 @dataclass(frozen=True)
 class Expected:
@@ -48,13 +46,13 @@ class Compared:
     """Offset in the tensor of the first byte that differs; None when all are equal."""
 
 
-def compare(tensors: Sequence[Expected], pool: Pool, advance: Advance) -> list[Compared]:
+def compare(tensors: Sequence[Expected], pool: Pool, tell: Callable[[int], object]) -> list[Compared]:
     """Compare every tensor, and return the results in the same order.
 
     Args:
         tensors: What to compare.
         pool: Makes the changed tensors again.
-        advance: Told of every run of bytes compared.
+        tell: Told of every run of bytes compared.
 
     Raises:
         CheckpointError: A file of either checkpoint ends early, or the original holds NaN or infinity in K or V.
@@ -65,12 +63,12 @@ def compare(tensors: Sequence[Expected], pool: Pool, advance: Advance) -> list[C
         stack.enter_context(single_torch_thread())
         executor = ThreadPoolExecutor(_THREADS)
         try:
-            return list(executor.map(lambda tensor: _compare(tensor, sources, pool, advance), tensors))
+            return list(executor.map(lambda tensor: _compare(tensor, sources, pool, tell), tensors))
         finally:
             executor.shutdown(cancel_futures=True)
 
 
-def _compare(tensor: Expected, sources: Sources, pool: Pool, advance: Advance) -> Compared:
+def _compare(tensor: Expected, sources: Sources, pool: Pool, tell: Callable[[int], object]) -> Compared:
     found = tensor.found
     seen, wanted = xxhash.xxh3_128(), xxhash.xxh3_128()
     first: int | None = None
@@ -86,7 +84,7 @@ def _compare(tensor: Expected, sources: Sources, pool: Pool, advance: Advance) -
             if first is None and (place := _first_difference(own, part)) is not None:
                 first = done + place
             done += len(part)
-            advance(len(part))
+            tell(len(part))
     return Compared(found.name, seen.hexdigest(), wanted.hexdigest(), first)
 
 

@@ -14,6 +14,7 @@ from mha2gqa.texts import blocks
 from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
 from mha2gqa.verbs.verify.outcome import Limits
 from tests.conftest import Run
+from tests.told import Told
 from tests.verbs.verify.subjects import converted, flip_bit, save_source, save_text
 
 Cli = Callable[..., Run]
@@ -135,20 +136,14 @@ def test_levels_are_run_as_asked(subject: Path) -> None:
 
 
 def test_progress_adds_up(subject: Path) -> None:
-    done: dict[str, int] = {}
-    totals: dict[str, int] = {}
-
-    def advance(stage: str, size: int, total: int) -> None:
-        done[stage] = done.get(stage, 0) + size
-        totals[stage] = total
-
+    told = Told()
     options = VerifyOptions(
         converted=subject / "converted", data=(str(subject / "text.txt"),), context=32, batch_size=4
     )
-    verify(options, advance)
-    assert done == totals
-    assert totals["outputs"] == 192
-    assert totals["files"] == sum(
+    verify(options, told)
+    assert {stage: {done} for stage, done in told.done.items()} == told.totals
+    assert told.done["outputs"] == 192
+    assert told.done["files"] == sum(
         tensor.numel() * 4 for tensor in _tensors(subject / "converted/model.safetensors").values()
     )
 
