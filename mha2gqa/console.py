@@ -19,8 +19,6 @@ from mha2gqa.progress import Progress
 from mha2gqa.sections import Facts, Paragraph, Part, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.progress import Progress as RichProgress
     from rich.progress import ProgressColumn, TaskID
 
@@ -130,7 +128,7 @@ class Bars(Progress):
 
 @contextlib.contextmanager
 def bars(
-    kind: "Callable[[RichProgress], Shown]", unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True
+    kind: type[Shown], unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True
 ) -> Iterator[Shown]:
     """Show bars while the block runs, where stderr is a terminal.
 

@@ -1,27 +1,22 @@
 """`uptrain` on the command line: a bar with the losses, and a line for each measurement; or JSON lines."""
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mha2gqa import console
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.run import uptrain
 from mha2gqa.verbs.uptrain.words import measured, plan_line, summary
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
 
 class Training(console.Bars):
     """Shows a run as it goes."""
 
-    def __init__(self, shown: "RichProgress", *, as_json: bool = False) -> None:
-        super().__init__(shown)
-        self._as_json = as_json
-        self._step_tokens = 0.0
-        self._measured = ""
-        self._begun: tuple[int, float] | None = None
+    as_json = False
+    """Whether each event is printed as a line of JSON."""
+    _step_tokens = 0.0
+    _measured = ""
+    _begun: tuple[int, float] | None = None
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Take note of the plan, a step, or a measurement."""
@@ -34,7 +29,7 @@ class Training(console.Bars):
             note = f"step {event['step']:,}/{event['steps']:,}: {self._measured}"
         else:
             self._step(event)
-        if self._as_json:
+        if self.as_json:
             console.print_json_line(event)
         elif note is not None:
             console.print_note(note)
@@ -49,7 +44,8 @@ class Training(console.Bars):
 
 def command(options: UptrainOptions, *, as_json: bool) -> None:
     """Train, and print what that gave; in the main process of a launcher."""
-    with console.bars(partial(Training, as_json=as_json), shown=not as_json) as progress:
+    with console.bars(Training, shown=not as_json) as progress:
+        progress.as_json = as_json
         report = uptrain(options, progress)
     if report is not None:
         console.print_json_line(report.to_json()) if as_json else console.print_report(summary(report))
