@@ -24,8 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.descend import Descent
-from mha2gqa.refine.distil import distil
+from mha2gqa.refine.descend import Descent, distil
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.prior import Prior
 from mha2gqa.refine.refit import refit

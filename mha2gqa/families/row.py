@@ -40,7 +40,7 @@ class TensorRule:
 class Freedoms:
     """What leaves a family's attention unchanged, as far as no module shows it.
 
-    Norms with gains, the width of the rotation and clipping are read off the module and the config (`observed.py`).
+    Norms with gains, the width of the rotation and clipping are read off the module and the config (`modules.py`).
     """
 
     keys: Freedom = "free"

@@ -8,7 +8,6 @@ from typing import Any
 
 from mha2gqa.files.finish import SLACK, Contents, finish
 from mha2gqa.files.pool import Pool
-from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import check_output
 from mha2gqa.files.writer import divide
 from mha2gqa.methods import pooling
@@ -20,6 +19,7 @@ from mha2gqa.record.record import record_of
 from mha2gqa.targets import names_of
 from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.target import Target
+from mha2gqa.units import parse_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Layer by layer, each layer is only told what its own output should be; here they also learn which errors
 matter. Nothing but the converted attention is trained, in fp32, while the model runs in its own dtype. The
-optimiser's state is that of all converted layers at once, so this takes more memory than `distil.py`, and it
+optimiser's state is that of all converted layers at once, so this takes more memory than `distil`, and it
 needs the gradient through the whole model. Batches kept aside measure it; training that does not help there
 is taken back.
 

@@ -24,8 +24,7 @@ from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.descend import Descent
-from mha2gqa.refine.distil import distil, relative_error
+from mha2gqa.refine.descend import Descent, distil, relative_error
 from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.refit import ends_in, refit
 from mha2gqa.refine.refit_values import refit_values

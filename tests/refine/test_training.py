@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from mha2gqa.refine import joint
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.descend import Descent
-from mha2gqa.refine.distil import distil, relative_error
+from mha2gqa.refine.descend import Descent, distil, relative_error
 from mha2gqa.refine.joint import train_jointly
 from mha2gqa.refine.replay import Replay
 from tests.refine.pairs import Pair, make_pair, token_batches

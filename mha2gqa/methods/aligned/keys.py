@@ -5,7 +5,7 @@ plane, read as one complex row, may be multiplied by any complex number c when i
 that are not rotated are merged as values are, with the queries in the place of the outputs. Where the speeds of the
 planes are known, the result is then improved over all planes at once (`distances.py`). All of it follows from two kinds
 of small matrices, one Gram matrix of the rows of all heads and the second moments of the queries that meet them, so a
-merge is also known by what it loses before it is made (`loss.py`).
+merge is also known by what it loses before it is made (`refine/merge.py`).
 
 *Held keys*. A norm over each head leaves a sign per rotary plane; one over all heads has a gain per channel, which
 takes up a real number.

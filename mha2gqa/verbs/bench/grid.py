@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from mha2gqa.errors import TimingError
-from mha2gqa.files.sizes import format_size, parse_size
+from mha2gqa.units import format_size, parse_size
 from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.limits import Costs
 from mha2gqa.verbs.bench.options import BenchOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from mha2gqa.files.sizes import format_size
+from mha2gqa.units import format_size
 
 _PACKAGES = ("mha2gqa", "torch", "transformers")
 

@@ -6,8 +6,8 @@ Words and rows are `timing/summary.py`'s, plots `bench_figures.py`'s; the templa
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.page import render
+from mha2gqa.units import format_size
 from mha2gqa.verbs.bench import figures as bench_figures
 from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.words import caches, facts, notes, tables

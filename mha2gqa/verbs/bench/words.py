@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.sections import Column, Facts, Part, Row, Section, numbers
+from mha2gqa.units import format_size
 from mha2gqa.verbs.bench.outcome import SPREAD_BOUND, BenchReport, Decode, Fit, Prefill, Ratio, Side, Times
 
 DISTURBED = "disturbed"

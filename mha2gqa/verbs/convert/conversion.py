@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 
 from mha2gqa.errors import CalibrationError
 from mha2gqa.files.pieces import LayerResult, path_of
-from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.staging import check_output, workspace
-from mha2gqa.methods import AUTO, demand, text_readers
+from mha2gqa.methods import AUTO, demand
 from mha2gqa.model.devices import float64_device
 from mha2gqa.model.feed import attempt, inputs
 from mha2gqa.model.kind import kind_of
@@ -34,6 +33,7 @@ from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan
 from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert import automatic
 from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise
 from mha2gqa.verbs.convert.options import ConvertOptions
@@ -56,24 +56,6 @@ class Converted:
     def told(self) -> dict[str, Any]:
         """Return what the outcome keeps of it."""
         return {"layers": self.reports, "text": self.text, "trials": self.trials, "divergence": self.divergence}
-
-
-def is_layerwise(options: ConvertOptions) -> bool:
-    """Return whether heads cannot be merged one quantity at a time.
-
-    Raises:
-        CalibrationError: Options contradict one another.
-        MethodError: There is no such method.
-    """
-    asked = demand(options.method, options.grouping, options.refine)
-    if options.data and not asked.reads_text:
-        raise CalibrationError(
-            f"--method {options.method} makes no use of --data",
-            expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",
-        )
-    if options.refine is not None and options.method == AUTO:
-        raise CalibrationError("--method auto chooses how far to refine", remedy="Leave out --refine, or name a method")
-    return asked.whole_layers
 
 
 @contextlib.contextmanager

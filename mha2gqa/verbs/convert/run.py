@@ -3,13 +3,14 @@
 import contextlib
 from pathlib import Path
 
+from mha2gqa.errors import CalibrationError
+from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan
-from mha2gqa.verbs.convert.conversion import Converted, converted_layers, is_layerwise
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
@@ -31,8 +32,11 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     plan = make_plan(target.host(original), target)
     output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
-        made = Converted()
-        if is_layerwise(options):
+        made = None
+        if _whole_layers(options):
+            # What runs a model and reads text is half of the package: it is imported where layers ask for it.
+            from mha2gqa.verbs.convert.conversion import converted_layers
+
             made = stack.enter_context(converted_layers(options, plan, output, progress))
         request = Request(
             command="convert",
@@ -42,6 +46,24 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            told=made.told(),
+            told=made.told() if made else {},
         )
-        return carry_out(plan.with_layers(made.layers), request, progress)
+        return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
+
+
+def _whole_layers(options: ConvertOptions) -> bool:
+    """Return whether heads cannot be merged one quantity at a time.
+
+    Raises:
+        CalibrationError: Options contradict one another.
+        MethodError: There is no such method.
+    """
+    asked = demand(options.method, options.grouping, options.refine)
+    if options.data and not asked.reads_text:
+        raise CalibrationError(
+            f"--method {options.method} makes no use of --data",
+            expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",
+        )
+    if options.refine is not None and options.method == AUTO:
+        raise CalibrationError("--method auto chooses how far to refine", remedy="Leave out --refine, or name a method")
+    return asked.whole_layers

@@ -4,10 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from mha2gqa.files.sizes import format_size as size
 from mha2gqa.methods import AUTO_METHOD, find_method
 from mha2gqa.record.outcome import Outcome
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
+from mha2gqa.units import format_size as size
 
 
 def summary(report: Outcome) -> Iterator[Part]:

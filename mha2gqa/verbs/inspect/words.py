@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.sections import Column, Facts, Part, Section, numbers
+from mha2gqa.units import format_size
 from mha2gqa.verbs.inspect.outcome import InspectReport
 
 

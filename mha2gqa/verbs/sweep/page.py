@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import NamedTuple
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.page import render
+from mha2gqa.units import format_size
 from mha2gqa.verbs.sweep import figures as sweep_figures
 from mha2gqa.verbs.sweep import words as wording
 from mha2gqa.verbs.sweep.outcome import Sweep

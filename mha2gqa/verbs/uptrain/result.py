@@ -18,7 +18,6 @@ from mha2gqa.errors import TrainingError
 from mha2gqa.files.finish import Contents, finish
 from mha2gqa.files.pieces import DTYPES, Computed, OutputTensor, Span, TensorInfo, path_of, whole
 from mha2gqa.files.pool import Pool
-from mha2gqa.files.sizes import parse_size
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.files.writer import divide
@@ -27,6 +26,7 @@ from mha2gqa.model.load import load_model
 from mha2gqa.progress import QUIET
 from mha2gqa.record.card import extended_card
 from mha2gqa.record.record import extended
+from mha2gqa.units import parse_size
 from mha2gqa.verbs.uptrain.account import card_section, record_entry
 from mha2gqa.verbs.uptrain.held_out import loss_sums
 from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport

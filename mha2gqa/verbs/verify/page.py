@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.figures import Plot
 from mha2gqa.pages.page import render
 from mha2gqa.record.conversion import Conversion
+from mha2gqa.units import format_size
 from mha2gqa.verbs.verify import figures as verify_figures
 from mha2gqa.verbs.verify.differences import Continuation
 from mha2gqa.verbs.verify.levels import EmbeddingsLevel, OutputsLevel

@@ -18,8 +18,7 @@ import yaml
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.refine import refine
-from mha2gqa.refine.descend import Descent
-from mha2gqa.refine.distil import distil
+from mha2gqa.refine.descend import Descent, distil
 from tests.verbs.verify.subjects import flip_bit, save_source, save_text
 
 ATTENTION = {f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in (0, 1) for part in "qkvo"}
