@@ -2,8 +2,8 @@
 
     rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
 
-A column inside another is named with a dot: `translation.en`. What the columns hold is known to `documents.py` and
-`pairs.py`, which read them.
+A column inside another is named with a dot: `translation.en`. What the columns hold is known to `documents.py`,
+which reads them.
 """
 
 import re

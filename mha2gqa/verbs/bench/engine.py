@@ -1,6 +1,6 @@
 """What runs a model: the few things that measuring asks of it.
 
-Each engine is a module that knows one library; `measure.py` knows none of them.
+Each engine is a class that knows one library; `run.py` knows none of them.
 """
 
 from dataclasses import dataclass, replace

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.outcome import Outcome
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.texts.blocks import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.inspect.options import InspectOptions

@@ -20,14 +20,13 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 from mha2gqa.errors import TextError
 from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
+from mha2gqa.texts.documents import Pair, read_pairs
 from mha2gqa.texts.find import SELF
-from mha2gqa.texts.pairs import Pair, read_pairs
 from mha2gqa.texts.tables import Purpose
-from mha2gqa.verbs.uptrain.blocks import TrainingRow, check_vocabulary
-from mha2gqa.verbs.uptrain.documents import key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import TrainingRow, check_vocabulary, key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.task import Batch, Keyed, LossFunction
+from mha2gqa.verbs.uptrain.text import Batch, Keyed, LossFunction
 
 SOURCE_TOKENS, TARGET_TOKENS = 512, 128
 """Where the user does not say, and the model reads as many."""

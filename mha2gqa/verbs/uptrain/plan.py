@@ -24,8 +24,7 @@ from mha2gqa.verbs.uptrain.parameters import count_parameters, select_parameters
 from mha2gqa.verbs.uptrain.recipe import build_arguments, check_trainer, merged_recipe, set_steps
 from mha2gqa.verbs.uptrain.running_text import running_text
 from mha2gqa.verbs.uptrain.subject import Subject, find_subject
-from mha2gqa.verbs.uptrain.task import Task
-from mha2gqa.verbs.uptrain.text import Reading, TrainingText
+from mha2gqa.verbs.uptrain.text import Reading, Task, TrainingText
 from mha2gqa.verbs.uptrain.workspace import check_workspace, workspace_of
 
 _ADAM, _CHECKPOINTS = 8, 3

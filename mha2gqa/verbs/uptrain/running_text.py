@@ -17,11 +17,19 @@ from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import Collator, TrainingRow, keeps_documents_apart, packer_for, tokenise
-from mha2gqa.verbs.uptrain.documents import cut_if_few, key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import (
+    Collator,
+    TrainingRow,
+    cut_if_few,
+    keeps_documents_apart,
+    key_of,
+    packer_for,
+    shuffled,
+    tokenise,
+)
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.task import Batch, Keyed
+from mha2gqa.verbs.uptrain.text import Batch, Keyed
 
 _OF_PAIRS = ("source_column", "target_column", "source_prefix", "source_lang", "target_lang", "target_context")
 

@@ -62,7 +62,7 @@ def test_a_cache_that_was_filled_is_as_large_as_one_that_was_read(kind: str, sta
         config = model.config
         cache: Any = StaticCache(config=config, max_cache_len=32) if static else DynamicCache(config=config)
         model(torch.randint(3, 90, (2, read)), past_key_values=cache, use_cache=True)
-        fill(cache, 2, 20 - read)
+        fill(cache, 2, 20 - read, cache)
         sizes.append(held_bytes(cache))
         lengths.append(int(cache.get_seq_length()))
     assert sizes[0] == sizes[1]
