@@ -93,7 +93,8 @@ def sample_text(
         )
     count = max(1, tokens // context)
     starts_N1 = _starts(model, tokenizer, count, seed)
-    with torch.random.fork_rng(devices=_accelerators(model)), torch.inference_mode():
+    accelerators = [] if model.device.type == "cpu" else [model.device]
+    with torch.random.fork_rng(devices=accelerators), torch.inference_mode():
         torch.manual_seed(seed)
         written = [_write(model, starts_B1, context) for starts_B1 in starts_N1.split(_BATCH)]
     return torch.cat(written)
@@ -121,10 +122,6 @@ def _write(model: PreTrainedModel, starts_B1: torch.Tensor, context: int) -> tor
             remedy="Give text with --data",
         )
     return written.cpu()
-
-
-def _accelerators(model: PreTrainedModel) -> list[torch.device]:
-    return [] if model.device.type == "cpu" else [model.device]
 
 
 def held_out_loss(directory: Path, tokens: int) -> float:

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from mha2gqa.errors import TimingError
 from mha2gqa.verbs.bench.attention import use_attention
-from mha2gqa.verbs.bench.engine import Engine, Filled
 from mha2gqa.verbs.bench.grid import Grid
+from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.bench.subjects import Subjects
 from mha2gqa.verbs.bench.transformers_engine import EncoderDecoderEngine, TransformersEngine
@@ -38,6 +38,27 @@ _SHARE = 0.45
 """Of the device's memory, for each of two models."""
 _GGML_TYPES = {"float32": 0, "float16": 1, "bfloat16": 30}
 """Dtype -> number in `ggml_type`."""
+
+
+class Decoding(Protocol):
+    """A batch of sequences with a filled cache."""
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes that the cache takes; None where the engine does not say."""
+
+    def turn(self, tokens: int) -> list[float]:
+        """Decode `tokens` tokens of each sequence greedily, and return the seconds of each step, or their mean."""
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    def prefill(self, batch: int, tokens: int) -> float:
+        """Return the seconds from a batch of prompts, or of sources, to the first new token of each."""
+
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> Decoding:
+        """Return a batch with as many tokens in its caches, and room for `room` more of the decoder."""
 
 
 @dataclass(frozen=True)

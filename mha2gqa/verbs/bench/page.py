@@ -10,13 +10,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from mha2gqa.units import format_size
 from mha2gqa.pages.figures import CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 from mha2gqa.pages.page import render
+from mha2gqa.units import format_size
 from mha2gqa.verbs.bench.outcome import BenchReport, Decode
 from mha2gqa.verbs.bench.words import caches, facts, notes, tables
 
-Tile = dict[str, str]
 _MARKERS = "os^Dv"
 _ROW = 0.3
 """Inches of a row."""
@@ -37,7 +36,7 @@ def bench_page(report: BenchReport) -> str:
     )
 
 
-def _tiles(report: BenchReport) -> Iterator[Tile]:
+def _tiles(report: BenchReport) -> Iterator[dict[str, str]]:
     for one in caches(report):
         note = f"a {one.token}; {one.share:.1%} of the original"
         yield {"name": one.name, "before": format_size(one.before), "value": format_size(one.after), "note": note}

@@ -17,14 +17,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Progress
+from mha2gqa.units import format_size, parse_size
 from mha2gqa.verbs.bench.attention import repeats_heads
-from mha2gqa.verbs.bench.engine import Engine, Filled
-from mha2gqa.verbs.bench.engines import GRAPHS, Running, check_encoder, check_engine, open_engines
-from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid, fitting_memory, free_memory
-from mha2gqa.verbs.bench.limits import Costs, costs, largest_that_runs, why_not_faster
+from mha2gqa.verbs.bench.engines import GRAPHS, Engine, Running, check_encoder, check_engine, open_engines
+from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid, free_memory
+from mha2gqa.verbs.bench.limits import Costs, Filled, costs, largest_that_runs, why_not_faster
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.bench.outcome import BenchReport, Decode, Fit, Prefill, Ratio, Setting, Side, Times
 from mha2gqa.verbs.bench.subjects import Subject, Subjects, find_subjects, read_to
@@ -55,7 +54,7 @@ def bench(options: BenchOptions, progress: Progress = QUIET) -> BenchReport:
     subjects = read_to(subjects, grid.longest) if subjects.random_weights else subjects
     first, second = (costs(one.model, subjects.dtype.itemsize) for one in subjects.both)
     free = free_memory(subjects.device)
-    memory = fitting_memory(options, free)
+    memory = parse_size(options.memory, "--memory") or free
     check_fits(grid, (first, second), free, shared=subjects.shares_weights)
     running = open_engines(options, subjects, grid)
     report = BenchReport(

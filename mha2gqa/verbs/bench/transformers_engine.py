@@ -22,7 +22,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.verify.behaviour import held_bytes
 
 Inputs: TypeAlias = dict[str, Any]
@@ -90,8 +90,9 @@ class TransformersEngine:
             torch.accelerator.memory.empty_cache()
         return True
 
-    def _random_ids(self, batch: int, tokens: int) -> torch.Tensor:
-        size = self.model.config.get_text_config(decoder=True).vocab_size
+    def _random_ids(self, batch: int, tokens: int, size: int | None = None) -> torch.Tensor:
+        """Return tokens below `size`, or of the decoder's."""
+        size = size or self.model.config.get_text_config(decoder=True).vocab_size
         return torch.randint(size, (batch, tokens), generator=self._generator).to(self.model.device)
 
 
@@ -106,7 +107,8 @@ class EncoderDecoderEngine(TransformersEngine):
 
     def prompts(self, batch: int, tokens: int) -> Inputs:
         """Return a batch of sources that were not read yet."""
-        ids_BS = self._random_sources(batch, tokens)
+        encoder: Any = self.model.get_encoder()
+        ids_BS = self._random_ids(batch, tokens, encoder.get_input_embeddings().num_embeddings)
         cache = EncoderDecoderCache(empty_cache(self.model, "dynamic", 0), DynamicCache())
         return {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS), "past_key_values": cache}
 
@@ -138,11 +140,6 @@ class EncoderDecoderEngine(TransformersEngine):
         mask_BS = torch.ones(batch, tokens, dtype=torch.int64, device=self.model.device)
         output = BaseModelOutput(last_hidden_state=states_BSD.expand(batch, tokens, width))
         return {"encoder_outputs": output, "attention_mask": mask_BS}
-
-    def _random_sources(self, batch: int, tokens: int) -> torch.Tensor:
-        encoder: Any = self.model.get_encoder()
-        size = encoder.get_input_embeddings().num_embeddings
-        return torch.randint(size, (batch, tokens), generator=self._generator).to(self.model.device)
 
 
 class CachedBatch:
@@ -198,9 +195,10 @@ def _cross_cache(layers: int, kind: str, length: int) -> Cache:
 def fill(cache: Cache, batch: int, tokens: int, like: Cache) -> None:
     """Add `tokens` random keys and values to a cache, as wide as those that each attention layer of `like` has seen."""
     for index, layer in enumerate(like.layers):
-        if tokens > 0 and isinstance(layer, CacheLayerMixin) and isinstance(layer.keys, torch.Tensor):
-            keys, values = (_random_like(states, batch, tokens) for states in (layer.keys, layer.values))
-            cache.update(keys, values, index)
+        seen = (layer.keys, layer.values) if tokens > 0 and isinstance(layer, CacheLayerMixin) else ()
+        filled = [_random_like(one, batch, tokens) for one in seen if isinstance(one, torch.Tensor)]
+        if filled:
+            cache.update(filled[0], filled[1], index)
 
 
 def _random_like(states: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:

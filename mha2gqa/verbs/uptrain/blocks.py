@@ -148,19 +148,17 @@ def packer_for(tokenizer: PreTrainedTokenizerBase, context: int, *, mixes: bool)
     return Packer(context=context, bos=bos, reopens=opens, mixes=mixes)
 
 
-def tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Iterator[list[int]]:
-    """Yield the tokens of each document, without special ones.
+def tokenise(document: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+    """Return the tokens of a document, without special ones.
 
     Raises:
         TextError: The tokenizer knows more tokens than the model.
     """
-    for document in documents:
-        ids: list[int] = []
-        for start in range(0, len(document), _AT_ONCE):
-            part = document[start : start + _AT_ONCE]
-            ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-        check_vocabulary(ids, vocabulary)
-        yield ids
+    ids: list[int] = []
+    for start in range(0, len(document), _AT_ONCE):
+        ids += tokenizer(document[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]
+    check_vocabulary(ids, vocabulary)
+    return ids
 
 
 def check_vocabulary(ids: Sequence[int], vocabulary: int) -> None:
@@ -212,21 +210,22 @@ def read_blocks(path: Path) -> Any:
     return datasets.Dataset.from_file(str(path)).with_format("numpy")
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Makes a batch of blocks."""
+def collate(rows: Sequence[Any], *, mixes: bool) -> dict[str, torch.Tensor]:
+    """Make a batch of blocks.
 
-    mixes: bool
-    """Whether the model is told the positions."""
+    Args:
+        rows: The blocks.
+        mixes: Whether the model is told the positions.
 
-    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `labels` (-100 where nothing is predicted) and the positions, each int64 `[B, T]`."""
-        ids_BT, positions_BT = (
-            torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
-            for name in ("input_ids", "position_ids")
-        )
-        batch = {"input_ids": ids_BT, "labels": ids_BT.masked_fill(positions_BT <= 0, -100)}
-        return batch | ({"position_ids": positions_BT} if self.mixes else {})
+    Returns:
+        `input_ids`, `labels` (-100 where nothing is predicted) and the positions, each int64 `[B, T]`.
+    """
+    ids_BT, positions_BT = (
+        torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
+        for name in ("input_ids", "position_ids")
+    )
+    batch = {"input_ids": ids_BT, "labels": ids_BT.masked_fill(positions_BT <= 0, -100)}
+    return batch | ({"position_ids": positions_BT} if mixes else {})
 
 
 @torch.no_grad()

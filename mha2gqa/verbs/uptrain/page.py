@@ -52,15 +52,14 @@ def _rows(report: UptrainReport) -> list[tuple[str, str, str]]:
 
 def _facts(report: UptrainReport) -> list[tuple[str, str]]:
     sizes = report.parameters
-    facts = {
-        "converted checkpoint": report.converted,
-        "original": report.original or "not at hand",
-        "parameters trained": f"{sizes.get('trained', 0):,} of {sizes.get('all', 0):,}",
-        "weights kept": f"of step {report.step}",
-        "processes": f"{report.processes} on {report.device}",
-        "time": f"{report.seconds or 0:.1f} s, {report.tokens_per_second or 0:,.0f} tokens a second",
-    }
-    return list(facts.items())
+    return [
+        ("converted checkpoint", report.converted),
+        ("original", report.original or "not at hand"),
+        ("parameters trained", f"{sizes.get('trained', 0):,} of {sizes.get('all', 0):,}"),
+        ("weights kept", f"of step {report.step}"),
+        ("processes", f"{report.processes} on {report.device}"),
+        ("time", f"{report.seconds or 0:.1f} s, {report.tokens_per_second or 0:,.0f} tokens a second"),
+    ]
 
 
 def loss_plot(report: UptrainReport) -> Plot:

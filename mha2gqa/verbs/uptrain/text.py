@@ -48,6 +48,10 @@ class Task(Protocol):
         """Names of a row's lists of numbers."""
 
     @property
+    def states(self) -> str:
+        """Name of the outputs of the layers whose logits are compared, the embeddings first."""
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of a row, at most."""
 
@@ -90,9 +94,6 @@ class Task(Protocol):
     def targets(self, labels_BT: torch.Tensor) -> torch.Tensor:
         """Return int64 `[B, T]`: the token that the logits of each position predict, -100 for none."""
 
-    def hidden_states(self, outputs: Any) -> Sequence[torch.Tensor]:
-        """Return the outputs of the layers whose logits are compared, the embeddings first."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingText:
@@ -104,15 +105,10 @@ class TrainingText:
 
     @property
     def tokens(self) -> int:
-        """Tokens on disk to learn from; what is more of a run is repetition."""
-        return row_count(self.training)
-
-
-def row_count(rows: Any) -> int:
-    """Return the tokens that rows hold, padding of blocks included."""
-    names = [name for name in rows.column_names if name != "position_ids"]
-    chunks = (chunk for name in names for chunk in rows.data.table.column(name).chunks)
-    return sum(int(chunk.value_lengths().sum().as_py() or 0) for chunk in chunks)
+        """Tokens on disk to learn from, padding of blocks included; what is more of a run is repetition."""
+        names = [name for name in self.training.column_names if name != "position_ids"]
+        chunks = (chunk for name in names for chunk in self.training.data.table.column(name).chunks)
+        return sum(int(chunk.value_lengths().sum().as_py() or 0) for chunk in chunks)
 
 
 @dataclass(frozen=True, kw_only=True)

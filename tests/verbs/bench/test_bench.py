@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mha2gqa import BenchOptions, bench
-from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.page import bench_page
 from mha2gqa.verbs.bench.subjects import find_subjects

@@ -8,8 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.verbs.bench.engine import Filled
-from mha2gqa.verbs.bench.limits import Costs, costs, largest_that_runs, why_not_faster
+from mha2gqa.verbs.bench.limits import Costs, Filled, costs, largest_that_runs, why_not_faster
 from mha2gqa.verbs.bench.outcome import Decode, Ratio, Times
 from mha2gqa.verbs.bench.transformers_engine import fill
 from mha2gqa.verbs.verify.behaviour import held_bytes

@@ -9,8 +9,8 @@ import torch
 from mha2gqa.model.load import load_model
 from mha2gqa.verbs.uptrain.blocks import (
     BlockFile,
-    Collator,
     Packer,
+    collate,
     cut_if_few,
     is_held_out,
     keeps_documents_apart,
@@ -61,10 +61,10 @@ def test_first_tokens_and_padding_are_not_predicted(tmp_path: Path) -> None:
     file.add({"input_ids": [5, 6, 0, 0], "position_ids": [0, 1, -1, -1]})
     file.finish()
     blocks = read_blocks(tmp_path / "blocks.arrow")
-    batch = Collator(mixes=True)([blocks[0], blocks[1]])
+    batch = collate([blocks[0], blocks[1]], mixes=True)
     assert batch["labels"].tolist() == [[-100, 6, -100, 8], [-100, 6, -100, -100]]
     assert batch["position_ids"].tolist()[0] == [0, 1, 0, 1]
-    assert "position_ids" not in Collator(mixes=False)([blocks[0]])
+    assert "position_ids" not in collate([blocks[0]], mixes=False)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3", "olmoe", "gpt_bigcode"])
