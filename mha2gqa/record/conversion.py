@@ -1,7 +1,11 @@
-"""The facts of a conversion: what was done to a checkpoint. One class, from the plan to the record and every page."""
+"""The facts of a conversion: what was done to a checkpoint. One class, from the plan to the record and every page.
+
+`Outcome` is what `convert` and `expand` return: those facts, and what the run that made it has to say besides.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mha2gqa.heads.grouping import Groups
@@ -106,6 +110,46 @@ class Conversion:
 _KEPT = (
     *("command", "options", "targets", "model_type", "config_changes", "groups", "dropped", "text", "layers"),
     *("trials", "uptrain", "divergence", "rehosted_from"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Conversion):
+    """A conversion, and what the run that made it has to say."""
+
+    source: str
+    """Hub id or directory."""
+    output: Path
+    written: bool
+    """False after a dry run."""
+    cache_before: int
+    """Bytes of KV cache a token, in the dtype of the weights."""
+    cache_after: int
+    bytes_read: int
+    bytes_written: int
+    files: Mapping[str, int]
+    """Weight file -> bytes."""
+    companions: list[str]
+    """Other files that are copied: tokenizer, templates, code."""
+    added: list[str]
+    """Files that the source does not have: the code of a class that ships, or a tokenizer in another form."""
+    tensors: list[dict[str, Any]] = field(repr=False)
+    """Name, dtype, shape before and after, and whether it is changed, recomputed for a host, copied or dropped."""
+    recomputed: tuple[str, ...]
+    """Tensors that were computed for another class, one name for all layers."""
+    seconds: float = 0.0
+    """Of writing; reading headers and planning come before."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON values."""
+        content = {name: getattr(self, name) for name in _REPORTED}
+        return content | self.change.numbers() | {"output": str(self.output)}
+
+
+_REPORTED = (
+    *("command", "source", "output", "written", "model_type", "method", "cache_before", "cache_after", "bytes_read"),
+    *("bytes_written", "config_changes", "files", "companions", "tensors", "seconds", "text", "layers", "trials"),
+    *("way", "divergence", "rehosted_from", "added"),
 )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mha2gqa.progress import QUIET, Progress
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.texts.perplexity import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
 from mha2gqa.verbs.convert.run import convert

@@ -1,12 +1,19 @@
-"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers."""
+"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers.
+
+Parameters are counted on the meta device, so that it costs no memory and needs no weights. Tied ones count once.
+"""
 
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
 
 from mha2gqa.errors import FamilyError, Mha2GqaError
-from mha2gqa.families.anatomy import anatomy
+from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.families.counts import Count
+from mha2gqa.families.names import MLP
 from mha2gqa.files.pieces import DTYPES
 from mha2gqa.files.source import remote_weight_shapes
 from mha2gqa.files.tensors import refuse_quantised
@@ -22,6 +29,7 @@ from mha2gqa.verbs.inspect.outcome import GroupRow, InspectReport
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
+Role: TypeAlias = Literal["attention", "mlp", "embedding", "norm", "other"]
 
 
 def inspect(options: InspectOptions) -> InspectReport:
@@ -132,3 +140,66 @@ def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) ->
         bytes_at={context: cache_bytes(cached, itemsize, context, groups) for context in CONTEXTS},
         tensor_parallel=[size for size in divisors(groups) if query_heads % size == 0] if groups else [],
     )
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Numbers of parameters."""
+
+    total: int
+    by_role: dict[Role, int]
+    layers: dict[str, dict[Role, int]]
+    """Path of a layer -> parameters by role; layers of the model that owns the KV heads."""
+
+
+def anatomy(plan: Blueprint, cached: list[CacheLayer]) -> Anatomy:
+    """Count the parameters of a blueprint.
+
+    Args:
+        plan: The blueprint.
+        cached: Its layers with a KV cache; their modules are attention whatever their class is called.
+    """
+    attention = {layer.module for layer in cached} | _attention_modules(plan.model)
+    embeddings = _embedding_modules(plan)
+    by_role: Counter[Role] = Counter()
+    layers: dict[str, Counter[Role]] = {}
+    for name, parameter in plan.model.named_parameters():
+        layer, inner = _split_layer(name)
+        role = _role(plan.model, name, inner, attention, embeddings)
+        by_role[role] += parameter.numel()
+        if layer:
+            layers.setdefault(layer, Counter())[role] += parameter.numel()
+    owning = {layer.module for layer in cached} or attention
+    owners = {_split_layer(f"{module}.")[0].rpartition(".")[0] for module in owning}
+    kept = {layer: dict(counts) for layer, counts in layers.items() if layer.rpartition(".")[0] in owners}
+    return Anatomy(sum(by_role.values()), dict(by_role), kept)
+
+
+def _split_layer(name: str) -> tuple[str, str]:
+    """Split `model.layers.3.mlp.up_proj.weight` into `model.layers.3` and `mlp.up_proj.weight`."""
+    parts = name.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    if number is None:
+        return "", name
+    return ".".join(parts[: number + 1]), ".".join(parts[number + 1 :])
+
+
+def _role(model: nn.Module, name: str, inner: str, attention: set[str], embeddings: set[str]) -> Role:
+    owner = name.rpartition(".")[0]
+    if "norm" in type(model.get_submodule(owner)).__name__.lower():
+        return "norm"
+    if owner in embeddings:
+        return "embedding"
+    if any(name.startswith(f"{module}.") for module in attention):
+        return "attention"
+    is_mlp = inner != name and any(word in inner.lower() for word in MLP)
+    return "mlp" if is_mlp else "other"
+
+
+def _attention_modules(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if type(module).__name__.endswith("Attention")}
+
+
+def _embedding_modules(plan: Blueprint) -> set[str]:
+    head = plan.model.get_output_embeddings()
+    return {name for name, module in plan.model.named_modules() if isinstance(module, nn.Embedding) or module is head}

@@ -10,8 +10,7 @@ its original; who knows what the model is for may ask for more or for less.
 from collections.abc import Iterator
 
 from mha2gqa.record.conversion import Conversion
-from mha2gqa.verbs.verify.differences import Loss
-from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, Loss, OutputsLevel
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits, Verdict
 

@@ -1,20 +1,29 @@
-"""What two models' logits say about one another: sums over tokens, taken a few positions at a time.
+"""How far two models are apart on the same tokens: `Sums` of what their logits say, `LayerErrors` of their attention.
 
-Softmaxes are in fp32 (fp64 for fp64 models), sums over tokens in fp64. Of each token only its divergence
-is kept, in fp32.
+Logits are taken a few positions at a time: softmaxes in fp32 (fp64 for fp64 models), sums over tokens in fp64. Of each
+token only its divergence is kept, in fp32.
 
-Legend: B blocks, C positions of a chunk, P compared positions of a block, V vocabulary.
+Attention outputs are compared module by module, each model on its own inputs. The original's of one batch are kept
+until the converted model has passed the same module; then only sums remain. Where those of all layers would not fit
+into `_KEPT` numbers, evenly spaced positions stand for all.
+
+Legend: B blocks, C positions of a chunk, D width, P compared positions of a block, T tokens, V vocabulary.
 """
 
+import contextlib
 import itertools
 import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
 from mha2gqa.model.divergence import divergence_terms
 from mha2gqa.model.feed import Logits
-from mha2gqa.verbs.verify.differences import Divergence, Loss, PositionLoss
+from mha2gqa.verbs.verify.levels import Divergence, LayerError, Loss, PositionLoss
 
 _CHUNK = 1 << 24
 """Logits that are looked at together, at least: 32 MB in 16 bits, 64 MB in fp32. The C library gives blocks of that
@@ -24,6 +33,8 @@ _BINS = 32
 _EDGES = tuple(10 ** (power / 5) for power in range(-40, 11))
 """Five bins a decade, from 1e-8 to 100 nats."""
 _RESAMPLED, _RESAMPLED_AT_ONCE = 2000, 100
+_KEPT = 1 << 25
+"""Numbers of a batch's attention outputs that are kept: 64 MB in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -177,3 +188,66 @@ def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:
         ]
     ).sort()[0]
     return means[round(0.025 * _RESAMPLED)].item(), means[round(0.975 * _RESAMPLED) - 1].item()
+
+
+class LayerErrors:
+    """Sums over tokens of the squared differences, by module."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        """Take the names of the attention modules: in the converted model's tree -> in the original's."""
+        self._modules = modules
+        self._kept: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
+        self._squares: dict[str, float] = dict.fromkeys(modules, 0.0)
+        self._errors: dict[str, float] = dict.fromkeys(modules, 0.0)
+
+    @contextlib.contextmanager
+    def original(self, model: nn.Module) -> Iterator[None]:
+        """While the block runs, keep what the attention modules of the original give."""
+        self._kept.clear()
+        with self._hooked(model, self._modules, self._keep):
+            yield
+
+    @contextlib.contextmanager
+    def converted(self, model: nn.Module) -> Iterator[None]:
+        """While the block runs, compare what the attention modules of the converted model give with what was kept."""
+        with self._hooked(model, {name: name for name in self._modules}, self._compare):
+            yield
+
+    def results(self) -> tuple[LayerError, ...]:
+        """Return the relative errors in the order of the modules; modules that never ran are left out."""
+        return tuple(
+            LayerError(module=module, error=math.sqrt(self._errors[module] / self._squares[module]))
+            for module in self._modules
+            if self._squares[module] > 0
+        )
+
+    @contextlib.contextmanager
+    def _hooked(
+        self, model: nn.Module, paths: Mapping[str, str], see: Callable[[str, torch.Tensor], None]
+    ) -> Iterator[None]:
+        def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda module, arguments, output: see(name, output[0] if isinstance(output, tuple) else output)
+
+        handles = [model.get_submodule(path).register_forward_hook(hook(name)) for name, path in paths.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, name: str, output_BTD: torch.Tensor) -> None:
+        self._kept[name].append(self._thinned(output_BTD).clone())  # what follows may add to it in place
+
+    def _compare(self, name: str, output_BTD: torch.Tensor) -> None:
+        original_BTD = _wide(self._kept[name].popleft())  # a shared module runs several times, in the same order
+        converted_BTD = _wide(self._thinned(output_BTD)).to(original_BTD.device)
+        self._squares[name] += original_BTD.square().sum().item()
+        self._errors[name] += (converted_BTD - original_BTD).square().sum().item()
+
+    def _thinned(self, output_BTD: torch.Tensor) -> torch.Tensor:
+        step = math.ceil(len(self._modules) * output_BTD.numel() / _KEPT)
+        return output_BTD[:, ::step]
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
