@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mha2gqa.files.writer import divide
 from mha2gqa.methods import pooling
 from mha2gqa.progress import Progress
 from mha2gqa.record.card import card_of
-from mha2gqa.record.conversion import Outcome, config_changes_as_json
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.record.record import record_of
 from mha2gqa.targets import names_of
 from mha2gqa.targets.plan import Plan
@@ -82,7 +82,7 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         model_type=plan.result.model_type,
         rehosted_from=original.origin.rehosted_from,
         change=plan.change,
-        config_changes=config_changes_as_json(plan.config_changes),
+        config_changes=[asdict(change) for change in plan.config_changes],
         groups=plan.groups,
         dropped=plan.pieces.dropped,
         source=original.name,

@@ -3,8 +3,8 @@
 `Outcome` is what `convert` and `expand` return: those facts, and what the run that made it has to say besides.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         targets=targets,
         model_type=str(content["model_type"]),
         rehosted_from=_optional(content.get("rehosted_from")),
-        change=_parse_change(targets, content),
+        change=Change.joined([TARGETS[name].parse_change(content) for name in targets]),
         config_changes=[
             {"path": tuple(map(str, change["path"])), "before": change["before"], "after": change["after"]}
             for change in content["config_changes"]
@@ -183,15 +183,6 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         divergence=_parse_divergence(content.get("divergence")),
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
     )
-
-
-def config_changes_as_json(changes: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return changes of config.json as plain values."""
-    return [asdict(change) for change in changes]
-
-
-def _parse_change(targets: tuple[str, ...], content: Mapping[str, Any]) -> Change:
-    return Change.joined([TARGETS[name].parse_change(content) for name in targets])
 
 
 def _optional(value: Any) -> str | None:

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from mha2gqa import console
 from mha2gqa.sections import Section, numbers
 from mha2gqa.verbs.demo.options import DemoOptions
-from mha2gqa.verbs.demo.run import DemoRow, describe, measure, prove, recover
+from mha2gqa.verbs.demo.run import DemoRow, measure, prove, recover
 from mha2gqa.verbs.inspect import words as inspection
+from mha2gqa.verbs.inspect.options import InspectOptions
+from mha2gqa.verbs.inspect.run import inspect
 from mha2gqa.verbs.uptrain import words as uptraining
 from mha2gqa.verbs.uptrain.command import Training
 from mha2gqa.verbs.verify import words as verification
@@ -17,7 +19,7 @@ _TITLES = ("checkpoint", "KV heads", "method", "cache a token", "held-out loss",
 def command(options: DemoOptions) -> None:
     """Run the tour, and print each result as it comes."""
     directory, tokens = options.directory, options.tokens
-    console.print_report(inspection.summary(describe()))
+    console.print_report(inspection.summary(inspect(InspectOptions())))
     with console.waiting("converting and evaluating the reference checkpoint ..."):
         table = _results(measure(directory, tokens))
     console.print_report([table])

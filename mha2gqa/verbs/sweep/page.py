@@ -15,7 +15,7 @@ from mha2gqa.methods import METHODS
 from mha2gqa.pages.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 from mha2gqa.pages.page import render
 from mha2gqa.units import format_size
-from mha2gqa.verbs.sweep import words as wording
+from mha2gqa.verbs.sweep import words
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 from mha2gqa.verbs.verify.page import Tile
 
@@ -26,20 +26,20 @@ _WIDE = 7.5
 
 def sweep_page(sweep: Sweep) -> str:
     """Return the page of a sweep, as HTML that needs no other file."""
-    header, layers = wording.layer_table(sweep)
+    header, layers = words.layer_table(sweep)
     chosen = sweep.recommended
     return render(
         "sweep.html",
         name=sweep.name,
         headline=f"G = {chosen.groups}, {chosen.way}" if chosen else "No conversion is within the limit",
         found=chosen is not None,
-        verdict=wording.verdict(sweep),
+        verdict=words.verdict(sweep),
         command=chosen.command if chosen else "",
         tiles=list(_tiles(sweep)),
-        text=wording.evaluated(sweep),
+        text=words.evaluated(sweep),
         plot=frontier(sweep),
-        header=wording.HEADER,
-        rows=wording.point_rows(sweep),
+        header=words.HEADER,
+        rows=words.point_rows(sweep),
         layer_plot=single_layers(sweep),
         layer_header=header,
         layers=layers,
@@ -80,7 +80,7 @@ def frontier(sweep: Sweep) -> Plot | None:
     described = ", ".join(f"G = {one.groups} by {one.way} {one.measured.loss.converted:.3f}" for one in sweep.frontier)
     with drawing("frontier", f"Loss against cache; on the frontier: {described}.", width=_WIDE, height=4.2) as plot:
         axes = plot.axes
-        _draw_limit(axes, original, sweep.max_ppl_increase)
+        axes.axhline(original + math.log1p(sweep.max_ppl_increase), color=BAD, linestyle=":", lw=1.2)
         axes.plot([sweep.cache], [original], "*", color=ORIGINAL, markersize=11, label="original")
         steps = sweep.frontier
         axes.plot(
@@ -95,10 +95,6 @@ def frontier(sweep: Sweep) -> Plot | None:
         legend(axes)
     caption = "Down and to the left is better. No point beats those on the line in both; the dotted line is the limit."
     return Plot("Cache against loss", caption, plot.svg)
-
-
-def _draw_limit(axes: Axes, original: float, increase: float) -> None:
-    axes.axhline(original + math.log1p(increase), color=BAD, linestyle=":", lw=1.2)
 
 
 def _draw_points(axes: Axes, points: list[Point]) -> None:

@@ -47,8 +47,7 @@ def check_files(pair: Pair, advance: Advance) -> FileLevel:
     try:
         converted = read_checkpoint(pair.converted)
     except CheckpointError as error:
-        finding = Finding(level="file", guilty=_damaged_file(pair), problem=error.problem)
-        return _result(pair, started, [finding])
+        return _result(pair, started, [_finding(_damaged_file(pair), error.problem)])
     plan = _plan(pair)
     findings = [
         *config_findings(pair, converted, plan),
@@ -57,7 +56,8 @@ def check_files(pair: Pair, advance: Advance) -> FileLevel:
     ]
     expected = _expected(pair, converted, plan, {finding.guilty for finding in findings})
     total = sum(tensor.found.size for tensor in expected)
-    results = compare(expected, _pool(pair), lambda size: advance(size, total))
+    pool = Pool(pooling(pair.conversion.method), int(pair.conversion.options.get("seed", 0)))
+    results = compare(expected, pool, lambda size: advance(size, total))
     for tensor, result in zip(expected, results, strict=True):
         findings += _tensor_findings(pair, tensor, result)
     return _result(pair, started, findings, expected, files=len(pair.original.checkpoint.companions))
@@ -110,24 +110,20 @@ def _streams(conversion: Conversion) -> bool:
     return method in METHODS and not demand(method, grouping, refine=None).whole_layers
 
 
-def _pool(pair: Pair) -> Pool:
-    return Pool(pooling(pair.conversion.method), int(pair.conversion.options.get("seed", 0)))
-
-
 def _header_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:
     """Hold names, dtypes and shapes against the record, the plan and what transformers expects."""
     found = {info.name: info for info in converted.tensors}
     recorded = pair.record.tensors
     for name in sorted(recorded.keys() - found.keys()):
-        yield Finding(level="file", guilty=name, problem="is missing; the record lists it")
+        yield _finding(name, "is missing; the record lists it")
     for name in sorted(found.keys() - recorded.keys()):
-        yield Finding(level="file", guilty=name, problem="is not in the record")
+        yield _finding(name, "is not in the record")
     wanted = _wanted(pair, converted, plan)
     for name, info in found.items():
         dtype, shape = wanted.get(name, (info.dtype, info.shape))
         if (dtype, shape) != (info.dtype, info.shape):
             problem = f"has dtype {info.dtype} and shape {list(info.shape)}, not {dtype} and {list(shape)}"
-            yield Finding(level="file", guilty=name, problem=problem)
+            yield _finding(name, problem)
 
 
 def _wanted(pair: Pair, converted: Checkpoint, plan: Plan | None) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -164,7 +160,7 @@ def _tensor_findings(pair: Pair, tensor: Expected, result: Compared) -> Iterator
     is_copy = tensor.made_of is not None and _is_copy(pair, tensor.made_of)
     if is_copy and result.first is not None and result.checksum == recorded:
         raise not_the_original(pair, result.name)
-    yield Finding(level="file", guilty=result.name, problem=_problem(pair, tensor, result, recorded))
+    yield _finding(result.name, _problem(pair, tensor, result, recorded))
 
 
 def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> str:
@@ -206,15 +202,15 @@ def companion_findings(original: Original, converted: Checkpoint) -> Iterator[Fi
     for name, text in added.items():
         file = converted.directory / name
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            yield _finding(Path(name), "is not what this version writes for the class")
+            yield _finding(name, "is not what this version writes for the class")
     for companion in converted.companions:
         is_known = companion in beside or str(companion) in added
         if not is_known and companion.name.startswith(_READ_BY_TOKENIZERS):
             yield _finding(companion, "is not beside the original, and would change its tokenizer")
 
 
-def _finding(companion: Path, problem: str) -> Finding:
-    return Finding(level="file", guilty=str(companion), problem=problem)
+def _finding(guilty: str | Path, problem: str) -> Finding:
+    return Finding(level="file", guilty=str(guilty), problem=problem)
 
 
 def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:
@@ -227,8 +223,7 @@ def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Ite
     """
     recorded = {tuple(change["path"]): change["after"] for change in pair.conversion.config_changes}
     if plan is not None and recorded != {change.path: change.after for change in plan.config_changes}:
-        problem = "lists other changes of config.json than this conversion makes"
-        yield Finding(level="file", guilty=RECORD, problem=problem)
+        yield _finding(RECORD, "lists other changes of config.json than this conversion makes")
     expected = copy.deepcopy(pair.original.config_json)
     for path, value in recorded.items():
         holder = expected
@@ -238,8 +233,7 @@ def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Ite
     for path, wanted, found in _differences(expected, converted.config):
         name = ".".join(path)
         whose = "its recorded value" if path in recorded else "the original's"
-        problem = f"is {_show(found)}, not {whose}, {_show(wanted)}"
-        yield Finding(level="file", guilty=f"config.json: {name}", problem=problem)
+        yield _finding(f"config.json: {name}", f"is {_show(found)}, not {whose}, {_show(wanted)}")
 
 
 def _differences(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

@@ -93,17 +93,18 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
     cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
     seen = observe(original, ids_BT, cached)
     converted = models.converted
-    checks, cache = [_strict(models)], None
+    used, cache = _cache_use(layers, original, seen, before), None
+    checks = [_strict(models)]
     if converted is not None:
         now = observe(converted, ids_BT, cached)
         after = models.pair.result.cached
         cache = _cache_use(after, converted, now, before)
-        checks += _checks(seen, now, _cache_use(layers, original, seen, before), cache, original.dtype)
+        checks += _checks(seen, now, used, cache, original.dtype)
         formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
         checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
     return LoadLevel(
         checks=tuple(checks),
-        original_cache=_cache_use(layers, original, seen, before),
+        original_cache=used,
         converted_cache=cache,
         dtype=models.dtype,
         device=original.device.type,

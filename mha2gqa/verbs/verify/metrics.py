@@ -10,11 +10,11 @@ into `_KEPT` numbers, evenly spaced positions stand for all.
 Legend: B blocks, C positions of a chunk, D width, P compared positions of a block, T tokens, V vocabulary.
 """
 
-import contextlib
 import itertools
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,17 +35,6 @@ _EDGES = tuple(10 ** (power / 5) for power in range(-40, 11))
 _RESAMPLED, _RESAMPLED_AT_ONCE = 2000, 100
 _KEPT = 1 << 25
 """Numbers of a batch's attention outputs that are kept: 64 MB in 16 bits."""
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """What one chunk says of each of its tokens, `[B, C]`."""
-
-    divergence_BC: torch.Tensor
-    same_BC: torch.Tensor
-    shared_BC: torch.Tensor
-    largest: float
-    losses_BC: tuple[torch.Tensor, torch.Tensor] | None
 
 
 @dataclass
@@ -81,21 +70,37 @@ class Sums:
         for start in range(0, positions, step):
             span = slice(start, min(start + step, positions))
             targets_BC = ids_BT[:, span.start + 1 : span.stop + 1] if predicts else None
-            chunk = _look(original(span), converted(span), targets_BC)
-            self._take(chunk)
-            if chunk.losses_BC is not None:
-                losses.append(chunk.losses_BC)
+            both_BC = self._take(original(span), converted(span), targets_BC)
+            if both_BC is not None:
+                losses.append(both_BC)
         self.blocks += blocks
         if losses:
             first, second = (torch.cat(parts, dim=1) for parts in zip(*losses, strict=True))
             self._add_losses(first, second)
 
-    def _take(self, chunk: _Chunk) -> None:
-        self.tokens += chunk.same_BC.numel()
-        self.top1 += int(chunk.same_BC.sum())
-        self.top5 += float(chunk.shared_BC.double().sum())
-        self.largest = max(self.largest, chunk.largest)
-        self.divergences.append(chunk.divergence_BC.flatten())
+    def _take(
+        self, original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Take in one chunk, and return both losses of each of its tokens, `[B, C]`; None without targets."""
+        wide = torch.float64 if original_BCV.dtype == torch.float64 else torch.float32
+        first_BCV = original_BCV.to(wide)
+        second_BCV = converted_BCV.to(first_BCV.device, wide)
+        top = min(_TOP, first_BCV.shape[-1])
+        best_BCK, others_BCK = (logits.topk(top, dim=-1).indices for logits in (first_BCV, second_BCV))
+        same_BC = best_BCK[..., 0] == others_BCK[..., 0]
+        shared_BC = (best_BCK[..., :, None] == others_BCK[..., None, :]).any(-1).sum(-1) / top
+        self.tokens += same_BC.numel()
+        self.top1 += int(same_BC.sum())
+        self.top5 += float(shared_BC.cpu().double().sum())
+        # Classes may mask a part of the vocabulary with -infinity: a difference of two such is none.
+        self.largest = max(self.largest, (first_BCV - second_BCV).abs_().nan_to_num_(nan=0.0).max().item())
+        first_BCV, second_BCV = first_BCV.log_softmax(-1), second_BCV.log_softmax(-1)
+        self.divergences.append(divergence_terms(first_BCV, second_BCV).sum(-1).float().cpu().flatten())
+        if targets_BC is None:
+            return None
+        index = targets_BC.to(first_BCV.device)[..., None]
+        first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
+        return first_BC, second_BC
 
     def _add_losses(self, first_BP: torch.Tensor, second_BP: torch.Tensor) -> None:
         self.block_losses.append((first_BP.sum(1), second_BP.sum(1)))
@@ -148,30 +153,6 @@ class Sums:
         )
 
 
-def _look(original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: torch.Tensor | None) -> _Chunk:
-    wide = torch.float64 if original_BCV.dtype == torch.float64 else torch.float32
-    first_BCV = original_BCV.to(wide)
-    second_BCV = converted_BCV.to(first_BCV.device, wide)
-    top = min(_TOP, first_BCV.shape[-1])
-    best_BCK, others_BCK = (logits.topk(top, dim=-1).indices for logits in (first_BCV, second_BCV))
-    shared_BC = (best_BCK[..., :, None] == others_BCK[..., None, :]).any(-1).sum(-1) / top
-    # Classes may mask a part of the vocabulary with -infinity: a difference of two such is none.
-    largest = (first_BCV - second_BCV).abs_().nan_to_num_(nan=0.0).max().item()
-    first_BCV, second_BCV = first_BCV.log_softmax(-1), second_BCV.log_softmax(-1)
-    losses = None
-    if targets_BC is not None:
-        index = targets_BC.to(first_BCV.device)[..., None]
-        first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
-        losses = (first_BC, second_BC)
-    return _Chunk(
-        divergence_BC=divergence_terms(first_BCV, second_BCV).sum(-1).float().cpu(),
-        same_BC=(best_BCK[..., 0] == others_BCK[..., 0]).cpu(),
-        shared_BC=shared_BC.cpu(),
-        largest=largest,
-        losses_BC=losses,
-    )
-
-
 def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean of N blocks' values, by resampling them; None for a single block.
 
@@ -200,18 +181,14 @@ class LayerErrors:
         self._squares: dict[str, float] = dict.fromkeys(modules, 0.0)
         self._errors: dict[str, float] = dict.fromkeys(modules, 0.0)
 
-    @contextlib.contextmanager
-    def original(self, model: nn.Module) -> Iterator[None]:
+    def original(self, model: nn.Module) -> AbstractContextManager[None]:
         """While the block runs, keep what the attention modules of the original give."""
         self._kept.clear()
-        with self._hooked(model, self._modules, self._keep):
-            yield
+        return self._hooked(model, self._modules, self._keep)
 
-    @contextlib.contextmanager
-    def converted(self, model: nn.Module) -> Iterator[None]:
+    def converted(self, model: nn.Module) -> AbstractContextManager[None]:
         """While the block runs, compare what the attention modules of the converted model give with what was kept."""
-        with self._hooked(model, {name: name for name in self._modules}, self._compare):
-            yield
+        return self._hooked(model, {name: name for name in self._modules}, self._compare)
 
     def results(self) -> tuple[LayerError, ...]:
         """Return the relative errors in the order of the modules; modules that never ran are left out."""
@@ -221,7 +198,7 @@ class LayerErrors:
             if self._squares[module] > 0
         )
 
-    @contextlib.contextmanager
+    @contextmanager
     def _hooked(
         self, model: nn.Module, paths: Mapping[str, str], see: Callable[[str, torch.Tensor], None]
     ) -> Iterator[None]:

@@ -65,10 +65,7 @@ def compare(tensors: Sequence[Expected], pool: Pool, tell: Callable[[int], objec
     Raises:
         CheckpointError: A file of either checkpoint ends early, or the original holds NaN or infinity in K or V.
     """
-    with contextlib.ExitStack() as stack:
-        sources = Sources()
-        stack.callback(sources.close)
-        stack.enter_context(single_torch_thread())
+    with contextlib.closing(Sources()) as sources, single_torch_thread():
         executor = ThreadPoolExecutor(_THREADS)
         try:
             return list(executor.map(lambda tensor: _compare(tensor, sources, pool, tell), tensors))
@@ -133,13 +130,10 @@ def head_similarity(pair: Pair) -> tuple[Similarity, ...]:
         return ()
     plan = make_plan(pair.original, pair.record.target)
     products: dict[str, torch.Tensor] = {}
-    sources = Sources()
-    try:
+    with contextlib.closing(Sources()) as sources:
         for module, merges in _runs(plan):
             heads_KN = torch.stack([_numbers(sources, span, merge.dtype) for merge in merges for span in merge.spans])
             products[module] = products.get(module, 0) + heads_KN @ heads_KN.T
-    finally:
-        sources.close()
     return tuple(
         Similarity(module=module, values=_cosines(products[module]), groups=pair.conversion.groups.get(module, groups))
         for module, groups in plan.groups.items()
