@@ -7,13 +7,7 @@ from typing import Annotated, Any, ClassVar, get_args
 from mha2gqa.errors import OptionError
 from mha2gqa.methods import METHODS
 from mha2gqa.options import Option, Options, at_least, listed, share
-from mha2gqa.verbs.convert.options import (
-    ActivationMemory,
-    CalibrationTokens,
-    GroupingName,
-    Refinement,
-    Steps,
-)
+from mha2gqa.verbs.convert.options import ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
 from mha2gqa.verbs.options import AsJson, BatchSize, Column, ConfigFile, Context, Device, Dtype, Model, Page, Seed
 
 _REFINEMENTS = ("none", *get_args(Refinement))
