@@ -16,7 +16,8 @@ from mha2gqa.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
-    "errors progress units",
+    "errors progress",
+    "units",
     "options sections",
     "console",
     "shipped",
