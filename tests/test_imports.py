@@ -126,6 +126,25 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
     assert result.returncode == 0, result.stderr
 
 
+def test_convert_reads_little() -> None:
+    """By streaming it needs neither what runs a model nor what reads text; who follows it has less to read."""
+    script = (
+        "import sys, mha2gqa.verbs.convert.run; print(*(name for name in sys.modules if name.startswith('mha2gqa')))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = [TREES[name] for name in result.stdout.split()]
+    assert not {"mha2gqa.refine.refine", "mha2gqa.texts.find"} & {*result.stdout.split()}
+    assert len(loaded) <= 80
+    assert sum(max(node.end_lineno or 0 for node in tree.body) for tree in loaded) <= 9000
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_functions_are_short(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
 @pytest.mark.parametrize("module", TREES)
 def test_every_module_says_what_it_is(module: str) -> None:
     docstring = ast.get_docstring(TREES[module])
