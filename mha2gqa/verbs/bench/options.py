@@ -41,7 +41,6 @@ class BenchOptions(Options):
         int | None, Option("KV heads of the second model of --shape.", least=1, flags=("--groups", "-g"))
     ] = None
     batch: Annotated[tuple[int, ...], Option("Sequences at a time.", parse=_numbers((1,)), metavar="N,...")] = (1, 8)
-    """Sequences that are decoded at a time; each is measured with each context."""
     context: Annotated[
         tuple[int, ...],
         Option(
@@ -50,7 +49,6 @@ class BenchOptions(Options):
             metavar="N,...",
         ),
     ] = ()
-    """Tokens in the cache before the first one is decoded; of an encoder-decoder those of the source."""
     target_context: Annotated[
         int | None, Option("Tokens in an encoder-decoder's own cache. Default: up to 32.", least=1)
     ] = None
@@ -65,7 +63,6 @@ class BenchOptions(Options):
     prefill_tokens: Annotated[
         int | None, Option("Tokens of a batch of prompts, at most. Default on a CPU: 1024.", least=1)
     ] = None
-    """Tokens of a batch of prompts, at most; None is 1024 on a CPU and no limit on an accelerator."""
     memory: Annotated[str | None, Option("What the largest batch may fill, such as 80GB. Default: all.")] = None
     engine: Annotated[Engine, Option("What runs the models.")] = "transformers"
     dtype: Dtype = None
