@@ -62,6 +62,11 @@ class Body:
         if self._inner is not None and not self._is_exact(probe_BT[:, :_PROBED]):
             self._inner = None
 
+    @property
+    def is_chunked(self) -> bool:
+        """Whether logits are made a few positions at a time."""
+        return self._inner is not None
+
     def read(self, ids_BT: torch.Tensor) -> Logits:
         """Run the model on a batch, and return what gives its logits."""
         return self.answer(inputs(self.model, ids_BT))
