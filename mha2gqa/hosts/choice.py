@@ -21,7 +21,7 @@ _KEPT_VALUES = (
 
 def has_hosts(config_json: ConfigJson) -> bool:
     """Return whether the class of a model type knows only MHA, and others are tried for it."""
-    return config_json.get("model_type") in HOSTS
+    return str(config_json.get("model_type")) in HOSTS
 
 
 def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]:

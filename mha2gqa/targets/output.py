@@ -13,6 +13,7 @@ from typing import Any
 
 from mha2gqa.errors import OutputError
 from mha2gqa.files.card import CardFacts, write_card
+from mha2gqa.files.companions import copy_companions
 from mha2gqa.files.pieces import OutputTensor
 from mha2gqa.files.reader import Checkpoint, read_checkpoint
 from mha2gqa.files.record import Record, write_record
@@ -58,7 +59,7 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
 
     Raises:
         OutputError: The output cannot be written there, or what was written does not read back.
-        CheckpointError: A source file ends early, or K/V hold NaN or infinity.
+        CheckpointError: A source file ends early or has changed, or K/V hold NaN or infinity.
     """
     started = time.monotonic()
     files = divide(plan.tensors, parse_size(request.max_shard_size))
@@ -72,15 +73,14 @@ def carry_out(plan: Plan, source: Source, checkpoint: Checkpoint, request: Reque
         checksums = write_weights(
             directory, files, method=pooling, seed=request.seed, metadata=checkpoint.metadata, progress=progress
         )
-        for companion in checkpoint.companions:
-            (directory / companion).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.directory / companion, directory / companion)
+        copy_companions(checkpoint.directory, checkpoint.companions, directory)
         for name, text in (checkpoint.rehosted.files if checkpoint.rehosted else {}).items():
             (directory / name).write_text(text, encoding="utf-8")
         write_record(directory, record, source, plan.tensors, checksums)
         write_card(directory, _card_facts(report, checkpoint, source, request), source)
         _write_config(directory / "config.json", checkpoint, plan)
         _check_written(directory, plan.tensors)
+        checkpoint.check_unchanged()
     return replace(report, written=True, seconds=time.monotonic() - started)
 
 

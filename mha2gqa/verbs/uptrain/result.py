@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import OutputError, TrainingError
 from mha2gqa.families.blueprint import blueprint, find_spelling
 from mha2gqa.files.card import extend_card
+from mha2gqa.files.companions import copy_companions
 from mha2gqa.files.pieces import DTYPES, Computed, OutputTensor, Span, TensorInfo, path_of, whole
 from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.files.record import extend_record
@@ -150,9 +151,7 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
             metadata=checkpoint.metadata,
             progress=ignore_progress,
         )
-        for companion in checkpoint.companions:
-            (directory / companion).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.directory / companion, directory / companion)
+        copy_companions(checkpoint.directory, checkpoint.companions, directory)
         write_recipe(directory / RECIPE, job.recipe)
         (directory / PLOT).write_bytes(plot)
         extend_record(checkpoint.directory, directory, record_entry(report), tensors, checksums)
@@ -161,3 +160,4 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
         found = {info.name: (info.dtype, info.shape) for info in read_checkpoint(directory).tensors}
         if found != {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}:
             raise OutputError("What was written does not read back as planned", remedy="Check the disk, and try again")
+        checkpoint.check_unchanged()
