@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mha2gqa.errors import OutputError
+from mha2gqa.files.working import replace_file
 
 _HEADER = re.compile(r"\A(\s*---(?:\r\n|\r|\n))(.*?)(^---[ \t]*$)", re.DOTALL | re.MULTILINE)
 _LAST_COMMENTS = re.compile(r"(?:^[ \t]*(?:#[^\n]*)?\n)*\Z", re.MULTILINE)
@@ -82,13 +83,8 @@ class FrontMatter:
         Raises:
             OutputError: It cannot be written.
         """
-        partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            try:
-                partial.write_bytes(f"{self.before}{self.header}{self.after}".encode())
-                partial.replace(self.path)
-            finally:
-                partial.unlink(missing_ok=True)
+            replace_file(self.path, f"{self.before}{self.header}{self.after}".encode())
         except OSError as error:
             raise OutputError(f"Writing {self.path} failed: {error.strerror}", remedy="It is as it was") from error
 

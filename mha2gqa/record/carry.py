@@ -50,7 +50,7 @@ def carry_out(plan: Plan, request: Request, progress: Progress) -> Outcome:
 
     Raises:
         OutputError: The output cannot be written there, or what was written does not read back.
-        CheckpointError: A source file ends early, or K/V hold NaN or infinity.
+        CheckpointError: A source file ends early or has changed, or K/V hold NaN or infinity.
     """
     started = time.monotonic()
     original, source = plan.original, plan.original.source

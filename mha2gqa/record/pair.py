@@ -78,7 +78,7 @@ def find_converted() -> Path:
     Raises:
         PairError: There is none, or several.
     """
-    found = sorted(path.parent for path in Path().glob(f"*/{RECORD}"))
+    found = sorted(path.parent for path in Path().glob(f"[!.]*/{RECORD}"))  # hidden ones are what a kill has left
     if Path(RECORD).is_file():
         found.insert(0, Path())
     if len(found) == 1:

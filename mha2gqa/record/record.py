@@ -14,6 +14,7 @@ from typing import Any
 
 from mha2gqa.errors import CheckpointError
 from mha2gqa.files.pieces import OutputTensor
+from mha2gqa.files.plain import made_visible
 from mha2gqa.files.reader import RECORD, read_json
 from mha2gqa.files.source import Source
 from mha2gqa.record.conversion import Conversion, parse_conversion
@@ -121,7 +122,7 @@ def read_record(directory: Path) -> Record:
             expected="a checkpoint that mha2gqa has written",
             remedy="Name the output of `mha2gqa convert` or `mha2gqa expand`",
         )
-    content = read_json(directory / RECORD)
+    content = made_visible(read_json(directory / RECORD))  # its words are printed
     try:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}")
