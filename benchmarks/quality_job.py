@@ -139,9 +139,8 @@ def _convert(job: Job, output: Path) -> tuple[float, int, int]:
 def _evaluate(directory: Path, job: Job) -> dict[str, Any]:
     """Return the loss in nats a token, and of how many tokens it is the mean."""
     from mha2gqa.model.load import context_length, load_model, load_tokenizer
-    from mha2gqa.texts.blocks import pack
+    from mha2gqa.texts.blocks import mean_loss, pack
     from mha2gqa.texts.documents import read_documents
-    from mha2gqa.texts.perplexity import mean_loss
 
     model = load_model(directory, dtype="float32", device="cpu")
     context = context_length(model.config, job.settings.context)

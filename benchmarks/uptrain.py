@@ -58,7 +58,7 @@ def measure(arguments: str) -> dict[str, Any]:
         )
         job = plan_job(options)
         job.load()
-        if job.goal.objective == "lm":
+        if job.subject.objective == "lm":
             job.original = None
         (Path(folder) / "work").mkdir()
         text = prepare_text(Path(folder) / "work", job.reading, job.original, QUIET)

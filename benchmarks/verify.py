@@ -26,7 +26,7 @@ from mha2gqa.model.load import load_tokenizer
 from mha2gqa.record.pair import find_pair
 from mha2gqa.texts.find import Blocks
 from mha2gqa.verbs.verify.judge import LOSSY
-from mha2gqa.verbs.verify.loading import Models
+from mha2gqa.verbs.verify.load_level import Models
 from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs
 
 MB = 1e6

@@ -16,7 +16,8 @@ from mha2gqa.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
-    "errors progress units",
+    "errors progress",
+    "units",
     "options sections",
     "console",
     "shipped",
@@ -123,6 +124,25 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_convert_reads_little() -> None:
+    """By streaming it needs neither what runs a model nor what reads text; who follows it has less to read."""
+    script = (
+        "import sys, mha2gqa.verbs.convert.run; print(*(name for name in sys.modules if name.startswith('mha2gqa')))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = [TREES[name] for name in result.stdout.split()]
+    assert not {"mha2gqa.refine.refine", "mha2gqa.texts.find"} & {*result.stdout.split()}
+    assert len(loaded) <= 80
+    assert sum(max(node.end_lineno or 0 for node in tree.body) for tree in loaded) <= 9000
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_functions_are_short(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
 
 
 @pytest.mark.parametrize("module", TREES)

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from mha2gqa.files.finish import CARD
 from mha2gqa.files.source import Source
 from mha2gqa.methods import AUTO, find_method
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
 

@@ -2,19 +2,19 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mha2gqa.files.finish import SLACK, Contents, finish
+from mha2gqa.files.pieces import OutputTensor
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.staging import check_output
 from mha2gqa.files.writer import divide
 from mha2gqa.methods import pooling
 from mha2gqa.progress import Progress
 from mha2gqa.record.card import card_of
-from mha2gqa.record.conversion import config_changes_as_json
-from mha2gqa.record.outcome import Outcome, tensor_rows
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.record.record import record_of
 from mha2gqa.targets import names_of
 from mha2gqa.targets.plan import Plan
@@ -82,7 +82,7 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         model_type=plan.result.model_type,
         rehosted_from=original.origin.rehosted_from,
         change=plan.change,
-        config_changes=config_changes_as_json(plan.config_changes),
+        config_changes=[asdict(change) for change in plan.config_changes],
         groups=plan.groups,
         dropped=plan.pieces.dropped,
         source=original.name,
@@ -95,7 +95,33 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         files=files,
         companions=[str(companion) for companion in original.checkpoint.companions],
         added=[*original.origin.files],
-        tensors=tensor_rows(plan),
+        tensors=_tensor_rows(plan),
         recomputed=original.origin.recomputed_kinds(original.tensors),
         **request.told,
     )
+
+
+def _tensor_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return what happens to each tensor: name, action, dtype, shape before and after."""
+    before = plan.original.infos
+    rows = [
+        {
+            "name": tensor.name,
+            "action": _action(plan, tensor),
+            "dtype": tensor.dtype,
+            "before": before[tensor.name].shape if tensor.name in before else None,
+            "after": tensor.shape,
+        }
+        for tensor in plan.tensors
+    ]
+    dropped = (*(before[name] for name in plan.pieces.dropped), *plan.original.origin.dropped)
+    return rows + [
+        {"name": info.name, "action": "dropped", "dtype": info.dtype, "before": info.shape, "after": None}
+        for info in dropped
+    ]
+
+
+def _action(plan: Plan, tensor: OutputTensor) -> str:
+    if not tensor.is_copy:
+        return "changed"
+    return "recomputed" if tensor.name in plan.original.origin.recomputed else "copied"

@@ -1,7 +1,11 @@
-"""The facts of a conversion: what was done to a checkpoint. One class, from the plan to the record and every page."""
+"""The facts of a conversion: what was done to a checkpoint. One class, from the plan to the record and every page.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+`Outcome` is what `convert` and `expand` return: those facts, and what the run that made it has to say besides.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mha2gqa.heads.grouping import Groups
@@ -109,6 +113,46 @@ _KEPT = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Conversion):
+    """A conversion, and what the run that made it has to say."""
+
+    source: str
+    """Hub id or directory."""
+    output: Path
+    written: bool
+    """False after a dry run."""
+    cache_before: int
+    """Bytes of KV cache a token, in the dtype of the weights."""
+    cache_after: int
+    bytes_read: int
+    bytes_written: int
+    files: Mapping[str, int]
+    """Weight file -> bytes."""
+    companions: list[str]
+    """Other files that are copied: tokenizer, templates, code."""
+    added: list[str]
+    """Files that the source does not have: the code of a class that ships, or a tokenizer in another form."""
+    tensors: list[dict[str, Any]] = field(repr=False)
+    """Name, dtype, shape before and after, and whether it is changed, recomputed for a host, copied or dropped."""
+    recomputed: tuple[str, ...]
+    """Tensors that were computed for another class, one name for all layers."""
+    seconds: float = 0.0
+    """Of writing; reading headers and planning come before."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON values."""
+        content = {name: getattr(self, name) for name in _REPORTED}
+        return content | self.change.numbers() | {"output": str(self.output)}
+
+
+_REPORTED = (
+    *("command", "source", "output", "written", "model_type", "method", "cache_before", "cache_after", "bytes_read"),
+    *("bytes_written", "config_changes", "files", "companions", "tensors", "seconds", "text", "layers", "trials"),
+    *("way", "divergence", "rehosted_from", "added"),
+)
+
+
 def parse_conversion(content: Mapping[str, Any]) -> Conversion:
     """Return the facts that a record keeps; those of records without `targets` follow from the command.
 
@@ -126,7 +170,7 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         targets=targets,
         model_type=str(content["model_type"]),
         rehosted_from=_optional(content.get("rehosted_from")),
-        change=_parse_change(targets, content),
+        change=Change.joined([TARGETS[name].parse_change(content) for name in targets]),
         config_changes=[
             {"path": tuple(map(str, change["path"])), "before": change["before"], "after": change["after"]}
             for change in content["config_changes"]
@@ -139,15 +183,6 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         divergence=_parse_divergence(content.get("divergence")),
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
     )
-
-
-def config_changes_as_json(changes: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return changes of config.json as plain values."""
-    return [asdict(change) for change in changes]
-
-
-def _parse_change(targets: tuple[str, ...], content: Mapping[str, Any]) -> Change:
-    return Change.joined([TARGETS[name].parse_change(content) for name in targets])
 
 
 def _optional(value: Any) -> str | None:

@@ -4,6 +4,7 @@ What the two configs must share is checked here, and a few small tensors against
 converted files are what they should be is for `verify` to say.
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,31 +135,26 @@ def _check_samples(pair: Pair) -> None:
     recorded = pair.record.tensors
     copied = [info for info in pair.original.tensors if info.name in recorded and not recorded[info.name].changed]
     if not copied and recorded:
-        raise _not_the_original(pair, "none of its tensors is in the record")
+        raise not_the_original(pair)
     for info in sorted(copied, key=lambda info: (info.size, info.name))[:_SAMPLED]:
-        if checksum(info) != recorded[info.name].checksum:
+        if _checksum(info) != recorded[info.name].checksum:
             raise not_the_original(pair, info.name)
 
 
-def _not_the_original(pair: Pair, reason: str) -> PairError:
+def not_the_original(pair: Pair, tensor: str = "") -> PairError:
+    """Return the refusal of an original of which one tensor, or every one, differs from what was copied from it."""
+    differs = f"its tensor {tensor!r} has another checksum than the record's"
+    reason = differs if tensor else "none of its tensors is in the record"
     return PairError(
         f"{pair.converted} was not made from {pair.original.directory} as it is now: {reason}",
-        expected=f"the checkpoint that was converted ({pair.record.named})",
+        expected=f"the checkpoint that was converted ({pair.record.hub_id or pair.record.source_path})",
         remedy="Name it with --against, or convert again",
     )
 
 
-def not_the_original(pair: Pair, name: str) -> PairError:
-    """Return the refusal of an original of which one tensor differs from what was copied from it."""
-    return _not_the_original(pair, f"its tensor {name!r} has another checksum than the record's")
-
-
-def checksum(info: TensorInfo) -> str:
+def _checksum(info: TensorInfo) -> str:
     """Return the XXH3-128 checksum of a small tensor's bytes, in hexadecimal."""
-    sources = Sources()
-    try:
-        content = bytearray(info.size)
+    content = bytearray(info.size)
+    with contextlib.closing(Sources()) as sources:
         sources.read_into(Span(info.file, info.offset, info.size), memoryview(content))
-    finally:
-        sources.close()
     return xxhash.xxh3_128_hexdigest(content)

@@ -55,11 +55,6 @@ class Record:
         """What attention became, to be planned again."""
         return recorded_target(self.conversion.targets, self.conversion.options)
 
-    @property
-    def named(self) -> str | None:
-        """The original, as a person would name it."""
-        return self.hub_id or self.source_path
-
 
 def record_of(
     conversion: Conversion, source: Source, tensors: Iterable[OutputTensor], checksums: Mapping[str, str]

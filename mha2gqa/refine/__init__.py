@@ -7,7 +7,8 @@ student       the converted model beside the original, sharing every weight that
 replay        both models run block by block; what goes into an attention module, and what comes out
 activations   keeps that, in memory or on disk
 refit         a layer's output projection in closed form
-refit_values  values and output projection, by the sums of `bilinear`
-distil        a layer trained alone; joint: all layers trained together; both by the loop of `descend`
+refit_values  values and output projection, each in turn in closed form
+descend       the one training loop, and a layer trained alone by it
+joint         all layers trained together, by the same loop
 refine        the order of these, first layer to last, each step kept only where it helps
 """

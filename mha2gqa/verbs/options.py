@@ -1,4 +1,7 @@
-"""The options that several verbs share: each is said here once, and a verb names it with its default."""
+"""The options that several verbs share: each is said here once, and a verb names it with its default.
+
+A string below says what the help has no room for.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +18,7 @@ Model = Annotated[
 Converted = Annotated[
     Path | None, Option("Converted checkpoint. Default: the one directory here with a record.", is_argument=True)
 ]
-"""Directory of the converted checkpoint; None is the one directory here that carries a record."""
 Against = Annotated[str | None, Option("Original. Default: what the record names.")]
-"""Local directory or Hub id of the original; None is what the record names."""
 Column = Annotated[str | None, Option("Column of tables that holds the text.")]
 """Column of tables that holds the text; None takes `text`, else the only one with strings."""
 Context = Annotated[int | None, Option("Tokens of a block. Default: the model's, up to 2048.")]
@@ -29,17 +30,11 @@ Dtype = Annotated[str | None, Option("To run in.", parse=one_of(_DTYPES), metava
 Device = Annotated[str | None, Option("To run on. Default: an accelerator, else the CPU.")]
 """Device to run models on; None takes an accelerator when there is one."""
 Seed = Annotated[int, Option("Seed of everything that draws numbers.")]
-"""Seed of everything that draws numbers."""
 ShardSize = Annotated[str | None, Option("Largest weight file, such as 5GB. Default: divided as the source is.")]
 """Largest weight file, for example `5GB`; None keeps the source's division into files."""
 Page = Annotated[Path | None, Option("Write the page report.html into this directory.", metavar="DIR")]
-"""Directory to write the page into, as `report.html`; None writes none."""
 Force = Annotated[bool, Option("Replace an output that an earlier run made.")]
-"""Replace an output that an earlier run made."""
 DryRun = Annotated[bool, Option("Print the plan and write nothing.")]
-"""Plan and check, write nothing."""
 
 AsJson = Annotated[bool, Option("Print the report as JSON.", flags=("--json",))]
-"""Print for programs."""
 ConfigFile = Annotated[Path | None, Defaults("YAML file with values for these options.")]
-"""Take the defaults of the other options from a file."""

@@ -14,7 +14,7 @@ from quality_results import LABELS, Results, Run, draw, format_tables
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.files.source import reference_directory
 from mha2gqa.methods import METHODS
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.texts.blocks import held_out_loss
 
 SETTINGS = Settings(tokens=4096, eval_tokens=2048, context=128, steps=2, threads=1)
 

@@ -7,9 +7,8 @@ import psutil
 import torch
 
 from mha2gqa.errors import TimingError
-from mha2gqa.units import format_size, parse_size
-from mha2gqa.verbs.bench.engine import Filled
-from mha2gqa.verbs.bench.limits import Costs
+from mha2gqa.units import format_size
+from mha2gqa.verbs.bench.limits import Costs, Filled
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.bench.subjects import Subjects
 
@@ -116,15 +115,6 @@ def free_memory(device: str) -> int:
     if device == "cpu" or device.startswith("mps"):
         return int(psutil.virtual_memory().available)
     return int(torch.accelerator.get_memory_info(device)[0])
-
-
-def fitting_memory(options: BenchOptions, free: int) -> int:
-    """Return the bytes that the largest batch may fill.
-
-    Raises:
-        OutputError: `--memory` is no size.
-    """
-    return parse_size(options.memory, "--memory") or free
 
 
 def check_fits(grid: Grid, sides: tuple[Costs, Costs], free: int, *, shared: bool) -> None:

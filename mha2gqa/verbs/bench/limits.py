@@ -7,7 +7,7 @@ the meta device: no weights are needed. Times are measured elsewhere.
 """
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,13 +16,31 @@ from transformers import PreTrainedModel
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.hosts import counted
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.outcome import Decode
 
 WORTH_HAVING = 1.25
 """Ratio of the bytes below which the cache is too small a part of a step for fewer KV heads to matter."""
 NEAR = 0.8
 """Share of the ratio of the bytes that a kernel which is bound by memory reaches."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Tokens that the caches of a sequence hold when decoding begins."""
+
+    own: int
+    """Of the decoder itself."""
+    source: int = 0
+    """That an encoder has read; 0 without one."""
+
+    @property
+    def context(self) -> int:
+        """The tokens that `--context` names: a decoder's own, or those of a source."""
+        return self.source or self.own
+
+    def with_room(self, tokens: int) -> "Filled":
+        """Return it with `tokens` more of the decoder; a source does not grow."""
+        return replace(self, own=self.own + tokens)
 
 
 @dataclass(frozen=True)

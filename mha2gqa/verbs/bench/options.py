@@ -37,11 +37,9 @@ class BenchOptions(Options):
     shape: Annotated[
         str | None, Option("Random weights of a named shape (llama-2-7b, ...) or config.json, not checkpoints.")
     ] = None
-    """Instead of checkpoints: a named shape or a `config.json`, with random weights."""
     groups: Annotated[
         int | None, Option("KV heads of the second model of --shape.", least=1, flags=("--groups", "-g"))
     ] = None
-    """KV heads of the second model of a shape."""
     batch: Annotated[tuple[int, ...], Option("Sequences at a time.", parse=_numbers((1,)), metavar="N,...")] = (1, 8)
     """Sequences that are decoded at a time; each is measured with each context."""
     context: Annotated[
@@ -52,21 +50,16 @@ class BenchOptions(Options):
             metavar="N,...",
         ),
     ] = ()
-    """Tokens in the cache before the first one is decoded, of an encoder-decoder those of the source; empty is 1024,
-    4096 and 16384 as far as the model reads."""
+    """Tokens in the cache before the first one is decoded; of an encoder-decoder those of the source."""
     target_context: Annotated[
         int | None, Option("Tokens in an encoder-decoder's own cache. Default: up to 32.", least=1)
     ] = None
-    """Of an encoder-decoder, tokens in the decoder's own cache before the first one is decoded; None is up to 32."""
     cache: Annotated[
         tuple[CacheKind, ...],
         Option("Caches. Default: both.", parse=_caches, metavar=",".join(get_args(CacheKind))),
     ] = ()
-    """Caches to measure with; empty is both."""
     attention: Annotated[Attention | None, Option("Attention implementation. Default: what transformers takes.")] = None
-    """Attention implementation; None is what transformers takes for the class."""
     tokens: Annotated[int, Option("Tokens that a model decodes in a turn.", least=1)] = 8
-    """Tokens that each model decodes before the other has its turn."""
     turns: Annotated[int, Option("Turns of each model that count.", least=1)] = 5
     """Turns of each model that are measured; one more before them is not."""
     prefill_tokens: Annotated[
@@ -74,13 +67,10 @@ class BenchOptions(Options):
     ] = None
     """Tokens of a batch of prompts, at most; None is 1024 on a CPU and no limit on an accelerator."""
     memory: Annotated[str | None, Option("What the largest batch may fill, such as 80GB. Default: all.")] = None
-    """Memory that the largest batch may fill, such as `80GB`; None is what is free on the device."""
     engine: Annotated[Engine, Option("What runs the models.")] = "transformers"
-    """What runs the models."""
     dtype: Dtype = None
     device: Device = None
     seed: Annotated[int, Option("Seed of random weights, tokens and caches.")] = 0
-    """Seed of random weights, tokens and cache contents."""
     report: Page = None
     as_json: ClassVar[AsJson] = False
     config: ClassVar[ConfigFile] = None

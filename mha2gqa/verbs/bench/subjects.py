@@ -47,11 +47,6 @@ class Subject:
         """By which its KV heads are counted, where its own class knows only MHA."""
         return counted(self.model)
 
-    @property
-    def has_encoder(self) -> bool:
-        """Whether an encoder reads, and a decoder writes."""
-        return kind_of(self.model.outline).has_encoder
-
 
 @dataclass(frozen=True)
 class Subjects:
@@ -81,7 +76,7 @@ class Subjects:
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder reads, and a decoder writes."""
-        return self.original.has_encoder
+        return kind_of(self.original.model.outline).has_encoder
 
     def load(self, seed: int) -> tuple[PreTrainedModel, PreTrainedModel]:
         """Load both, ready to run."""
@@ -89,9 +84,8 @@ class Subjects:
             torch.manual_seed(seed)
             first = _on(self.device, _random(self.original, self.dtype))
             return first, _on(self.device, _random(self.converted, self.dtype, like=first))
-        directories = (self.original.directory, self.converted.directory)
         name = str(self.dtype).removeprefix("torch.")
-        first, second = (load_model(Path(str(one)), dtype=name, device=self.device) for one in directories)
+        first, second = (load_model(Path(str(one.directory)), dtype=name, device=self.device) for one in self.both)
         return first, second
 
 

@@ -111,14 +111,11 @@ def _side(side: Side) -> str:
 
 def _decode(row: Decode) -> Row:
     times = (_milliseconds(row.original), _milliseconds(row.converted))
-    held = " -> ".join(format_size(one) + _measured(one, seen) for one, seen in _caches(row))
+    both = zip(row.cache_bytes, row.cache_measured, strict=True)
+    held = " -> ".join(format_size(one) + _measured(one, seen) for one, seen in both)
     remarks = [DISTURBED] * row.disturbed + [row.reason] * bool(row.reason)
     point = (str(row.batch), str(row.context), row.cache)
     return (*point, *times, _ratio(row.ratio), f"{row.limit:.2f}", held, "; ".join(remarks))
-
-
-def _caches(row: Decode) -> list[tuple[int, int | None]]:
-    return list(zip(row.cache_bytes, row.cache_measured, strict=True))
 
 
 def _measured(formula: int, measured: int | None) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.refine import Refinement
-from mha2gqa.texts.perplexity import mean_loss
+from mha2gqa.texts.blocks import mean_loss
 from mha2gqa.verbs.convert.layerwise import Layerwise, batches
 
 _WAYS: tuple[Refinement | None, ...] = (None, "refit", "distil", "joint")

@@ -68,13 +68,10 @@ def _methods() -> tuple[str, ...]:
 
 
 GroupingName = Annotated[Grouping, Option("Which heads share one.")]
-"""Which KV heads share a group: neighbours, or those whose merge loses the least."""
 CalibrationTokens = Annotated[
     int, Option("Tokens of calibration text, at most: 65536, 256K.", parse=at_least(2), metavar="N")
 ]
-"""Tokens of calibration text, at most."""
 Steps = Annotated[int, Option("Training steps of --refine distil and joint.", least=1)]
-"""Training steps of each layer (`distil`), and of all together (`joint`)."""
 ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes to disk.")]
 """Activations of a refinement to hold in memory; the rest goes to disk beside the output."""
 
@@ -111,7 +108,6 @@ class ConvertOptions(Options):
     method: Annotated[
         str, Option("How a group becomes one head.", parse=one_of(_methods), metavar="|".join(_methods()))
     ] = "mean"
-    """How the KV heads of a group become one: a name in `methods.METHODS`, or `auto`."""
     grouping: GroupingName = "contiguous"
     refine: Annotated[
         Refinement | None,

@@ -8,7 +8,7 @@ from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.options import ConvertOptions

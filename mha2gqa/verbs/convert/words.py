@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from mha2gqa.methods import AUTO_METHOD, find_method
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 from mha2gqa.units import format_size as size
 

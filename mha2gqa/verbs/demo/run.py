@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mha2gqa.progress import QUIET, Progress
-from mha2gqa.record.outcome import Outcome
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.progress import Progress
+from mha2gqa.texts.blocks import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.inspect.options import InspectOptions
-from mha2gqa.verbs.inspect.outcome import InspectReport
 from mha2gqa.verbs.inspect.run import inspect
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
@@ -47,20 +45,14 @@ class DemoRow:
         return math.exp(self.loss)
 
 
-def describe() -> InspectReport:
-    """Return what the reference checkpoint is."""
-    return inspect(InspectOptions())
-
-
-def measure(directory: Path, tokens: int, progress: Progress = QUIET) -> Iterator[DemoRow]:
+def measure(directory: Path, tokens: int) -> Iterator[DemoRow]:
     """Convert the reference into `directory`, and yield each result with its held-out loss.
 
     Args:
         directory: Where the converted checkpoints go; earlier ones are replaced.
         tokens: Tokens of held-out text to evaluate on.
-        progress: Told of every conversion.
     """
-    reference = describe()
+    reference = inspect(InspectOptions())
     source = Path(reference.source)
     yield DemoRow("original", reference.kv_heads, "-", reference.rows[0].bytes_per_token, held_out_loss(source, tokens))
     for groups in GROUPS:
@@ -70,11 +62,10 @@ def measure(directory: Path, tokens: int, progress: Progress = QUIET) -> Iterato
             options = ConvertOptions(
                 groups=groups, method=method, refine=refine, tokens=CALIBRATION, output=output, force=True
             )
-            report: Outcome = convert(options, progress)
-            yield DemoRow(output.name, groups, name, report.cache_after, held_out_loss(output, tokens))
+            yield DemoRow(output.name, groups, name, convert(options).cache_after, held_out_loss(output, tokens))
 
 
-def prove(directory: Path, tokens: int, progress: Progress = QUIET) -> Verification:
+def prove(directory: Path, tokens: int, progress: Progress) -> Verification:
     """Verify the refined GQA-4 that `measure` has made, and write the page.
 
     Args:
@@ -86,7 +77,7 @@ def prove(directory: Path, tokens: int, progress: Progress = QUIET) -> Verificat
     return verify(options, progress)
 
 
-def recover(directory: Path, tokens: int, progress: Progress = QUIET) -> UptrainReport | None:
+def recover(directory: Path, tokens: int, progress: Progress) -> UptrainReport | None:
     """Uptrain the GQA-4 that `measure` has made by the mean, for a short while.
 
     Args:

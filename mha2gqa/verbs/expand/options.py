@@ -13,11 +13,8 @@ class ExpandOptions(Options):
     """Repeat the KV heads of a checkpoint, without loss."""
 
     model: Annotated[str, Option("Directory or Hub id (org/name, org/name@revision).", is_argument=True)]
-    """Local directory or Hub id of a GQA or MQA checkpoint."""
     output: Annotated[Path, Option("Directory to create.", flags=("--output", "-o"))]
-    """Directory to create."""
     heads: Annotated[int | None, Option("KV heads of the result. Default: one per query head.")] = None
-    """KV heads of the result; None is one per query head (MHA)."""
     max_shard_size: ShardSize = None
     force: Force = False
     dry_run: DryRun = False

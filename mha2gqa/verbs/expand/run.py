@@ -3,7 +3,7 @@
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.expand import Expand
 from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.expand.options import ExpandOptions

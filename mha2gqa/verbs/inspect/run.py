@@ -1,12 +1,19 @@
-"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers."""
+"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers.
+
+Parameters are counted on the meta device, so that it costs no memory and needs no weights. Tied ones count once.
+"""
 
 from collections import Counter
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
 
 from mha2gqa.errors import FamilyError, Mha2GqaError
-from mha2gqa.families.anatomy import anatomy
+from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.families.counts import Count
+from mha2gqa.families.names import MLP
 from mha2gqa.files.pieces import DTYPES
 from mha2gqa.files.source import remote_weight_shapes
 from mha2gqa.files.tensors import refuse_quantised
@@ -18,10 +25,59 @@ from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import KvHeads, possible_groups
 from mha2gqa.targets.plan import make_plan, no_effect
 from mha2gqa.verbs.inspect.options import InspectOptions
-from mha2gqa.verbs.inspect.outcome import GroupRow, InspectReport
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
+Role: TypeAlias = Literal["attention", "mlp", "embedding", "norm", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """What one G means."""
+
+    groups: int
+    bytes_per_token: int
+    cross_bytes_per_token: int
+    """Bytes of cache of cross-attention that a token of the encoder takes; 0 without cross-attention."""
+    bytes_at: dict[int, int]
+    """Context length -> bytes of cache of one sequence."""
+    tensor_parallel: list[int]
+    """Tensor-parallel sizes that divide both the query heads and G."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectReport:
+    """Report of `inspect`."""
+
+    source: str
+    model_type: str
+    architecture: str
+    dtype: str
+    layers: int
+    """Self-attention layers with a KV cache; 0 in an encoder."""
+    cross_layers: int
+    """Layers whose cache holds the keys and values of an encoder's tokens."""
+    query_heads: int
+    kv_heads: int
+    """KV heads; the largest number, where layers differ; 0 for latent attention."""
+    head_width: int | None
+    """Width of one key head; None for latent attention and where layers differ."""
+    latent: bool
+    parameters: int
+    parameters_by_role: dict[str, int]
+    layer_kinds: list[dict[str, int]]
+    """Distinct layers: how many there are (`layers`), and their parameters by role."""
+    rows: list[GroupRow]
+    """Largest G first; the first row is the checkpoint as it is."""
+    verdict: str
+    """What `convert` would do, or why it would refuse."""
+    convertible: bool
+    hosts: dict[int, str]
+    """G -> model type of the result, where the model's own class knows only MHA; empty elsewhere."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return asdict(self)
 
 
 def inspect(options: InspectOptions) -> InspectReport:
@@ -37,7 +93,7 @@ def inspect(options: InspectOptions) -> InspectReport:
     cached = model.cached if counts or model.is_latent else []
     if not refusal and not cached:
         refusal = str(no_effect(model.model_type))
-    parameters = anatomy(own.blueprint, [] if hosts else cached)
+    by_role, by_layer = _parameters(own.blueprint, [] if hosts else cached)
     dtype = _dtype(original)
     main = [count for count in counts if count.part != "encoder"]
     groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
@@ -53,13 +109,14 @@ def inspect(options: InspectOptions) -> InspectReport:
         kv_heads=max((count.heads for count in main), default=0),
         head_width=widths.pop() // 2 if len(widths) == 1 and counts else None,
         latent=model.decoders[0].family.latent,
-        parameters=parameters.total,
-        parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
-        layer_kinds=_kinds(parameters.layers),
+        parameters=sum(by_role.values()),
+        parameters_by_role={str(role): number for role, number in by_role.items()},
+        layer_kinds=_kinds(by_layer),
         rows=[_row(one, cached, model.query_heads, dtype) for one in groups or [0]]
         if any(layer.kept for layer in cached)
         else [],
-        verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads{_as(hosts)}.",
+        verdict=refusal
+        or f"convert can make {', '.join(map(str, groups[1:]))} of its {groups[0]} KV heads{_as(hosts)}.",
         convertible=not refusal,
         hosts={one: hosts[one].model_type for one in groups if one in hosts},
     )
@@ -84,10 +141,6 @@ def _counts(original: Original, model: Architecture) -> tuple[list[Count], str]:
     except Mha2GqaError as refusal:
         return counts, str(refusal)
     return counts, ""
-
-
-def _choices(groups: list[int]) -> str:
-    return ", ".join(str(one) for one in groups[1:])
 
 
 def _as(hosts: dict[int, Host]) -> str:
@@ -118,8 +171,8 @@ def _dtype(original: Original) -> str:
     return next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{named}"), "F32")
 
 
-def _kinds(layers: dict[str, dict[Any, int]]) -> list[dict[str, int]]:
-    kinds = Counter(tuple(sorted(counts.items())) for counts in layers.values())
+def _kinds(layers: list[dict[Role, int]]) -> list[dict[str, int]]:
+    kinds = Counter(tuple(sorted(counts.items())) for counts in layers)
     return [{"layers": number, **dict(kind)} for kind, number in kinds.items()]
 
 
@@ -132,3 +185,47 @@ def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) ->
         bytes_at={context: cache_bytes(cached, itemsize, context, groups) for context in CONTEXTS},
         tensor_parallel=[size for size in divisors(groups) if query_heads % size == 0] if groups else [],
     )
+
+
+def _parameters(plan: Blueprint, cached: list[CacheLayer]) -> tuple[dict[Role, int], list[dict[Role, int]]]:
+    """Return the numbers of parameters by role, and those of each layer of the model that owns the KV heads.
+
+    Args:
+        plan: The blueprint.
+        cached: Its layers with a KV cache; their modules are attention whatever their class is called.
+    """
+    modules, head = dict(plan.model.named_modules()), plan.model.get_output_embeddings()
+    caching = {layer.module for layer in cached}
+    attention = caching | {name for name, module in modules.items() if type(module).__name__.endswith("Attention")}
+    embeddings = {name for name, module in modules.items() if isinstance(module, nn.Embedding) or module is head}
+    by_role: Counter[Role] = Counter()
+    layers: dict[str, Counter[Role]] = {}
+    for name, parameter in plan.model.named_parameters():
+        layer, inner = _split_layer(name)
+        role = _role(plan.model, name, inner, attention, embeddings)
+        by_role[role] += parameter.numel()
+        if layer:
+            layers.setdefault(layer, Counter())[role] += parameter.numel()
+    owners = {_split_layer(f"{module}.")[0].rpartition(".")[0] for module in caching or attention}
+    return dict(by_role), [dict(counts) for layer, counts in layers.items() if layer.rpartition(".")[0] in owners]
+
+
+def _split_layer(name: str) -> tuple[str, str]:
+    """Split `model.layers.3.mlp.up_proj.weight` into `model.layers.3` and `mlp.up_proj.weight`."""
+    parts = name.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    if number is None:
+        return "", name
+    return ".".join(parts[: number + 1]), ".".join(parts[number + 1 :])
+
+
+def _role(model: nn.Module, name: str, inner: str, attention: set[str], embeddings: set[str]) -> Role:
+    owner = name.rpartition(".")[0]
+    if "norm" in type(model.get_submodule(owner)).__name__.lower():
+        return "norm"
+    if owner in embeddings:
+        return "embedding"
+    if any(name.startswith(f"{module}.") for module in attention):
+        return "attention"
+    is_mlp = inner != name and any(word in inner.lower() for word in MLP)
+    return "mlp" if is_mlp else "other"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from mha2gqa.sections import Column, Facts, Part, Section, numbers
 from mha2gqa.units import format_size
-from mha2gqa.verbs.inspect.outcome import InspectReport
+from mha2gqa.verbs.inspect.run import InspectReport
 
 
 def summary(report: InspectReport) -> Iterator[Part]:

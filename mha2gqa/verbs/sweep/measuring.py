@@ -21,8 +21,8 @@ from mha2gqa.model.load import load_unchecked
 from mha2gqa.model.original import Original
 from mha2gqa.progress import Advance
 from mha2gqa.verbs.sweep.outcome import Measured
-from mha2gqa.verbs.verify.differences import ComparedText
-from mha2gqa.verbs.verify.layers import LayerErrors
+from mha2gqa.verbs.verify.levels import ComparedText
+from mha2gqa.verbs.verify.metrics import LayerErrors
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outputs_level import batches, describe_text, find_text, read_both
 
@@ -36,17 +36,14 @@ def check_kind(model: PreTrainedModel) -> None:
     kind = kind_of(model)
     if kind.predicts_next_token:
         return
-    if kind.head == "none":
-        raise SweepError(
-            f"{kind.name} has no head, and so no loss on text",
-            expected="a language model that predicts the next token",
-            remedy="Convert it, and compare the hidden states with `mha2gqa verify`",
-        )
     why = "sees the tokens that it predicts" if kind.sees_ahead else "predicts masked tokens"
+    problem, compared = f"{why}; its loss on text without masks means nothing", "distributions"
+    if kind.head == "none":
+        problem, compared = "has no head, and so no loss on text", "hidden states"
     raise SweepError(
-        f"{kind.name} {why}; its loss on text without masks means nothing",
+        f"{kind.name} {problem}",
         expected="a language model that predicts the next token",
-        remedy="Convert it, and compare the distributions with `mha2gqa verify`",
+        remedy=f"Convert it, and compare the {compared} with `mha2gqa verify`",
     )
 
 
@@ -139,16 +136,12 @@ def single_layers(
     Yields:
         Each module's name, and what was measured.
     """
-
-    def part(done: int, total: int) -> None:
-        advance(done, total * len(modules))
-
     converted = {name: _weights(expanded, name) for name in modules}
     for name in modules:
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])
-        yield name, yardstick.measure(expanded, part)
+        yield name, yardstick.measure(expanded, lambda done, total: advance(done, total * len(modules)))
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])

@@ -7,13 +7,7 @@ from typing import Annotated, Any, ClassVar, get_args
 from mha2gqa.errors import OptionError
 from mha2gqa.methods import METHODS
 from mha2gqa.options import Option, Options, at_least, listed, share
-from mha2gqa.verbs.convert.options import (
-    ActivationMemory,
-    CalibrationTokens,
-    GroupingName,
-    Refinement,
-    Steps,
-)
+from mha2gqa.verbs.convert.options import ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
 from mha2gqa.verbs.options import AsJson, BatchSize, Column, ConfigFile, Context, Device, Dtype, Model, Page, Seed
 
 _REFINEMENTS = ("none", *get_args(Refinement))
@@ -50,7 +44,6 @@ class SweepOptions(Options):
     methods: Annotated[
         tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}.", parse=listed)
     ] = ("mean", "aligned")
-    """How the KV heads of a group become one: names in `methods.METHODS`."""
     refine: Annotated[
         tuple[Refinement | None, ...],
         Option(f"How far to improve each result on text: some of {','.join(_REFINEMENTS)}.", parse=_refinements),
@@ -66,13 +59,11 @@ class SweepOptions(Options):
     ] = ()
     """Text: files, Hub data sets, or `self`. Without `eval_data` it is divided, a fifth of it to evaluate on."""
     eval_data: Annotated[tuple[str, ...], Option("Text to evaluate on; repeatable.", is_repeatable=True)] = ()
-    """Text to evaluate on; `data` is then calibration text alone."""
     column: Column = None
     tokens: CalibrationTokens = 262_144
     eval_tokens: Annotated[
         int, Option("Tokens to evaluate on, at most: 32768, 50K.", parse=at_least(2), metavar="N")
     ] = 32_768
-    """Tokens to evaluate on, at most."""
     context: Context = None
     batch_size: BatchSize = None
     steps: Steps = 300
@@ -83,7 +74,6 @@ class SweepOptions(Options):
     ] = 0.01
     """Largest increase of the perplexity that the recommended conversion may have, as a fraction."""
     sensitivity: Annotated[bool, Option("Also measure each layer converted alone.")] = True
-    """Also measure what happens when one layer alone is converted."""
     dtype: Dtype = None
     device: Device = None
     seed: Seed = 0
@@ -92,9 +82,7 @@ class SweepOptions(Options):
     ] = None
     """File of the results, which a later run goes on from; None is `./<name>-sweep.json`."""
     keep: Annotated[Path | None, Option("Keep the converted checkpoints in this directory.", metavar="DIR")] = None
-    """Directory to keep the converted checkpoints in; None keeps none."""
     report: Page = None
     force: Annotated[bool, Option("Replace the results of another sweep.")] = False
-    """Replace the results of another sweep."""
     as_json: ClassVar[AsJson] = False
     config: ClassVar[ConfigFile] = None

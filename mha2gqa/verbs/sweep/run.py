@@ -11,7 +11,7 @@ from typing import Any
 from mha2gqa.model.original import Original
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Progress
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.sweep.measuring import check_kind
 from mha2gqa.verbs.sweep.options import SweepOptions

@@ -24,7 +24,7 @@ from mha2gqa.model.load import load_original
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.expand import Restore
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan

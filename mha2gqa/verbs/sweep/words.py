@@ -1,14 +1,14 @@
 """A sweep as words: the verdict, the table of points, the table of single layers; for the console and the page.
 
-The numbers are `results.py`'s.
+The numbers are `outcome.py`'s.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
-from mha2gqa.verbs.verify.differences import Loss
+from mha2gqa.verbs.verify.levels import Loss
 
 HEADER = ("KV heads", "way", "cache a token", "of now", "loss", "perplexity", "increase", "KL", "same token", "s", "")
 _RECOMMENDED, _ON_FRONTIER = "recommended", "frontier"
@@ -107,14 +107,10 @@ def layer_table(sweep: Sweep) -> tuple[tuple[str, ...], list[Row]]:
     found = {(one.method, one.groups, one.module): one.measured.loss.difference for one in sweep.layers}
     modules = dict.fromkeys(one.module for one in sweep.layers)
     header = ("attention module alone", *(f"{method}, G = {groups}" for method, groups in columns))
-    return header, [Row((module, *_differences(found, columns, module))) for module in modules]
-
-
-def _differences(
-    found: dict[tuple[str, int, str], float], columns: Sequence[tuple[str, int]], module: str
-) -> list[str]:
-    keys = [(*column, module) for column in columns]
-    return [f"{found[key]:+.4f}" if key in found else "" for key in keys]
+    keys = {module: [(*column, module) for column in columns] for module in modules}
+    return header, [
+        Row((module, *(f"{found[key]:+.4f}" if key in found else "" for key in keys[module]))) for module in modules
+    ]
 
 
 def _share(cache: int, whole: int) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mha2gqa.model.divergence import target_losses
-from mha2gqa.verbs.uptrain.task import Task
+from mha2gqa.verbs.uptrain.text import Task
 
 
 @torch.no_grad()

@@ -70,31 +70,23 @@ class UptrainOptions(Options):
     target_column: Annotated[str | None, Option("Encoder-decoders: column that the decoder is to answer.")] = None
     """Column of what its decoder is to answer; None takes `target`, else the second."""
     source_prefix: Annotated[str | None, Option("What stands before every source, such as 'summarize: '.")] = None
-    """What stands before every source, such as `summarize: `."""
     source_lang: Annotated[str | None, Option("Language of sources, where the tokenizer knows several.")] = None
     """Language of the sources, for a tokenizer of many languages, in its own spelling."""
     target_lang: Annotated[str | None, Option("Language of targets, where the tokenizer knows several.")] = None
-    """Language of the targets."""
     context: Context = None
     """Tokens of a block, or of a source at most; None is as many as the model reads, up to 2048, or 512 of a source."""
     target_context: Annotated[int | None, Option("Tokens of a target, at most. Default: up to 128.")] = None
-    """Tokens of a target, at most; None is as many as the model reads, up to 128."""
     held_out_tokens: Annotated[
         int, Option("Tokens to measure on, at most: 32768, 50K.", parse=at_least(2), metavar="N")
     ] = 32_768
-    """Tokens to measure on, at most."""
     samples: Annotated[Path | None, Option("File for the text of --data self, to keep and to use again.")] = None
     """Where the text of `--data self` is written, and read again; None is the workspace, which goes with the run."""
     steps: Annotated[int | None, Option("Length in optimiser steps.")] = None
-    """Optimiser steps."""
     tokens: Annotated[str | None, Option("Length in tokens, such as 20M.")] = None
-    """Tokens to train on, for example `20M`."""
     alpha: Annotated[float | None, Option("Length as a fraction of the original's pre-training.")] = None
-    """Fraction of the original's pre-training, as in the GQA paper."""
     pretraining_tokens: Annotated[
         str | None, Option("Tokens of that pre-training, such as 2T; known for the reference.")
     ] = None
-    """Tokens of the original's pre-training, for example `2T`; known for the reference checkpoint."""
     train: Annotated[Trained, Option("What trains.")] = "attention"
     """What trains: the converted attention modules, everything, only what holds keys and values, or an adapter."""
     lora_rank: Annotated[int, Option("Rank of the adapter of --train lora.")] = 16
@@ -105,7 +97,6 @@ class UptrainOptions(Options):
     ] = None
     """What is learned: the original's distributions, the text, or both; None is `distil`, or `lm` without original."""
     temperature: Annotated[float, Option("Of the softmaxes of distil and mix.")] = 1.0
-    """Of both softmaxes in the divergence of `distil` and `mix`."""
     lm_weight: Annotated[float, Option("Weight of the text in mix.")] = 0.5
     """Weight of the text's cross-entropy in `mix`; the divergence has the rest."""
     hidden_weight: Annotated[float, Option("Weight of the layers' outputs in distil and mix.")] = 0.0
@@ -119,25 +110,19 @@ class UptrainOptions(Options):
             is_repeatable=True,
         ),
     ] = field(default_factory=dict)
-    """Fields of transformers.TrainingArguments, passed through as they are."""
     best: Annotated[bool, Option("Keep the weights with the least held-out loss.")] = False
-    """Keep the weights with the least held-out loss instead of the last ones."""
     resume: Annotated[bool, Option("Go on with a run that was interrupted or killed.")] = False
-    """Go on with a run that was interrupted or killed."""
     seed: Seed = 0
     max_shard_size: ShardSize = None
     report: Page = None
     force: Annotated[bool, Option("Replace an earlier output, and an interrupted run.")] = False
-    """Replace an output of an earlier run, and what an interrupted one has left."""
     dry_run: DryRun = False
     as_json: ClassVar[
         Annotated[bool, Option("Print JSON lines while it runs; the last is the report.", flags=("--json",))]
     ] = False
-    """Print for programs."""
     config: ClassVar[
         Annotated[
             Path | None,
             Defaults("YAML recipe: these options, and `trainer:` for transformers.TrainingArguments."),
         ]
     ] = None
-    """Take the defaults of the other options from a recipe."""

@@ -48,7 +48,8 @@ def select_parameters(
     model.requires_grad_(requires_grad=False)
     if train == "lora":
         return _with_adapter(model, modules, lora_rank)
-    names = _inside(model, modules) if train == "attention" else converted
+    inside = {f"{one}.{name}" for one in modules for name, _ in model.get_submodule(one).named_parameters()}
+    names = inside if train == "attention" else converted
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in names and parameter.is_floating_point():
             parameter.requires_grad = True
@@ -59,10 +60,6 @@ def select_parameters(
             remedy="Use --train all",
         )
     return model
-
-
-def _inside(model: PreTrainedModel, modules: list[str]) -> set[str]:
-    return {f"{module}.{name}" for module in modules for name, _ in model.get_submodule(module).named_parameters()}
 
 
 def _keys_and_values(model: Architecture, changes: list[dict[str, Any]]) -> set[str]:

@@ -48,8 +48,7 @@ def uptrain(options: UptrainOptions, progress: Progress = QUIET) -> UptrainRepor
 
 def _finish(job: Job, text: TrainingText, finished: Finished, work: Path) -> UptrainReport:
     """Write the output, measured as it is on disk, and report."""
-    from mha2gqa.verbs.uptrain.figures import loss_png
-    from mha2gqa.verbs.uptrain.page import uptrain_page
+    from mha2gqa.verbs.uptrain.page import loss_png, uptrain_page
 
     options = job.options
     trained = load_trained(job.subject, finished.weights, is_adapter=options.train == "lora")

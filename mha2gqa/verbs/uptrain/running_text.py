@@ -4,7 +4,6 @@ Text is what the user names, or for the reference checkpoint its own. What the o
 `text.py`.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -17,11 +16,19 @@ from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import Collator, TrainingRow, keeps_documents_apart, packer_for, tokenise
-from mha2gqa.verbs.uptrain.documents import cut_if_few, key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import (
+    TrainingRow,
+    collate,
+    cut_if_few,
+    keeps_documents_apart,
+    key_of,
+    packer_for,
+    shuffled,
+    tokenise,
+)
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.task import Batch, Keyed
+from mha2gqa.verbs.uptrain.text import Batch, Keyed
 
 _OF_PAIRS = ("source_column", "target_column", "source_prefix", "source_lang", "target_lang", "target_context")
 
@@ -39,6 +46,7 @@ class RunningText:
     vocabulary: int
     mixes: bool = True
     columns: tuple[str, ...] = ("input_ids", "position_ids")
+    states: str = "hidden_states"
     loss: None = None
 
     def check(self) -> None:
@@ -99,8 +107,7 @@ class RunningText:
         return None if options.data else self._with_keys(corpus.read_documents(corpus.held_out_files()))
 
     def _with_keys(self, documents: Iterable[str]) -> Keyed:
-        one, other = itertools.tee(documents)
-        return zip(map(key_of, one), tokenise(other, self.tokenizer, self.vocabulary), strict=True)
+        return ((key_of(one), tokenise(one, self.tokenizer, self.vocabulary)) for one in documents)
 
     def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what packs documents into blocks."""
@@ -108,18 +115,13 @@ class RunningText:
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Return a batch of blocks."""
-        return Collator(mixes=self.mixes)(rows)
+        return collate(rows, mixes=self.mixes)
 
     def targets(self, labels_BT: torch.Tensor) -> torch.Tensor:
         """Return the next token of each position."""
         targets_BT = torch.full_like(labels_BT, -100)
         targets_BT[:, :-1] = labels_BT[:, 1:]
         return targets_BT
-
-    def hidden_states(self, outputs: Any) -> Sequence[torch.Tensor]:
-        """Return the outputs of the layers."""
-        states: Sequence[torch.Tensor] = outputs.hidden_states
-        return states
 
 
 def running_text(subject: Subject, options: UptrainOptions) -> RunningText:

@@ -50,33 +50,24 @@ def run(job: Job, text: TrainingText, progress: Progress) -> Finished:
     job.student = job.original = None
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Reporter(progress, time.monotonic()))
-    begun = 0 if last is None else int(read_state(last)["global_step"])
+    state = {} if last is None else read_state(last)
+    begun = int(state.get("global_step", 0))
     started = time.monotonic()
     if begun < arguments.max_steps:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         history: list[Any] = trainer.state.log_history
         best_step = trainer.state.best_global_step
     else:  # killed behind the last step
-        history, best_step = read_state(_known(last))["log_history"], read_state(_known(last))["best_global_step"]
+        history, best_step = state["log_history"], state["best_global_step"]
     seconds = time.monotonic() - started
     step = int(best_step or arguments.max_steps) if job.options.best else arguments.max_steps
     weights = work / f"checkpoint-{step}"
-    if not _has_weights(weights):
+    if not any(weights.glob("*model*.safetensors")):
         _save_whole(trainer, weights, is_last=step == arguments.max_steps)
     trainer.accelerator.wait_for_everyone()
     return Finished(
         weights=weights, step=step, history=history, seconds=seconds, steps_here=arguments.max_steps - begun
     )
-
-
-def _known(path: Path | None) -> Path:
-    if path is None:
-        raise RuntimeError("a run that is finished has a checkpoint")
-    return path
-
-
-def _has_weights(directory: Path) -> bool:
-    return any(directory.glob("*model*.safetensors"))
 
 
 def _save_whole(trainer: UptrainTrainer, directory: Path, *, is_last: bool) -> None:
@@ -115,10 +106,6 @@ class _Reporter(TrainerCallback):
         elif "eval_loss" in logs:
             held = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
             before, now, original = held[0], logs["eval_loss"], logs.get("eval_original_loss")
-            told = {
-                "loss": now,
-                "before": before,
-                "original": original,
-                "gap_closed": gap_closed(before, now, original),
-            }
+            told = {"loss": now, "before": before, "original": original}
+            told |= {"gap_closed": gap_closed(before, now, original)}
             self._progress.event({"kind": "held-out", **facts, **told})

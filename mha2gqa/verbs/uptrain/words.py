@@ -40,28 +40,20 @@ def summary(report: UptrainReport) -> Iterator[Part]:
 def _facts(report: UptrainReport) -> Iterator[tuple[str, str]]:
     length = report.length
     alpha = f", alpha {length.alpha:.3g} of {length.pretraining_tokens:,} tokens" if length.alpha else ""
+    sizes, rounds = report.parameters, report.rounds or 0
+    share = f", {sizes['trained']:,} of {sizes['all']:,} parameters" if sizes else ""
+    repetition = f", {report.text_tokens:,} tokens, read {rounds:.1f} times" if rounds > 1 else ""
     yield "converted", f"{report.converted} ({report.model_type})"
     yield "original", report.original or "not at hand"
     yield "output", str(report.output)
-    yield "trained", report.train + _share(report)
+    yield "trained", report.train + share
     yield "objective", f"{report.objective}, learning rate {report.learning_rate:g}"
     yield "length", f"{length.steps:,} steps of {length.tokens_per_step:,} tokens: {length.tokens:,}{alpha}"
-    yield "text", report.text + _repetition(report)
+    yield "text", report.text + repetition
     yield "run", f"{report.processes} process{'es' * (report.processes > 1)} on {report.device}"
     if report.seconds is not None:
         yield "time", f"{report.seconds:.1f} s ({report.tokens_per_second or 0:,.0f} tokens/s, measuring included)"
         yield "weights", f"of step {report.step:,}; {report.changed} tensors changed"
-
-
-def _share(report: UptrainReport) -> str:
-    sizes = report.parameters
-    return f", {sizes['trained']:,} of {sizes['all']:,} parameters" if sizes else ""
-
-
-def _repetition(report: UptrainReport) -> str:
-    if report.rounds is None or report.rounds <= 1:
-        return ""
-    return f", {report.text_tokens:,} tokens, read {report.rounds:.1f} times"
 
 
 def _losses(losses: Losses) -> Section:

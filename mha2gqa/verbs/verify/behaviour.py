@@ -87,25 +87,23 @@ def _scale(logits_BTV: torch.Tensor) -> float:
 def _cache(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> float | None:
     if cached < 2:
         return None
-    short, long = (_held(model, ids_BT[:, :length], ids_BT) for length in (cached // 2, cached))
+    short, long = (_filled(model, ids_BT[:, :length], ids_BT) for length in (cached // 2, cached))
     if short is None or long is None:
         return None
-    return (long - short) / (cached - cached // 2) / len(ids_BT)
+    return (held_bytes(long) - held_bytes(short)) / (cached - cached // 2) / len(ids_BT)
 
 
-def _held(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor) -> int | None:
-    """Return the bytes of keys and values after reading `ids_BT`."""
-    cache = getattr(_run(model, ids_BT, encoder_ids_BT, use_cache=True), "past_key_values", None)
-    return None if cache is None else held_bytes(cache)
+def _filled(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor) -> Cache | None:
+    """Return the cache after reading `ids_BT`; None where the class gives none."""
+    output = _run(model, ids_BT, encoder_ids_BT, use_cache=True)
+    cache: Cache | None = getattr(output, "past_key_values", None)
+    return cache
 
 
 def _cross_cache(model: PreTrainedModel, ids_BT: torch.Tensor) -> float | None:
     """Return what one more token of the encoder takes, by two inputs of different length."""
     half, whole = ids_BT.shape[1] // 2, ids_BT.shape[1]
-    caches = [
-        getattr(_run(model, ids_BT, ids_BT[:, :length], use_cache=True), "past_key_values", None)
-        for length in (half, whole)
-    ]
+    caches = [_filled(model, ids_BT, ids_BT[:, :length]) for length in (half, whole)]
     read = [held_bytes(one.cross_attention_cache) for one in caches if isinstance(one, EncoderDecoderCache)]
     return (read[1] - read[0]) / (whole - half) / len(ids_BT) if len(read) == 2 else None
 

@@ -1,22 +1,26 @@
 """The load level of `verify`: the converted checkpoint loads strictly and runs as its original does.
 
 What the original's own class cannot do is not asked of the converted checkpoint, and tolerances are
-those of rounding in the dtype of the run, or what the original itself shows.
+those of rounding in the dtype of the run, or what the original itself shows. `Models` holds both for the other levels.
 """
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.devices import placement
+from mha2gqa.model.feed import attempt
+from mha2gqa.model.load import load_unchecked
+from mha2gqa.record.pair import Pair
 from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Observed, observe
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
-from mha2gqa.verbs.verify.loading import Models
 
 _BLOCKS, _TOKENS = 2, 24
 _LEAST_VOCABULARY = 96
@@ -26,6 +30,54 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, to
 _AS_ORIGINAL = 4
 """How many times the original's own difference the converted checkpoint's may be."""
 _FIRST_CONTEXT, _LAST_CONTEXT = 256, 32_768
+
+
+class Models:
+    """Both models of a pair."""
+
+    def __init__(self, pair: Pair, *, dtype: str | None, device: str | None) -> None:
+        """Decide where they are run; nothing is loaded yet.
+
+        Raises:
+            DeviceError: The device is not there.
+        """
+        self.pair = pair
+        self._place = placement(pair.original.directory, dtype=dtype, device=device, models=2)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Config of the original, without its weights."""
+        return self.pair.original.architecture.config
+
+    @cached_property
+    def _original(self) -> tuple[PreTrainedModel, list[str]]:
+        return load_unchecked(self.pair.original.directory, self._place)
+
+    @cached_property
+    def _converted(self) -> tuple[PreTrainedModel, list[str]] | str:
+        return attempt(lambda: load_unchecked(self.pair.converted, self._place))
+
+    @property
+    def original(self) -> PreTrainedModel:
+        """The original; keys that its own class does not know are left out, as transformers does."""
+        return self._original[0]
+
+    @property
+    def converted(self) -> PreTrainedModel | None:
+        """The converted checkpoint; None when it does not load strictly."""
+        return None if isinstance(self._converted, str) or self.problems else self._converted[0]
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What is wrong with the keys of the converted checkpoint and not with the original's: `missing <name>`, ..."""
+        if isinstance(self._converted, str):
+            return [self._converted]
+        return [problem for problem in self._converted[1] if problem not in self._original[1]]
+
+    @property
+    def dtype(self) -> str:
+        """In which they are run."""
+        return str(self.original.dtype).removeprefix("torch.")
 
 
 def check_loading(models: Models, seed: int) -> LoadLevel:
@@ -41,17 +93,18 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
     cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
     seen = observe(original, ids_BT, cached)
     converted = models.converted
-    checks, cache = [_strict(models)], None
+    used, cache = _cache_use(layers, original, seen, before), None
+    checks = [_strict(models)]
     if converted is not None:
         now = observe(converted, ids_BT, cached)
         after = models.pair.result.cached
         cache = _cache_use(after, converted, now, before)
-        checks += _checks(seen, now, _cache_use(layers, original, seen, before), cache, original.dtype)
+        checks += _checks(seen, now, used, cache, original.dtype)
         formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
         checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
     return LoadLevel(
         checks=tuple(checks),
-        original_cache=_cache_use(layers, original, seen, before),
+        original_cache=used,
         converted_cache=cache,
         dtype=models.dtype,
         device=original.device.type,

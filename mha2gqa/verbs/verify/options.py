@@ -35,13 +35,11 @@ class VerifyOptions(Options):
     tokens: Annotated[int, Option("Tokens to compare the outputs on: 32768, 50K.", parse=at_least(2), metavar="N")] = (
         32_768
     )
-    """Tokens to compare the outputs on, at most."""
     context: Context = None
     batch_size: BatchSize = None
     levels: Annotated[
         tuple[Level, ...], Option("What to verify; repeatable.", flags=("--level",), is_repeatable=True)
     ] = get_args(Level)
-    """What to verify."""
     max_ppl_increase: Annotated[
         float | None,
         Option("Largest increase of the perplexity. Default: 0.01, or 1%.", parse=share(), metavar="SHARE"),
@@ -62,16 +60,13 @@ class VerifyOptions(Options):
     dtype: Dtype = None
     device: Device = None
     seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.")] = 0
-    """Seed of the sampled text and of the bootstrap."""
     tasks: Annotated[
         tuple[str, ...], Option("Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.", parse=_tasks)
     ] = ()
     """Benchmarks of lm-evaluation-harness to score both models on: tasks, groups, tags, or patterns with `*`."""
     task_path: Annotated[Path | None, Option("Directory of further task definitions.")] = None
-    """Directory of further task definitions in the harness's YAML."""
     report: Page = None
     write_card: Annotated[bool, Option("Add the numbers to the converted checkpoint's README.md.")] = False
-    """Add the measured numbers to the converted checkpoint's card."""
     as_json: ClassVar[AsJson] = False
 
     def __post_init__(self) -> None:

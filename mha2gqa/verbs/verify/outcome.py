@@ -111,11 +111,8 @@ class Verification:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong, of all levels."""
-        return tuple(one for level in self._levels if level for one in level.findings)
-
-    @property
-    def _levels(self) -> tuple[FileLevel | LoadLevel | OutputsLevel | EmbeddingsLevel | None, ...]:
-        return self.file, self.load, self.outputs, self.embeddings
+        levels = (self.file, self.load, self.outputs, self.embeddings)
+        return tuple(one for level in levels if level for one in level.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that are not finite become null."""

@@ -10,6 +10,7 @@ Legend: N blocks, B blocks of a batch, T tokens of a block.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,18 +22,16 @@ from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.progress import Advance
 from mha2gqa.texts.find import Blocks, find_blocks
-from mha2gqa.verbs.verify.continuations import continuations
-from mha2gqa.verbs.verify.differences import ComparedText
 from mha2gqa.verbs.verify.judge import limit_findings
-from mha2gqa.verbs.verify.layers import LayerErrors
-from mha2gqa.verbs.verify.levels import OutputsLevel
-from mha2gqa.verbs.verify.loading import Models
-from mha2gqa.verbs.verify.metrics import Sums
+from mha2gqa.verbs.verify.levels import ComparedText, Continuation, OutputsLevel
+from mha2gqa.verbs.verify.load_level import Models
+from mha2gqa.verbs.verify.metrics import LayerErrors, Sums
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
 
 BATCH_TOKENS = 2048
 """Tokens of a batch, unless the user says how many blocks."""
+_PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 32, 48
 
 
 @dataclass(frozen=True)
@@ -183,3 +182,46 @@ def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
             expected="the tokenizer that the model was trained with",
             remedy="Check the tokenizer's files beside the original",
         )
+
+
+@torch.inference_mode()
+def continuations(
+    original: PreTrainedModel, converted: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks_NT: torch.Tensor
+) -> tuple[Continuation, ...]:
+    """Continue the beginnings of a few blocks, evenly spaced; nothing where the original's class does not generate."""
+    count, length = min(_PROMPTS, len(blocks_NT)), min(_PROMPT_TOKENS, blocks_NT.shape[1] // 2)
+    chosen = [number * len(blocks_NT) // count for number in range(count)]
+    prompts_NT = blocks_NT[chosen, : max(1, length)]
+    if not kind_of(original).generates:
+        return ()
+    count = _room(converted, prompts_NT.shape[1])
+    first_NT = attempt(lambda: _write(original, prompts_NT, count))
+    if isinstance(first_NT, str):
+        return ()
+    second_NT = _write(converted, prompts_NT, count)
+    return tuple(
+        Continuation(
+            prompt=_text(tokenizer, prompt_T),
+            original=_text(tokenizer, first_T),
+            converted=_text(tokenizer, second_T),
+            agreed=int((first_T == second_T).long().cumprod(0).sum()),
+            tokens=len(first_T),
+        )
+        for prompt_T, first_T, second_T in zip(prompts_NT, first_NT, second_NT, strict=True)
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids_T: torch.Tensor) -> str:
+    return str(tokenizer.decode(ids_T, skip_special_tokens=True))
+
+
+def _room(converted: PreTrainedModel, prompt: int) -> int:
+    """Return how many tokens to write: a table of positions may end where the original's formula does not."""
+    most = getattr(converted.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(_NEW_TOKENS, max(1, most - prompt)) if isinstance(most, int) else _NEW_TOKENS
+
+
+def _write(model: PreTrainedModel, prompts_NT: torch.Tensor, count: int) -> torch.Tensor:
+    generate: Any = model.generate
+    written_NT: torch.Tensor = generate(input_ids=prompts_NT.to(model.device), max_new_tokens=count)
+    return written_NT[:, -count:].cpu()

@@ -14,12 +14,11 @@ from mha2gqa.verbs.verify.card import check_card, write_numbers
 from mha2gqa.verbs.verify.embeddings_level import compare_embeddings
 from mha2gqa.verbs.verify.file_level import check_files
 from mha2gqa.verbs.verify.judge import judge, limits_for
-from mha2gqa.verbs.verify.load_level import check_loading
-from mha2gqa.verbs.verify.loading import Models
+from mha2gqa.verbs.verify.load_level import Models, check_loading
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 from mha2gqa.verbs.verify.outputs_level import compare_outputs, find_text
-from mha2gqa.verbs.verify.similarity import head_similarity
+from mha2gqa.verbs.verify.tensors import head_similarity
 
 
 def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:

@@ -121,8 +121,8 @@ def _benchmarks(benchmarks: tuple[Benchmark, ...]) -> Section:
     rows = tuple(
         (
             f"{one.task}, {one.metric}",
-            _with_error(one.original, one.original_error),
-            _with_error(one.converted, one.converted_error),
+            with_error(one.original, one.original_error),
+            with_error(one.converted, one.converted_error),
             f"{one.converted - one.original:+.4f}",
         )
         for one in benchmarks
@@ -130,7 +130,8 @@ def _benchmarks(benchmarks: tuple[Benchmark, ...]) -> Section:
     return _section(("benchmark", "original", "converted", "difference"), rows, numbers=True)
 
 
-def _with_error(value: float, error: float | None) -> str:
+def with_error(value: float, error: float | None) -> str:
+    """Return a score with its standard error, where there is one."""
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 

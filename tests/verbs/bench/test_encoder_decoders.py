@@ -17,13 +17,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from mha2gqa import BenchOptions, ConvertOptions, bench, convert
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import set_plain_generation
-from mha2gqa.verbs.bench.encoder_decoder_engine import EncoderDecoderEngine
-from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.grid import find_grid
-from mha2gqa.verbs.bench.limits import costs
+from mha2gqa.verbs.bench.limits import Filled, costs
 from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.subjects import find_subjects
-from mha2gqa.verbs.bench.transformers_engine import generate
+from mha2gqa.verbs.bench.transformers_engine import EncoderDecoderEngine, generate
 from tests.families.tiny import tiny_config, tiny_model
 from tests.shipped.subjects import SUBJECTS
 from tests.shipped.subjects import filled as randomly_filled

@@ -8,8 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.verbs.bench.engine import Filled
-from mha2gqa.verbs.bench.limits import Costs, costs, largest_that_runs, why_not_faster
+from mha2gqa.verbs.bench.limits import Costs, Filled, costs, largest_that_runs, why_not_faster
 from mha2gqa.verbs.bench.outcome import Decode, Ratio, Times
 from mha2gqa.verbs.bench.transformers_engine import fill
 from mha2gqa.verbs.verify.behaviour import held_bytes
@@ -62,7 +61,7 @@ def test_a_cache_that_was_filled_is_as_large_as_one_that_was_read(kind: str, sta
         config = model.config
         cache: Any = StaticCache(config=config, max_cache_len=32) if static else DynamicCache(config=config)
         model(torch.randint(3, 90, (2, read)), past_key_values=cache, use_cache=True)
-        fill(cache, 2, 20 - read)
+        fill(cache, 2, 20 - read, cache)
         sizes.append(held_bytes(cache))
         lengths.append(int(cache.get_seq_length()))
     assert sizes[0] == sizes[1]

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import GroupsError, TimingError
-from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid
-from mha2gqa.verbs.bench.limits import costs
-from mha2gqa.verbs.bench.measure import take_turns, time_decode, time_prefill
+from mha2gqa.verbs.bench.limits import Filled, costs
 from mha2gqa.verbs.bench.options import BenchOptions
+from mha2gqa.verbs.bench.run import take_turns, time_decode, time_prefill
 from mha2gqa.verbs.bench.subjects import SHAPES, find_subjects
 
 TINY = BenchOptions(shape="olmo-1b", groups=2)
@@ -102,7 +101,7 @@ def test_every_shape_can_be_benched(path: Any) -> None:
     subjects = find_subjects(BenchOptions(shape=path.stem, groups=1))
     before, after = (costs(one.model, 2).cache(Filled(1)) for one in subjects.both)
     assert subjects.random_weights
-    assert before == after * subjects.original.kv_heads
+    assert before == after * subjects.original.counted.kv_heads
     assert find_subjects(BenchOptions(shape=str(path), groups=1)) == subjects
 
 

@@ -18,8 +18,7 @@ from mha2gqa.cli import app
 from mha2gqa.files.finish import write_record
 from mha2gqa.files.source import Source
 from mha2gqa.record.card import card_of
-from mha2gqa.record.conversion import Conversion
-from mha2gqa.record.outcome import Outcome
+from mha2gqa.record.conversion import Conversion, Outcome
 from mha2gqa.record.record import read_record, record_of
 from mha2gqa.targets.kv_heads import heads_change
 from mha2gqa.verbs.convert.options import ConvertOptions

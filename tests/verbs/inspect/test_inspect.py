@@ -19,7 +19,7 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.inspect.options import InspectOptions
-from mha2gqa.verbs.inspect.outcome import InspectReport, inspect
+from mha2gqa.verbs.inspect.run import InspectReport, inspect
 from tests.families import oracle
 from tests.families.cases import CASES, Case
 from tests.families.tiny import model_class_name, save_tiny, tiny_config

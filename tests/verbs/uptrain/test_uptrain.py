@@ -206,7 +206,7 @@ def test_verify_accepts_the_output_and_finds_a_flipped_bit(subject: tuple[Path, 
     proof = verify(levels)
     assert not proof.findings
     assert proof.file.checksummed == report.changed == 8
-    assert proof.conversion.uptrained == ("attention, distil, 4 steps",)
+    assert proof.conversion.trainings == ("attention, distil, 4 steps",)
     flip_bit(report.output, "model.layers.1.self_attn.q_proj.weight")
     assert [one.guilty for one in verify(levels).file.findings] == ["model.layers.1.self_attn.q_proj.weight"]
 

@@ -11,7 +11,7 @@ from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
-from mha2gqa.verbs.verify.similarity import head_similarity
+from mha2gqa.verbs.verify.tensors import head_similarity
 from tests.families.tiny import save_tiny
 
 HEADS, WIDTH = 4, 16

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mha2gqa.files.record import Record
 
 from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.targets.kv_heads import heads_change
+from mha2gqa.targets.target import Change
 from mha2gqa.texts import blocks
 from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
 from mha2gqa.verbs.verify.outcome import Limits
@@ -164,20 +166,25 @@ def test_a_fault_in_the_files_makes_the_exit_code_3(cli: Cli, subject: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("command", "heads", "limits"),
-    [("convert", (8, 4), LOSSY), ("convert", (8, 8), EXACT), ("expand", (2, 8), ROUNDING), ("expand", (8, 8), EXACT)],
+    ("change", "limits"),
+    [
+        (heads_change(8, 4, "loss"), LOSSY),
+        (heads_change(8, 8, "loss"), EXACT),
+        (heads_change(2, 8, "rounding"), ROUNDING),
+        (heads_change(8, 8, "rounding"), EXACT),
+    ],
 )
-def test_limits_follow_from_the_conversion(command: str, heads: tuple[int, int], limits: Limits) -> None:
-    record = Record(
-        command=command,
+def test_limits_follow_from_the_conversion(change: Change, limits: Limits) -> None:
+    conversion = Conversion(
+        command="convert",
         options={},
+        targets=("kv_heads",),
         model_type="llama",
-        source_heads=heads[0],
-        target_heads=heads[1],
+        change=change,
         config_changes=[],
         groups={},
         dropped=(),
     )
-    assert limits_for(record, VerifyOptions()) == limits
-    assert limits_for(record, VerifyOptions(max_kl=0.5)).max_kl == 0.5
+    assert limits_for(conversion, VerifyOptions()) == limits
+    assert limits_for(conversion, VerifyOptions(max_kl=0.5)).max_kl == 0.5
     assert limits.exact == (limits is EXACT)
