@@ -1,8 +1,8 @@
 """Reads documents, one string after another: plain text, tables (jsonl, csv, parquet), Hub data sets.
 
 A plain text file is one document; a long one is cut at line ends into documents of about a megabyte.
-Of a table or a data set each row is one document, in one text column (`tables.py` reads them). Everything is
-streamed, in the order in which it was named.
+Of a table or a data set each row is one document, in one text column (`tables.py` reads them, `columns.py` chooses).
+Everything is streamed, in the order in which it was named.
 
     notes.txt   rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
 
@@ -11,9 +11,9 @@ No tokens here (`blocks.py`).
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mha2gqa.errors import TextError
+from mha2gqa.texts.columns import choose_column
 from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of, undecodable
 
 _CHUNK = 1 << 20
@@ -25,7 +25,7 @@ def read_documents(data: Sequence[str], column: str | None = None, purpose: Purp
 
     Args:
         data: Paths of files, or ids of Hub data sets.
-        column: Column of tables that holds the text; None takes `text`, else the only one with strings.
+        column: Column of tables that holds the text; None takes `text`, else the only one with documents.
         purpose: Which split of a Hub data set to take when none is named.
 
     Raises:
@@ -47,36 +47,27 @@ def _documents(name: str, column: str | None, purpose: Purpose) -> Iterator[str]
     if not is_table(name):
         yield from _plain(Path(name).expanduser())
         return
-    chosen = None
-    for row in read_rows(name, purpose):
-        chosen = chosen or _choose(name, row, column)
+    first, rows = read_rows(name, purpose)
+    if not first:
+        return
+    chosen = choose_column(name, first, column)
+    for row in rows:
         yield text_of(name, row, chosen)
 
 
 def _plain(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as file:
-            while lines := file.readlines(_CHUNK):
-                yield "".join(lines)
+            lines: list[str] = []
+            size = 0
+            while line := file.readline(_CHUNK):  # a longer one is cut
+                lines.append(line)
+                size += len(line)
+                if size > _CHUNK:
+                    yield "".join(lines)
+                    lines, size = [], 0
+            yield "".join(lines)
     except UnicodeDecodeError as error:
         raise undecodable(str(path), error) from error
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror}", remedy="Check its permissions") from error
-
-
-def _choose(name: str, row: dict[str, Any], column: str | None) -> str:
-    if column is not None and column in row:
-        return column
-    there = ", ".join(row)
-    if column is not None:
-        raise TextError(f"{name} has no column {column!r}", expected=f"one of {there}", remedy="Choose with --column")
-    strings = [key for key, value in row.items() if isinstance(value, str)]
-    if "text" in row:
-        return "text"
-    if len(strings) != 1:
-        raise TextError(
-            f"{name} has no column 'text' and {len(strings)} columns of strings",
-            expected="one column to read",
-            remedy=f"Choose with --column; there are {there}",
-        )
-    return strings[0]

@@ -5,13 +5,13 @@ out. No tokens here.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mha2gqa.errors import TextError
-from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of, value_of
+from mha2gqa.texts.columns import choose_pair
+from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of
 
 _OPTIONS = ("--source-column", "--target-column")
-_USUAL = ("source", "target")
 
 
 class Pair(NamedTuple):
@@ -55,33 +55,9 @@ def read_pairs(
 
 
 def _pairs(name: str, columns: tuple[str | None, str | None], purpose: Purpose) -> Iterator[Pair]:
-    chosen = None
-    for row in read_rows(name, purpose):
-        chosen = chosen or _choose(name, row, columns)
+    first, rows = read_rows(name, purpose)
+    if not first:
+        return
+    chosen = choose_pair(name, first, columns)
+    for row in rows:
         yield Pair(*(text_of(name, row, *one) for one in zip(chosen, _OPTIONS, strict=True)))
-
-
-def _choose(name: str, row: dict[str, Any], columns: tuple[str | None, str | None]) -> list[str]:
-    """Return the columns of a table, found in its first row."""
-    for column, option in zip(columns, _OPTIONS, strict=True):
-        if column is not None and not _has(row, column):
-            raise TextError(
-                f"{name} has no column {column!r}", expected=f"one of {', '.join(row)}", remedy=f"Choose with {option}"
-            )
-    named = [column or (usual if usual in row else None) for column, usual in zip(columns, _USUAL, strict=True)]
-    left = [key for key, value in row.items() if isinstance(value, str) and key not in named]
-    if None in named and len(left) != named.count(None):
-        raise TextError(
-            f"{name} has no columns 'source' and 'target', and {len(left)} columns of strings",
-            expected="a column of sources and one of targets",
-            remedy=f"Choose with {' and '.join(_OPTIONS)}; there are {', '.join(row)}",
-        )
-    return [column or left.pop(0) for column in named]
-
-
-def _has(row: dict[str, Any], column: str) -> bool:
-    try:
-        value_of(row, column)
-    except KeyError:
-        return False
-    return True
