@@ -23,6 +23,8 @@ def going_on(place: object, command: str = "the same command") -> str:
 
 def visible(text: str) -> str:
     r"""Return text with the characters that cannot be seen, or that turn others around, written as `\x1b`."""
+    if text.isprintable():  # nearly always, and far quicker
+        return text
     return "".join(character if _is_plain(character) else _escaped(character) for character in text)
 
 

@@ -57,7 +57,9 @@ def find_belongings(directory: Path, config: dict[str, Any], weights: Iterable[s
     tree = _Tree(directory)
     try:
         modules = _modules(directory)
-        found = {*tree.by_name(), *(path for folder in _folders(directory, modules) for path in tree.below(folder))}
+        folders = [*_named_folders(directory, modules)]
+        folders += [PurePath(_SPEECH[1])] if os.path.lexists(directory / _SPEECH[0]) else []
+        found = {*tree.by_name(), *(path for folder in folders for path in tree.below(folder))}
         types = [str(one.get("type") or "") for one in modules]
         taken = {*found, *tree.code(found, [*_referred(tree, config, found), *types])}
         if len(taken) > _MOST:
@@ -166,8 +168,16 @@ def _modules(directory: Path) -> list[dict[str, Any]]:
     return content
 
 
-def _folders(directory: Path, modules: list[dict[str, Any]]) -> Iterator[PurePath]:
-    """Yield the folders that come along with all that is in them."""
+def module_folders(directory: Path) -> list[PurePath]:
+    """Return the folders that `modules.json` names; they come along with all that is in them.
+
+    Raises:
+        CheckpointError: It is malformed, or names something elsewhere.
+    """
+    return list(_named_folders(directory, _modules(directory)))
+
+
+def _named_folders(directory: Path, modules: list[dict[str, Any]]) -> Iterator[PurePath]:
     for name in (str(one.get("path") or "") for one in modules):
         if "\\" in name or any(part.startswith(".") or not part for part in name.split("/") if name):
             raise CheckpointError(
@@ -177,8 +187,6 @@ def _folders(directory: Path, modules: list[dict[str, Any]]) -> Iterator[PurePat
             )
         if name:
             yield PurePath(name)
-    if os.path.lexists(directory / _SPEECH[0]):
-        yield PurePath(_SPEECH[1])
 
 
 def _referred(tree: _Tree, config: dict[str, Any], found: Iterable[PurePath]) -> Iterator[str]:

@@ -29,6 +29,7 @@ PICKLE_FILE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 RECORD = "mha2gqa.json"
 
 _ADAPTER = "adapter_config.json"
+_MOST_TENSORS, _MOST_EMPTY = 150_000, 1_000
 _LARGEST_HEADER = 32 << 20
 """Bytes of a safetensors header; the tensors of a mixture of a thousand experts are described in a tenth of that."""
 
@@ -104,6 +105,7 @@ def _read_weights(files: list[Path], weight_map: dict[str, str]) -> tuple[tuple[
             _check_name(info, tensors, file)
             tensors[info.name] = info
     _check_index(weight_map, tensors)
+    _check_number(tensors)
     return tuple(tensors.values()), metadata
 
 
@@ -178,6 +180,20 @@ def _check_name(info: TensorInfo, tensors: dict[str, TensorInfo], file: Path) ->
         )
     if visible(info.name) != info.name or "\n" in info.name:
         raise CheckpointError(f"A tensor of {file} has the name {info.name!r}", expected="a name that can be printed")
+
+
+def _check_number(tensors: Mapping[str, TensorInfo]) -> None:
+    empty = sum(info.size == 0 for info in tensors.values())
+    for number, most, what in (
+        (len(tensors), _MOST_TENSORS, "tensors"),
+        (empty, _MOST_EMPTY, "tensors without a number"),
+    ):
+        if number > most:
+            raise CheckpointError(
+                f"The checkpoint holds {number:,} {what}",
+                expected=f"at most {most:,}, more than any model that was published",
+                remedy="Check where it comes from",
+            )
 
 
 def read_safetensors(file: Path) -> tuple[list[TensorInfo], dict[str, str]]:

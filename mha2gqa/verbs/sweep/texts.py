@@ -42,10 +42,9 @@ def check_texts(options: SweepOptions) -> None:
         TextError: A file or data set is named for both.
     """
     learned, evaluated = (
-        {os.path.realpath(name) if Path(name).is_file() else name for name in data}
-        for data in (options.data, options.eval_data)
+        {os.path.realpath(name): name for name in data if name != SELF} for data in (options.data, options.eval_data)
     )
-    if both := sorted((learned & evaluated) - {SELF}):
+    if both := sorted(learned[place] for place in learned.keys() & evaluated.keys()):
         raise TextError(
             f"{both[0]} is named by --data and by --eval-data",
             expected="text to evaluate on that no conversion has learned from",
