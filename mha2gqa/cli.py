@@ -142,15 +142,21 @@ def _file_reader(known: Mapping[str, Parameter]) -> Callable[[typer.Context, Pat
 
     def take(context: typer.Context, path: Path | None) -> Path | None:
         content = {} if path is None else _file_content(path, known)
-        mappings = {name: content.pop(name) or {} for name, one in known.items() if one.is_mapping and name in content}
-        try:
-            context.meta[_FROM_FILE] = {name: known[name].read(entries) for name, entries in mappings.items()}
-        except ValueError as error:
-            raise typer.BadParameter(f"{path}: `{', '.join(mappings)}` {error}") from None
+        mappings = [one for name, one in known.items() if one.is_mapping and name in content]
+        context.meta[_FROM_FILE] = {one.name: _entries(path, one, content.pop(one.name)) for one in mappings}
         context.default_map = {**(context.default_map or {}), **content}
         return path
 
     return take
+
+
+def _entries(path: Path | None, one: Parameter, value: Any) -> Any:
+    try:
+        return one.read(value or {})
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: `{one.name}` {error}") from None
+    except OptionError as error:
+        raise typer.BadParameter(f"{path}: {error.problem}") from None
 
 
 def _file_content(path: Path, known: Collection[str]) -> dict[str, Any]:

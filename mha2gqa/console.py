@@ -108,21 +108,21 @@ class Bars(Progress):
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Move a bar on by `done`."""
-        self._shown.update(self._bar(name), advance=done, total=total)
+        self._shown.update(self._bar(name, total), advance=done, total=total)
 
     def show(self, name: str, done: int, total: int | None, text: str) -> None:
         """Set a bar to all that was done, with a text; None is a total that is not known."""
-        self._shown.update(self._bar(name), completed=done, total=total, description=text)
+        self._shown.update(self._bar(name, total), completed=done, total=total, description=text)
 
     def keep(self, name: str) -> None:
         """Take all other bars away."""
         for other in [one for one in self._bars if one != name]:
             self._shown.remove_task(self._bars.pop(other))
 
-    def _bar(self, name: str) -> "TaskID":
+    def _bar(self, name: str, total: int | None) -> "TaskID":
         with self._lock:  # writing tells from several threads
             if name not in self._bars:
-                self._bars[name] = self._shown.add_task(name, total=None)
+                self._bars[name] = self._shown.add_task(name, total=total)
             return self._bars[name]
 
 

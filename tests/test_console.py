@@ -59,6 +59,9 @@ def test_bars_come_when_they_are_told_of_and_go(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(console, "err", Console(file=file, force_terminal=True, width=80, color_system=None))
     with console.bars(console.Bars, "steps") as bars:
         bars.show("whole", 1, 4, "whole: first")
+        bars.stage("other", 0, 3)
+        assert [task.total for task in bars._shown.tasks] == [4, 3]
+        bars.keep("whole")
         bars.stage("part", 3, 5)
         bars.stage("part", 1, 5)
         tasks = {task.description: (task.completed, task.total) for task in bars._shown.tasks}

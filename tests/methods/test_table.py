@@ -18,7 +18,7 @@ import torch
 
 import mha2gqa
 from mha2gqa import ConvertOptions, convert, methods
-from mha2gqa.errors import MethodError
+from mha2gqa.errors import OptionError
 from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics
 from mha2gqa.heads.grouping import Groups
 from mha2gqa.heads.metric import Full
@@ -93,7 +93,7 @@ def test_auto_is_no_method_and_merges_by_one() -> None:
 
 def test_a_name_that_is_no_method_is_refused(tmp_path: Path) -> None:
     save_source(tmp_path / "source")
-    with pytest.raises(MethodError, match=r"no method 'meen'. Expected one of mean, first, random, aligned, auto"):
+    with pytest.raises(OptionError, match="'meen' is not one of mean, first, random, aligned, auto"):
         convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "out", method="meen"))
     assert not (tmp_path / "out").exists()
 

@@ -106,7 +106,7 @@ def test_the_mean_of_three_equal_heads_is_that_head_to_the_last_bit(
 def test_without_a_number_every_query_head_gets_its_own(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "original", **{KV: 1})
     report = expand(ExpandOptions(model=str(tmp_path / "original"), output=tmp_path / "expanded"))
-    assert report.heads_after == 4
+    assert [fact.after for fact in report.change.facts] == [4]
     assert report.method is None
     weights = read_tensors(tmp_path / "expanded")["model.layers.0.self_attn.k_proj.weight"].unflatten(0, (4, -1))
     assert all(torch.equal(head, weights[0]) for head in weights)
