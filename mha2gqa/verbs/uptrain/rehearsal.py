@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from mha2gqa.errors import TrainingError
 
@@ -69,6 +70,8 @@ def _attempt(build: Build, given: Mapping[str, Any]) -> tuple[TrainingArguments 
 
 
 def _rehearse(arguments: TrainingArguments) -> None:
+    if arguments.use_liger_kernel and not is_liger_kernel_available():  # the Trainer asks when it begins
+        raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
     with tempfile.TemporaryDirectory() as directory:  # the Trainer makes its directory at once
         tried = copy.copy(arguments)
         tried.output_dir = directory
