@@ -152,7 +152,7 @@ def _arguments(options: UptrainOptions, subject: Subject, task: Task, output: Pa
     def build(given: Mapping[str, Any]) -> TrainingArguments:
         return build_arguments(replace(options, trainer=given), task.row_tokens, work, was_trained=was_trained)
 
-    arguments = rehearsed(build, options.trainer)
+    arguments = rehearsed(build, options.trainer, only_arguments=options.dry_run)
     model = subject.converted.architecture.outline
     if arguments.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise TrainingError(

@@ -37,20 +37,23 @@ class _OneNumber(PreTrainedModel):
         return (self.layer(input_ids.float()).sum(),)
 
 
-def rehearsed(build: Build, given: Mapping[str, Any]) -> TrainingArguments:
+def rehearsed(build: Build, given: Mapping[str, Any], *, only_arguments: bool = False) -> TrainingArguments:
     """Return the arguments that the Trainer is then made with.
 
     Args:
         build: Makes them.
         given: The user's settings.
+        only_arguments: Make no Trainer: a run may be planned where neither its packages nor its launcher are.
 
     Raises:
         TrainingError: The Trainer refuses one of them.
     """
-    made, refusal = _attempt(build, given)
+    rehearse = (lambda arguments: None) if only_arguments else _rehearse
+    made, refusal = _attempt(build, given, rehearse)
     if made is not None:
         return made
-    guilty = [name for name in given if _attempt(build, {key: given[key] for key in given if key != name})[0]]
+    without = {name: {key: value for key, value in given.items() if key != name} for name in given}
+    guilty = [name for name, rest in without.items() if _attempt(build, rest, rehearse)[0]]
     named = ", ".join(f"{name}={given[name]}" for name in guilty or given)
     raise TrainingError(
         f"The Trainer refuses its settings{f' ({named})' if named else ''}: {refusal}",
@@ -59,11 +62,13 @@ def rehearsed(build: Build, given: Mapping[str, Any]) -> TrainingArguments:
     )
 
 
-def _attempt(build: Build, given: Mapping[str, Any]) -> tuple[TrainingArguments | None, str]:
+def _attempt(
+    build: Build, given: Mapping[str, Any], rehearse: Callable[[TrainingArguments], object]
+) -> tuple[TrainingArguments | None, str]:
     try:
         with _untouched():
             arguments = build(given)
-            _rehearse(arguments)
+            rehearse(arguments)
     except Exception as error:  # the Trainer, accelerate and integrations refuse with exceptions of every kind
         return None, " ".join(str(error).split())[:300] or type(error).__name__
     return arguments, ""

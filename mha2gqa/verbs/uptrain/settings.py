@@ -25,6 +25,8 @@ _ABOVE_ZERO = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "ddp_timeout"),
     *("logging_steps", "eval_steps", "save_steps", "eval_accumulation_steps", "save_total_limit"),
 )
+_ALSO_TRUTHS = ("fsdp",)
+"""Fields of words that take truth values as well, whatever their annotation says."""
 _FROM_ZERO = ("dataloader_num_workers", "warmup_steps", "eval_delay", "max_grad_norm", "learning_rate", "weight_decay")
 
 
@@ -117,7 +119,7 @@ def _parsed(text: str) -> int | float:
 
 def _word(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     """Return what a field of words takes for a value; where YAML reads `no`, nothing is meant."""
-    if isinstance(value, bool) and bool not in kinds:
+    if isinstance(value, bool) and bool not in kinds and name not in _ALSO_TRUTHS:
         if value or (type(None) not in kinds and list not in kinds):
             raise _unfit(name, value, "a word")
         return "none" if list in kinds else None
