@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mha2gqa.files.pickles import read_pickle
 from mha2gqa.files.pieces import TensorInfo, path_of
 from mha2gqa.files.plain import State, check_unchanged, look, unreadable
 from mha2gqa.files.plain import read_json as read_json
+from mha2gqa.files.wrappers import unwrapped
 
 SAFE_FILE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -48,6 +49,8 @@ class Checkpoint:
     """Files to copy beside the weights, relative to the directory: tokenizer, templates, code."""
     left_behind: tuple[str, ...] = ()
     """Names of what is not copied: files, and folders with a slash."""
+    unwrapped: tuple[str, ...] = ()
+    """Prefixes of wrappers, such as `module.`, that were taken off the names of the file."""
     states: Mapping[Path, State] = field(default_factory=dict)
     """How each file that was read, or will be, was at first."""
 
@@ -71,14 +74,16 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     config = read_json(_look(directory / "config.json", states))
     files, weight_map = _locate_weights(directory, states)
     tensors, metadata = _read_weights(files, weight_map)
+    plain = unwrapped([info.name for info in tensors])
     beside = find_belongings(directory, config, [path.name for path in states])
     return Checkpoint(
         directory,
         config,
-        tensors,
+        tuple(replace(info, name=name) for info, name in zip(tensors, plain.names, strict=True)),
         metadata,
         beside.companions,
         left_behind=beside.left_behind,
+        unwrapped=plain.prefixes,
         states={**states, **beside.states},
     )
 

@@ -153,11 +153,11 @@ def workspace(output: Path, fingerprint: str, *, keep: bool) -> Iterator[Path]:
     """
     with refusals(output), claimed(working_directory(output, "layers"), output) as work:
         stamp = work / "fingerprint"
-        if not (keep and _is_stamped(stamp, fingerprint)) or has_links(work):
-            clear(work)
-            stamp.write_text(fingerprint, encoding="utf-8")
         try:
             with refusals(output):
+                if not (keep and _is_stamped(stamp, fingerprint)) or has_links(work):
+                    clear(work)
+                    stamp.write_text(fingerprint, encoding="utf-8")
                 yield work
         except BaseException as error:
             _leave(work, error, keep=keep)

@@ -76,7 +76,12 @@ def make_ours(directory: Path) -> None:
     """
     check_ours(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MARK).write_bytes(_CONTENT)
+    try:
+        (directory / MARK).write_bytes(_CONTENT)
+    except OSError:
+        with contextlib.suppress(OSError):
+            remove(directory)
+        raise
 
 
 @contextlib.contextmanager

@@ -70,9 +70,9 @@ def training_workspace(output: Path, recipe: Mapping[str, Any], *, resume: bool,
         yield work
         return
     with refusals(output), claimed(work, output):
-        _prepare(work, recipe, resume=resume)
         try:
             with refusals(output):
+                _prepare(work, recipe, resume=resume)
                 yield work
         except BaseException as error:
             _leave(work, error, recipe.get("samples"))
