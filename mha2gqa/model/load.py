@@ -10,6 +10,7 @@ model is run for.
 """
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,22 @@ def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]
 def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
     """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
     return _load(type(Architecture(read_json(directory / "config.json")).outline), directory, place)
+
+
+def drawn(model: PreTrainedModel, problems: Iterable[str]) -> tuple[str, ...]:
+    """Return the parameters that no file gave, so that transformers has drawn them at random.
+
+    A pooler is left out: nothing that is compared or trained reads it.
+    """
+    parts = (problem.partition(" ") for problem in problems)
+    names = (name for kind, _, name in parts if kind in ("missing", "mismatched"))
+    return tuple(name for name in names if "pooler" not in name.split("."))
+
+
+def are_of_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
+    """Return whether parameters all lie above the body of a model, whose hidden states do without them."""
+    body = f"{model.base_model_prefix}."
+    return model.base_model is not model and not any(name.startswith(body) for name in names)
 
 
 def _load(

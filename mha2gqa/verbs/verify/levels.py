@@ -5,6 +5,7 @@ Losses and divergences are in nats a token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from mha2gqa.units import perplexity
 from mha2gqa.verbs.verify.options import Level
@@ -155,6 +156,8 @@ class FileLevel:
     """How long it took."""
     findings: tuple[Finding, ...]
     """What is wrong; empty when everything is as it should be."""
+    witness: str = ""
+    """What only the record speaks for, as a sentence; empty where everything was established by the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +166,10 @@ class Check:
 
     name: str
     """What was checked, as a short phrase."""
-    passed: bool
-    """Whether it held."""
+    passed: bool | None
+    """Whether it held; None where nothing was established, for a reason that lies in the original."""
     detail: str
-    """The numbers that were seen."""
+    """The numbers that were seen, or the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,3 +254,35 @@ class EmbeddingsLevel:
     """How long it took."""
     findings: tuple[Finding, ...]
     """One for each limit that is passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLevel:
+    """What both models' task heads give for the same tokens: labels, scores or spans."""
+
+    text: ComparedText
+    """What they read."""
+    gives: str
+    """What the head gives, as a phrase: `3 labels for a text`."""
+    kl: float | None
+    """Mean KL(original || converted) of the distributions of labels (of places, for spans); None for scores."""
+    same: float | None
+    """Share of them with the same most likely label; None for scores."""
+    error: float
+    """||converted - original|| / ||original|| over all outputs."""
+    largest_difference: float
+    """Of an output."""
+    layers: tuple[LayerError, ...]
+    """One for each attention module, in the order of the module tree."""
+    dtype: str
+    """In which the models were run."""
+    device: str
+    """On which they were run."""
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each limit that is passed."""
+
+
+Compared: TypeAlias = OutputsLevel | EmbeddingsLevel | HeadLevel
+"""What the outputs level found, by the kind of the model."""
