@@ -62,5 +62,18 @@ def belongs(path: PurePath) -> bool:
     return is_code or (not folders and lower.endswith(_IMAGES)) or _matches(name, _BY_NAME)
 
 
+def is_read(path: PurePath) -> bool:
+    """Return whether a loader may read a file that lies in a checkpoint: code, templates, tokenizers, weights, shards.
+
+    Texts, licences and pictures are not, nor notes and logs.
+    """
+    lower = path.name.lower()
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    if lower.endswith((*_NEVER, ".index.json", ".py", ".so", ".nemo", ".engine", ".pkl", ".distcp")):
+        return True
+    return belongs(path) and not lower.endswith((*_IMAGES, ".md")) and not _matches(path.name, _TEXTS)
+
+
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name.lower(), pattern) for pattern in patterns)

@@ -12,6 +12,7 @@ device. JSON is small, not nested without end, and holds no half characters, so 
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def load_json(path: Path, root: Path) -> Any:
         if size > _LARGEST_JSON:
             raise ValueError(f"it has {size:,} bytes, more than {_LARGEST_JSON:,}")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=each_once)
         _check_plain(content, text)
     except FileNotFoundError:
         raise CheckpointError(
@@ -172,6 +173,19 @@ def load_json(path: Path, root: Path) -> Any:
             expected="a JSON object",
             remedy="Restore the file, or download it again",
         ) from error
+    return content
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; for `json.loads`, which would take the last of two values of one key, as others do not.
+
+    Raises:
+        ValueError: A key stands twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it holds the key {visible(twice)!r} twice, and readers differ in which they take")
     return content
 
 

@@ -21,7 +21,7 @@ from mha2gqa.files.companions import find_belongings
 from mha2gqa.files.foreign import no_weights
 from mha2gqa.files.pickles import read_pickle
 from mha2gqa.files.pieces import TensorInfo, path_of
-from mha2gqa.files.plain import State, check_unchanged, look, unreadable
+from mha2gqa.files.plain import State, check_unchanged, each_once, look, unreadable
 from mha2gqa.files.plain import read_json as read_json
 from mha2gqa.files.wrappers import unwrapped
 
@@ -217,7 +217,7 @@ def read_safetensors(file: Path) -> tuple[list[TensorInfo], dict[str, str]]:
                 raise ValueError(f"its header has {length:,} bytes, more than {_LARGEST_HEADER:,}")
             with safe_open(file, framework="pt"):
                 pass
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: dict[str, Any] = json.loads(stream.read(length), object_pairs_hook=each_once)
     except PermissionError as error:
         raise unreadable(file, error) from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:

@@ -49,6 +49,8 @@ class Record:
     revision: str | None
     versions: Mapping[str, str]
     tensors: Mapping[str, WrittenTensor]
+    made_of: Mapping[str, str]
+    """Tensor of the original's files -> XXH3-128 of its bytes; empty in records of versions that did not keep it."""
 
     @property
     def target(self) -> Target:
@@ -57,7 +59,11 @@ class Record:
 
 
 def record_of(
-    conversion: Conversion, source: Source, tensors: Iterable[OutputTensor], checksums: Mapping[str, str]
+    conversion: Conversion,
+    source: Source,
+    tensors: Iterable[OutputTensor],
+    checksums: Mapping[str, str],
+    made_of: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the record of a conversion.
 
@@ -66,6 +72,7 @@ def record_of(
         source: What it was done to.
         tensors: The tensors of the result.
         checksums: Tensor name -> XXH3-128 of its bytes, in hexadecimal.
+        made_of: The same of every tensor of the source, by the names in its files.
     """
     return {
         "format": FORMAT,
@@ -73,6 +80,7 @@ def record_of(
             "path": None if source.hub_id else str(source.directory.resolve()),
             "hub_id": source.hub_id,
             "revision": source.revision,
+            "xxh3_128": dict(made_of),
         },
         **conversion.recorded(),
         "versions": _versions(*_PACKAGES),
@@ -138,4 +146,6 @@ def _parse(content: dict[str, Any]) -> Record:
     source = content["source"]
     conversion = parse_conversion(content)
     recorded_target(conversion.targets, conversion.options)  # unreadable ones are refused here
-    return Record(conversion, source["path"], source["hub_id"], source["revision"], dict(content["versions"]), tensors)
+    made_of = {str(name): str(one) for name, one in source.get("xxh3_128", {}).items()}
+    place = source["path"], source["hub_id"], source["revision"]
+    return Record(conversion, *place, dict(content["versions"]), tensors, made_of)

@@ -109,8 +109,13 @@ class Models:
 
     @cached_property
     def lacks(self) -> list[str]:
-        """What is wrong with the keys of both."""
-        return [problem for problem in self._original[1] if problem not in self.problems]
+        """What is wrong with the keys of the original."""
+        return self._original[1]
+
+    @property
+    def agree(self) -> bool:
+        """Whether the converted checkpoint lacks what the original lacks."""
+        return not isinstance(self._converted, str) and set(self._original[1]) <= set(self._converted[1])
 
     @property
     def dtype(self) -> str:
@@ -209,7 +214,7 @@ def _strict(models: Models) -> Check:
     detail = _some(problems or lacks) or "no missing, unexpected or mismatched key"
     if not problems and lacks:
         drawn = "; transformers draws what is missing at random" if models.drawn else ""
-        detail += f" in the original, too{drawn}"
+        detail += f" in the original{', too' * models.agree}{drawn}"
     return Check(name="strict load", passed=False if problems else None if lacks else True, detail=detail)
 
 

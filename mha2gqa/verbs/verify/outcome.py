@@ -1,8 +1,7 @@
 """What `verify` returns: facts about a converted checkpoint beside its original, for people and for programs.
 
-`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and `OutputsLevel` (for models
-without a head `EmbeddingsLevel`, for those with a task's `HeadLevel` in its place), in `levels.py`; one that was not asked for, or that an earlier
-level made impossible, is None. Sizes are in bytes.
+`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and one of `Compared`, by the kind of the
+model, in `levels.py`; one that was not asked for, or that an earlier level made impossible, is None. Sizes are in bytes.
 
 Nothing is computed here beyond what follows from the fields; the console and the page word them.
 """
