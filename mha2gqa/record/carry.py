@@ -15,8 +15,7 @@ from mha2gqa.methods import pooling
 from mha2gqa.progress import Progress
 from mha2gqa.record.card import card_of
 from mha2gqa.record.conversion import Outcome
-from mha2gqa.record.record import record_of
-from mha2gqa.record.sources import source_checksums
+from mha2gqa.record.record import record_of, source_checksums
 from mha2gqa.targets import names_of
 from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.target import Target

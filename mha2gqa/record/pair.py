@@ -17,8 +17,7 @@ from mha2gqa.files.streams import Sources
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.record.conversion import Conversion
-from mha2gqa.record.record import Record, read_record
-from mha2gqa.record.sources import checksum
+from mha2gqa.record.record import Record, checksum, read_record
 
 _SAMPLED = 8
 """Tensors that are held against the record before anything else is done; the smallest ones."""

@@ -16,7 +16,7 @@ from mha2gqa.files.reader import RECORD, SAFE_INDEX, Checkpoint, read_checkpoint
 from mha2gqa.methods import pooling
 from mha2gqa.progress import Advance
 from mha2gqa.record.pair import Pair, not_the_original
-from mha2gqa.record.sources import source_checksums
+from mha2gqa.record.record import source_checksums
 from mha2gqa.verbs.verify.beside import companion_findings, config_findings, finding
 from mha2gqa.verbs.verify.expectation import Expectation, expect, speaks_for
 from mha2gqa.verbs.verify.levels import FileLevel, Finding

@@ -141,7 +141,8 @@ def _is_identical(file: FileLevel | None, outputs: Compared | None) -> bool:
 def _fine(file: FileLevel | None, load: LoadLevel | None, outputs: Compared | None) -> str:
     parts = []
     if file is not None:
-        parts.append("the files are what the conversion must have made")
+        by_record = "what the original and the record say" if file.checksummed else "what the conversion must have made"
+        parts.append(f"the files are {by_record}")
     if load is not None:
         parts.append(f"the checkpoint {_runs(load)}")
     if isinstance(outputs, EmbeddingsLevel):

@@ -1,7 +1,8 @@
 """What `verify` returns: facts about a converted checkpoint beside its original, for people and for programs.
 
 `Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and one of `Compared`, by the kind of the
-model, in `levels.py`; one that was not asked for, or that an earlier level made impossible, is None. Sizes are in bytes.
+model, in `levels.py`; one that was not asked for, or that an earlier
+level made impossible, is None. Sizes are in bytes.
 
 Nothing is computed here beyond what follows from the fields; the console and the page word them.
 """

@@ -78,7 +78,8 @@ def _facts(report: Verification) -> Iterator[Row]:
 def _files(file: FileLevel) -> str:
     kinds = {"copied": file.compared, "made again": file.recomputed, "by checksum": file.checksummed}
     tensors = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
-    state = f"{len(file.findings)} findings" if file.findings else "all as they must be"
+    fine = "as the original and the record say" if file.checksummed else "all as they must be"
+    state = f"{len(file.findings)} findings" if file.findings else fine
     return f"tensors: {tensors or 'none'}; {file.files} other files; {state}"
 
 
