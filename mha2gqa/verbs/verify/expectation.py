@@ -1,14 +1,15 @@
 """What a converted checkpoint must be, by its original: planned again, whatever its record claims.
 
 The record says what was asked for (how many KV heads, by which method) and no more is taken from it: the plan, and with
-it every tensor that is a copy and every one that a pooling made, follows from the original. Only where a layer method or
-a training made a tensor can nothing but the record's checksum speak for it. Which tensors those can be follows from the
+it every tensor that is a copy and every one that a pooling made, follows from the original. Only where a layer method
+or a training made a tensor can nothing but the record's checksum speak for it. Which ones those can be follows from the
 original as well (`Expectation.by_record`); what is neither is a finding, and a record that says that heads were merged
 by a method whose result they are not (`_contradicted`) is one, too.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +17,25 @@ from pathlib import Path
 import torch
 
 from mha2gqa.errors import FamilyError, GroupsError
-from mha2gqa.files.pieces import Computed, Merge, OutputTensor, Span, TensorInfo, whole
+from mha2gqa.files.pieces import Computed, LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.threads import single_torch_thread
-from mha2gqa.methods import AUTO, METHODS, demand, pooling
+from mha2gqa.methods import AUTO, AUTO_METHOD, METHODS, demand, pooling
+from mha2gqa.model.devices import float64_device
 from mha2gqa.model.layers import LayerFiles
+from mha2gqa.progress import QUIET
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.record.pair import Pair
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan, make_plan
+from mha2gqa.verbs.convert.layerwise import Layerwise
+from mha2gqa.verbs.verify.tensors import views
 
 _POOLINGS = ("mean", "first", "random")
 """Methods whose result tells that it is theirs."""
+_PROBED = 2
+"""Layers that are made again before all are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +50,8 @@ class Expectation:
     """Tensors that a layer method or a training may have made, for which the record's checksums speak."""
     problems: tuple[str, ...]
     """What the record says that cannot be."""
+    is_remade: bool = False
+    """Whether the layers of a layer method were made again."""
 
     def made_of(self, info: TensorInfo, pair: Pair) -> OutputTensor | None:
         """Return what a tensor must be made of; None where that cannot be made again."""
@@ -49,7 +59,8 @@ class Expectation:
             found = pair.original.infos.get(info.name)
             return None if found is None or pair.record.tensors[info.name].changed else whole(found)
         planned = self.planned.get(info.name)
-        is_known = planned is not None and not any(isinstance(piece, Computed) for piece in planned.pieces)
+        is_made = planned is not None and any(isinstance(piece, Computed) for piece in planned.pieces)
+        is_known = self.is_remade or not is_made
         return planned if is_known else None
 
     @cached_property
@@ -58,12 +69,13 @@ class Expectation:
         return {} if self.plan is None else {tensor.name: tensor for tensor in self.plan.tensors}
 
 
-def expect(pair: Pair, tensors: Sequence[TensorInfo]) -> Expectation:
+def expect(pair: Pair, tensors: Sequence[TensorInfo], directory: Path) -> Expectation:
     """Plan the conversion of a pair again.
 
     Args:
         pair: The original, and what the record says that was done to it.
         tensors: Of the converted checkpoint.
+        directory: Where layers may be made again; what is expected lies there afterwards.
     """
     conversion = pair.conversion
     try:
@@ -78,6 +90,13 @@ def expect(pair: Pair, tensors: Sequence[TensorInfo]) -> Expectation:
     if told is not None:
         problem = f"says that the method was {conversion.way!r}, and heads are the result of {told!r}"
         return Expectation(plan, told, frozenset(), (problem,))
+    remade = None if conversion.uptrain else remake(plan, tensors, conversion, directory)
+    if remade is not None:
+        plan, said = remade
+        problems = (f"says that the method was {conversion.way!r}, and layers are the result of {said!r}",)
+        is_true = conversion.text is None and conversion.way == said
+        problems = (*(() if is_true else problems), *_contradictions(pair, plan, is_streamed=False))
+        return Expectation(plan, None, frozenset(), problems, is_remade=True)
     plan = _with_layers(plan)
     made = {tensor.name for tensor in plan.tensors if not tensor.is_copy}
     return Expectation(plan, None, trained | made, tuple(_contradictions(pair, plan, is_streamed=False)))
@@ -94,6 +113,8 @@ def _streams(conversion: Conversion) -> bool:
 def _contradictions(pair: Pair, plan: Plan, *, is_streamed: bool) -> Iterator[str]:
     """Yield what the record says otherwise than the plan that follows from the original."""
     conversion = pair.conversion
+    if conversion.change.numbers() != plan.change.numbers():
+        yield "tells of another change of attention than that of the two configs"
     if {tuple(one["path"]): one["after"] for one in conversion.config_changes} != {
         change.path: change.after for change in plan.config_changes
     }:
@@ -106,6 +127,45 @@ def _contradictions(pair: Pair, plan: Plan, *, is_streamed: bool) -> Iterator[st
             yield f"says that {wrong[0]} was changed, which this conversion copies"
         if conversion.groups != plan.groups:
             yield "lists other groups of heads than this conversion makes"
+
+
+def remake(
+    plan: Plan, tensors: Sequence[TensorInfo], conversion: Conversion, directory: Path
+) -> tuple[Plan, str] | None:
+    """Make the layers again by a layer method that had no text, and return the plan with them, and the method.
+
+    Two layers are made first. Another machine, or another version of its libraries, may give other last bits, and other
+    signs with them: what keys and values of these do not show byte for byte is told by nothing, and the answer is None.
+    """
+    grouping = str(conversion.options.get("grouping", "contiguous"))
+    claimed = conversion.method if conversion.method in METHODS else None
+    seed, found = int(conversion.options.get("seed", 0) or 0), {info.name: info for info in tensors}
+    for method, chosen in dict.fromkeys([(claimed or AUTO_METHOD, grouping), (AUTO_METHOD, "contiguous")]):
+        layerwise = Layerwise(
+            files=LayerFiles(plan.original, directory / f"{method}-{chosen}"),
+            plan=plan,
+            merge=LayerMerge(method=method, grouping=chosen, seed=seed),
+            progress=QUIET,
+            device=float64_device(None),
+        )
+        layers = layerwise.planned()
+        if not layers or sum(one.size for layer in layers for one in layer.tensors) > shutil.disk_usage(directory).free:
+            continue
+        layerwise.files.directory.mkdir()
+        layerwise.from_weights(_PROBED)
+        if is_telling(_same_parts(plan, layerwise.results(), found)):
+            layerwise.from_weights()
+            return plan.with_layers(layerwise.results()), method
+    return None
+
+
+def _same_parts(plan: Plan, layers: Sequence[LayerResult], found: Mapping[str, TensorInfo]) -> set[str]:
+    """Return the parts, keys and values, of the layers that were made again and are the same."""
+    merged = {tensor.name: parts_of(tensor) for tensor in plan.changed if len(tensor.shape) > 1}
+    made = [info for layer in layers for info in layer.tensors if info.name in merged and info.name in found]
+    with contextlib.closing(Sources()) as sources:
+        same = [one for one in made if is_made(found[one.name], whole(one), Pool(pooling(None), 0), sources)]
+    return {part for info in same for part in merged[info.name]}
 
 
 def _with_layers(plan: Plan) -> Plan:
@@ -128,37 +188,50 @@ def _trained(pair: Pair) -> Iterator[str]:
 
 
 def _told_by_heads(plan: Plan, tensors: Sequence[TensorInfo], conversion: Conversion) -> str | None:
-    """Return the pooling of which at least one merged tensor is the result, byte for byte; None without one.
+    """Return the pooling of which keys and values of some layers are the result, byte for byte; None without one.
 
     A tensor tells nothing where several poolings give the same: where the heads that were merged were equal. What the
-    record says is no contradiction where that method itself pools so (heads that were sorted first, and then averaged).
+    record says is no contradiction where that method itself pools so, and heads were sorted before, or values refitted.
     """
+    refine = conversion.refinement
+    own = conversion.method if refine in (None, "refit") else None
     found = {info.name: info for info in tensors}
     merged = [one for one in plan.changed if len(one.shape) > 1 and one.name in found]
-    seed = int(conversion.options.get("seed", 0) or 0)
+    seed, told = int(conversion.options.get("seed", 0) or 0), dict[str, set[str]]()
     with contextlib.closing(Sources()) as sources, single_torch_thread():
         for tensor in merged:
-            same = [name for name in _POOLINGS if _is(found[tensor.name], tensor, Pool(pooling(name), seed), sources)]
-            if len(same) == 1 and same[0] != conversion.method:
-                return same[0]
+            same = [
+                name for name in _POOLINGS if is_made(found[tensor.name], tensor, Pool(pooling(name), seed), sources)
+            ]
+            if len(same) == 1 and same[0] != own:
+                parts = told.setdefault(same[0], set())
+                parts |= parts_of(tensor)
+                if is_telling(parts):
+                    return same[0]
     return None
 
 
-def _is(info: TensorInfo, tensor: OutputTensor, pool: Pool, sources: Sources) -> bool:
-    """Return whether a tensor is what a pooling makes; the first megabyte that differs ends it."""
+def parts_of(tensor: OutputTensor) -> set[str]:
+    """Return which of a layer's parts were merged in a tensor: `k`, `v`, or `kv`."""
+    return {piece.part for piece in tensor.pieces if isinstance(piece, Merge)}
+
+
+def is_telling(parts: set[str]) -> bool:
+    """Return whether tensors of these parts tell how they were made: two methods may treat keys, or values, alike."""
+    return {"k", "v"} <= parts or "kv" in parts
+
+
+def is_made(info: TensorInfo, tensor: OutputTensor, pool: Pool, sources: Sources) -> bool:
+    """Return whether a tensor is what its pieces make; the first slice that differs ends it."""
     if info.size != tensor.size:
         return False
     place = info.offset
-    for piece in tensor.pieces:
-        if isinstance(piece, Merge):
-            for view in pool.slices(sources, piece):
-                own = memoryview(bytearray(len(view)))
-                sources.read_into(Span(info.file, place, len(view)), own)
-                if own != view.cast("B"):
-                    return False
-                place += len(view)
-        else:
-            place += piece.size
+    for view in views(tensor, sources, pool):
+        own = memoryview(bytearray(len(view)))
+        sources.read_into(Span(info.file, place, len(view)), own)
+        if own != view.cast("B"):
+            return False
+        place += len(view)
     return True
 
 

@@ -6,11 +6,13 @@ The original itself is held against the record's checksums of what was converted
 else lies beside the weights is `beside.py`'s. No model is loaded.
 """
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mha2gqa.errors import CheckpointError, Mha2GqaError
-from mha2gqa.files.pieces import OutputTensor, TensorInfo
+from mha2gqa.files.pieces import Computed, OutputTensor, TensorInfo
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import RECORD, SAFE_INDEX, Checkpoint, read_checkpoint, read_json, read_safetensors
 from mha2gqa.methods import pooling
@@ -39,7 +41,12 @@ def check_files(pair: Pair, advance: Advance) -> FileLevel:
         converted = read_checkpoint(pair.converted)
     except CheckpointError as error:
         return _result(pair, started, [finding(_damaged_file(pair), error.problem)])
-    expectation = expect(pair, converted.tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        return _check(pair, converted, started, Path(folder), advance)
+
+
+def _check(pair: Pair, converted: Checkpoint, started: float, folder: Path, advance: Advance) -> FileLevel:
+    expectation = expect(pair, converted.tensors, folder)
     findings = [
         *(finding(RECORD, problem) for problem in expectation.problems),
         *config_findings(pair, converted, expectation.plan),
@@ -54,6 +61,7 @@ def check_files(pair: Pair, advance: Advance) -> FileLevel:
     pool = Pool(pooling(expectation.method), int(pair.conversion.options.get("seed", 0) or 0))
     results = compare(expected, pool, lambda size: advance(size, total))
     _check_original(pair, expected, results)
+    findings += _training_findings(pair, expectation, results)
     for tensor, result in zip(expected, results, strict=True):
         findings += _tensor_findings(pair, tensor, result, expectation)
     files = len(pair.original.checkpoint.companions)
@@ -105,6 +113,17 @@ def _check_original(pair: Pair, expected: Sequence[Expected], results: Sequence[
     found = source_checksums(pair.original.filed, copies, {result.name: result.expected for result in results})
     if wrong := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
         raise not_the_original(pair, wrong[0])
+
+
+def _training_findings(pair: Pair, expectation: Expectation, results: Sequence[Compared]) -> Iterator[Finding]:
+    """Hold the number of tensors that a training has changed against those that are not as the conversion left them."""
+    runs = pair.conversion.uptrain
+    said = runs[0].get("changed") if len(runs) == 1 else None
+    is_known = not any(isinstance(piece, Computed) for one in expectation.planned.values() for piece in one.pieces)
+    if isinstance(said, int) and is_known:
+        changed = sum(result.first is not None and result.name in expectation.by_record for result in results)
+        if changed != said:
+            yield finding(RECORD, f"says that a training changed {said} tensors, and {changed} were changed")
 
 
 def _is_copy(pair: Pair, tensor: OutputTensor) -> bool:
@@ -186,7 +205,7 @@ def _problem(pair: Pair, tensor: Expected, result: Compared, expectation: Expect
 def _made_by(pair: Pair, made_of: OutputTensor | None, method: str | None) -> str:
     if made_of is not None and made_of.is_copy:
         return f"what is computed of the original's for {pair.conversion.model_type}"
-    made = "the repetition" if pair.conversion.method is None else f"the result of {method or 'mean'!r}"
+    made = f"the result of {method or pair.conversion.way!r}" if pair.conversion.method else "the repetition"
     return f"{made} of the original's heads"
 
 

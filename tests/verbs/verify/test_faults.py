@@ -188,8 +188,21 @@ def test_a_record_that_was_changed_is_found(clean: Path) -> None:
     assert "though its bytes are right" in finding.problem
 
 
-def test_a_layer_method_is_held_against_the_records_checksums(clean: Path, _clean: Path) -> None:
+def test_a_layer_method_without_text_is_made_again(clean: Path, _clean: Path) -> None:
     converted(_clean / "source", clean / "aligned", 2, method="aligned")
+    report = check(clean, name="aligned")
+    assert report.verdict == "within limits"
+    assert report.file is not None
+    assert (report.file.compared, report.file.recomputed, report.file.checksummed) == (13, 8, 0)
+    flip_bit(clean / "aligned", f"{LAYER}.k_proj.weight")
+    finding = only(check(clean, name="aligned"))
+    assert finding.guilty == f"{LAYER}.k_proj.weight"
+    assert "differs from the result of 'aligned'" in finding.problem
+
+
+def test_a_layer_method_with_text_is_held_against_the_records_checksums(clean: Path, _clean: Path) -> None:
+    text = (str(clean / "text.txt"),)
+    converted(_clean / "source", clean / "aligned", 2, method="aligned", data=text, context=32)
     report = check(clean, name="aligned")
     assert report.verdict == "within limits"
     assert "Only the record's checksums speak for 8 tensors: aligned cannot be made again" in report.reasons[-1]
