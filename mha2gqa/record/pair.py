@@ -19,8 +19,9 @@ from mha2gqa.model.original import Original
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.record.record import Record, checksum, read_record
 
-_SAMPLED = 8
-"""Tensors that are held against the record before anything else is done; the smallest ones."""
+_SAMPLED, _MATRICES = 8, 2
+"""Tensors that are held against the record before anything else is done: the smallest ones, and the smallest that are
+matrices, as norms may be the same in several trainings of one model."""
 _REFERENCE = ("mha2gqa", "reference", "checkpoint")
 
 
@@ -149,7 +150,9 @@ def _check_samples(pair: Pair) -> None:
     if not infos and pair.record.tensors:
         raise not_the_original(pair)
     with contextlib.closing(Sources()) as sources:
-        for info in sorted(infos, key=lambda info: (info.size, info.name))[:_SAMPLED]:
+        ordered = sorted(infos, key=lambda info: (info.size, info.name))
+        matrices = [info for info in ordered if len(info.shape) > 1]
+        for info in dict.fromkeys((*ordered[:_SAMPLED], *matrices[:_MATRICES])):
             if checksum(sources, info) != wanted.get(info.name):
                 raise not_the_original(pair, info.name)
 

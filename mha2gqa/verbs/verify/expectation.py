@@ -85,21 +85,21 @@ def expect(pair: Pair, tensors: Sequence[TensorInfo], directory: Path) -> Expect
     method = conversion.method if _streams(conversion) else None
     trained = frozenset(_trained(pair)) if conversion.uptrain else frozenset()
     if method is not None or not plan.changed or conversion.command == "expand":
-        return Expectation(plan, method, trained, tuple(_contradictions(pair, plan, is_streamed=True)))
-    told = None if conversion.uptrain else _told_by_heads(plan, tensors, conversion)
+        return Expectation(plan, method, trained, tuple(_contradictions(pair, plan, is_known=True)))
+    told = _told_by_heads(plan, tensors, conversion)
     if told is not None:
         problem = f"says that the method was {conversion.way!r}, and heads are the result of {told!r}"
-        return Expectation(plan, told, frozenset(), (problem,))
-    remade = None if conversion.uptrain else remake(plan, tensors, conversion, directory)
+        return Expectation(plan, told, trained, (problem,))
+    remade = remake(plan, tensors, conversion, directory)
     if remade is not None:
         plan, said = remade
         problems = (f"says that the method was {conversion.way!r}, and layers are the result of {said!r}",)
         is_true = conversion.text is None and conversion.way == said
-        problems = (*(() if is_true else problems), *_contradictions(pair, plan, is_streamed=False))
-        return Expectation(plan, None, frozenset(), problems, is_remade=True)
+        problems = (*(() if is_true else problems), *_contradictions(pair, plan, is_known=True))
+        return Expectation(plan, None, trained, problems, is_remade=True)
     plan = _with_layers(plan)
     made = {tensor.name for tensor in plan.tensors if not tensor.is_copy}
-    return Expectation(plan, None, trained | made, tuple(_contradictions(pair, plan, is_streamed=False)))
+    return Expectation(plan, None, trained | made, tuple(_contradictions(pair, plan, is_known=False)))
 
 
 def _streams(conversion: Conversion) -> bool:
@@ -110,7 +110,7 @@ def _streams(conversion: Conversion) -> bool:
     return not demand(method, str(options.get("grouping", "contiguous")), options.get("refine")).whole_layers
 
 
-def _contradictions(pair: Pair, plan: Plan, *, is_streamed: bool) -> Iterator[str]:
+def _contradictions(pair: Pair, plan: Plan, *, is_known: bool) -> Iterator[str]:
     """Yield what the record says otherwise than the plan that follows from the original."""
     conversion = pair.conversion
     if conversion.change.numbers() != plan.change.numbers():
@@ -121,7 +121,7 @@ def _contradictions(pair: Pair, plan: Plan, *, is_streamed: bool) -> Iterator[st
         yield "lists other changes of config.json than this conversion makes"
     if {*conversion.dropped} != {*plan.pieces.dropped}:
         yield "lists other tensors that were left out than this conversion leaves out"
-    if is_streamed and not conversion.uptrain:
+    if is_known and not conversion.uptrain:
         changed = {name for name, one in pair.record.tensors.items() if one.changed}
         if wrong := sorted(changed - {tensor.name for tensor in plan.changed}):
             yield f"says that {wrong[0]} was changed, which this conversion copies"
