@@ -3,10 +3,39 @@
 Every refusal is one message with three parts: the problem with the value in it, what was expected,
 and what to do. `console.py` prints it and exits with 1. Anything that is not a `Mha2GqaError` is a
 bug of ours or of a library, and keeps its traceback.
+
+Names in messages come from files that others made: `visible` keeps them from steering a terminal.
 """
 
-KEPT = "What was finished stays in {}, and the same command goes on from there"
-"""What is said when a run ends early and leaves something to the next one."""
+import unicodedata
+
+KEPT = "What was finished stays in {}"
+"""What is said when a run ends early and leaves something to the next one; see `going_on`."""
+
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of others."""
+
+
+def going_on(place: object, command: str = "the same command") -> str:
+    """Return where work stays and what goes on with it, as `KEPT` and `Interrupted` have it."""
+    return f"{place}, and {command} goes on from there"
+
+
+def visible(text: str) -> str:
+    r"""Return text with the characters that cannot be seen, or that turn others around, written as `\x1b`."""
+    if text.isprintable():  # nearly always, and far quicker
+        return text
+    return "".join(character if _is_plain(character) else _escaped(character) for character in text)
+
+
+def _is_plain(character: str) -> bool:
+    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
+    return character in "\n\t" or not hidden
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class Mha2GqaError(Exception):
@@ -23,14 +52,15 @@ class Mha2GqaError(Exception):
         self.expected = expected
         self.remedy = remedy
         self.kept = ""
-        """Where finished layers stay, from which the same command goes on; empty where nothing is left behind."""
+        """Where finished work stays, and what goes on from there; empty where nothing is left behind."""
         super().__init__(problem, expected, remedy)
 
     def __str__(self) -> str:
         expected = f"Expected {self.expected}" if self.expected else ""
         kept = KEPT.format(self.kept) if self.kept else ""
         sentences = (self.problem, expected, self.remedy, kept)
-        return " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
+        text = " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
+        return visible(text).replace("\n", "\\n")
 
 
 class OptionError(Mha2GqaError):
@@ -98,10 +128,10 @@ class SweepError(Mha2GqaError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, in a run whose finished layers stay.
+    """Ctrl-C, in a run of which something stays.
 
     Args:
-        kept: Where they are.
+        kept: What and where, as `KEPT` has it, and what goes on from there (`going_on`).
     """
 
     def __init__(self, kept: str) -> None:

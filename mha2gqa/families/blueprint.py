@@ -28,10 +28,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError, FamilyError
+from mha2gqa.families.limits import check_counts
+from mha2gqa.families.remote import REMEDIES, SHIPPED
 
 Shape: TypeAlias = tuple[int, ...]
 ConfigJson: TypeAlias = dict[str, Any]
 Built = TypeVar("Built")
+
+_LONGEST_TYPE = 80
+"""Characters of a model type that are looked at where it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +107,23 @@ def _require_known(model_type: object, config_json: ConfigJson) -> None:
             expected="the name of a transformers model type, such as 'llama'",
             remedy="Add the key, or save the model again with a current transformers",
         )
+    check_counts(config_json)
     if shipped.register(model_type) or model_type in CONFIG_MAPPING:
         return
-    close = get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=3)
-    remote = " Its code ships with the checkpoint (auto_map), which mha2gqa does not run." * ("auto_map" in config_json)
     raise FamilyError(
-        f"Model type {model_type!r} is unknown to transformers {transformers.__version__}.{remote}",
-        remedy=f"Did you mean {', '.join(close)}?" if close else "A newer transformers may know it",
+        f"Model type {model_type[:_LONGEST_TYPE]!r} is unknown to transformers {transformers.__version__}"
+        + ". Its code ships with the checkpoint (auto_map), which mha2gqa does not run" * ("auto_map" in config_json),
+        remedy=_unknown_remedy(model_type, config_json),
     )
+
+
+def _unknown_remedy(model_type: str, config_json: ConfigJson) -> str:
+    if model_type in REMEDIES:
+        return REMEDIES[model_type]
+    if "auto_map" in config_json:
+        return SHIPPED
+    close = get_close_matches(model_type[:_LONGEST_TYPE], list(CONFIG_MAPPING.keys()), n=3)
+    return f"Did you mean {', '.join(close)}?" if close else "A newer transformers may know it"
 
 
 def _model_class(config: PreTrainedConfig, config_json: ConfigJson) -> Callable[[PreTrainedConfig], PreTrainedModel]:
@@ -120,7 +134,7 @@ def _model_class(config: PreTrainedConfig, config_json: ConfigJson) -> Callable[
     names = [*architectures, *_auto_classes(config.model_type)]
     for name in names:
         candidate = shipped.find_class(config.model_type, name) or getattr(transformers, name, None)
-        if candidate is not None and issubclass(candidate, PreTrainedModel):
+        if isinstance(candidate, type) and issubclass(candidate, PreTrainedModel):
             return _fit_config(candidate)
     raise FamilyError(
         f"transformers has no model class for type {config.model_type!r}",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mha2gqa.errors import OutputError
+from mha2gqa.files.companions import copy_companions
 from mha2gqa.files.pieces import OutputTensor
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import RECORD, Checkpoint, read_checkpoint
@@ -54,22 +55,21 @@ def finish(output: Path, contents: Contents, *, force: bool, progress: Progress)
 
     Raises:
         OutputError: It cannot be written there, or what was written does not read back.
-        CheckpointError: A source file ends early, or K/V hold NaN or infinity.
+        CheckpointError: A source file ends early or has changed, or K/V hold NaN or infinity.
     """
     source = contents.source
     with staged(output, force=force) as directory:
         checksums = write_weights(
             directory, contents.files, pool=contents.pool, metadata=source.metadata, advance=progress.part("writing")
         )
-        for companion in source.companions:
-            (directory / companion).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.directory / companion, directory / companion)
+        copy_companions(source.directory, source.companions, directory)
         for name, content in contents.more.items():
             (directory / name).write_bytes(content)
         write_record(directory, contents.record(checksums))
         (directory / CARD).write_text(contents.card, encoding="utf-8")
         write_config(directory / "config.json", contents)
         check_written(directory, contents.tensors)
+        source.check_unchanged()
 
 
 def write_record(directory: Path, content: Mapping[str, Any]) -> None:

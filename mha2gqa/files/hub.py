@@ -1,8 +1,8 @@
 """The only module that talks to the Hugging Face Hub: fetches what a conversion needs and words what goes wrong.
 
-A repository gives its configuration, tokenizer, code, texts and one set of weights: safetensors, or
-`pytorch_model*.bin` where there are none. What the cache of huggingface_hub holds is used when the Hub is
-out of reach, and nothing is written outside that cache.
+A repository gives its configuration, tokenizer, code, texts, folders that `modules.json` names, and one set of weights:
+safetensors, or `pytorch_model*.bin` where there are none. What the cache of huggingface_hub holds is used when the Hub
+is out of reach, and nothing is written outside that cache.
 
 Which names are Hub ids is settled in `source.py`; what the files contain, in `reader.py`.
 huggingface_hub is imported inside functions: it is slow to load, and a local directory does not need it.
@@ -11,14 +11,19 @@ huggingface_hub is imported inside functions: it is slow to load, and a local di
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
 from mha2gqa.errors import CheckpointError, SourceError
+from mha2gqa.files.companions import module_folders
 
 ID_FORM = "Hub ids look like org/name or org/name@revision"
 
 # The chat templates are here because the second download takes nothing else from a subfolder.
-SMALL = ("config.json", "generation_config.json", "adapter_config.json", "*.index.json", "additional_chat_templates/*")
+SMALL = (
+    *("config.json", "generation_config.json", "adapter_config.json", "*.index.json", "modules.json"),
+    "additional_chat_templates/*",
+)
 COMPANIONS = (
     *("*.json", "*.jinja", "*.py", "*.md", "LICENSE*", "NOTICE*"),
     *("tokenizer*", "*.txt", "*.model", "*.tiktoken", "*.spm"),
@@ -95,6 +100,8 @@ def _download(hub_id: str, revision: str | None, *, small: bool) -> Path:
         raise _no_checkpoint(hub_id, " or ".join(WEIGHTS))
     patterns = [*COMPANIONS, weights]
     snapshot_download(hub_id, revision=commit, allow_patterns=patterns, ignore_patterns=list(ELSEWHERE))
+    if folders := [f"{escape(str(folder))}/*" for folder in module_folders(directory)]:
+        snapshot_download(hub_id, revision=commit, allow_patterns=folders)
     return directory
 
 

@@ -1,23 +1,33 @@
-"""The tensors of a `pytorch_model.bin`, without executing it and without loading it.
+"""The tensors of a `pytorch_model.bin`, without executing it, and without believing what it says of its sizes.
 
-`torch.load(weights_only=True)` refuses everything but tensors. Under `FakeTensorMode` it allocates
-nothing and leaves on each storage the offset of its bytes in the file, so that a pickle of the
-current (zip) format is byte ranges like a safetensors file. Files older than torch 1.6, and
-tensors that are views with strides, are held in memory instead.
+A file of the current form is a zip archive: a pickle that describes the tensors, and a member for each storage. The
+pickle alone goes to `torch.load(weights_only=True)`, under FakeTensorMode and in an archive of our own with empty
+members for the storages. So nothing is allocated, and each tensor's storage is known by its member, whose bytes are
+where the file's own table has them. Most tensors are then byte ranges, as in a safetensors file; views with strides and
+compressed members are held in memory. Files older than torch 1.6 are one stream, and loaded whole once their pickle
+was described in the same way.
 """
 
-import bisect
+import io
+import logging
+import math
+import os
 import pickle
+import struct
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mha2gqa.errors import CheckpointError
-from mha2gqa.files.pieces import DTYPES, File, MemoryFile, TensorInfo
+from mha2gqa.files.pieces import DTYPES, MemoryFile, TensorInfo
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
     torch.int64: "I64",
@@ -27,37 +37,258 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_LARGEST_PICKLE = 16 << 20
+"""Bytes that describe the tensors: 100 each; unpickling more would take longer than half a minute."""
+_MEMORY = 64 << 20
+"""Bytes that may be held in memory whatever the size of the file."""
+_ZIP = b"PK\x03\x04"
+_ENCRYPTED = 1
 
 
 def read_pickle(file: Path) -> list[TensorInfo]:
-    """Return the tensors of a pickled state dict, ordered by their place in the file.
+    """Return the tensors of a pickled state dict; those that are byte ranges are ordered by their place in the file.
 
     Raises:
         CheckpointError: The file is damaged, holds anything but tensors by name, or wants to
-            execute something.
+            execute something, or to be held in far more memory than it has bytes.
     """
-    if _is_stored(file):
+    with _damages(file):
+        with file.open("rb") as stream:
+            is_archive = stream.read(4) == _ZIP
+        return list(_Archive.read(file) if is_archive else _stream(file))
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a pickle says of a tensor; numbers of elements, unless said otherwise."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    start: int
+    """Within its storage."""
+    storage: int
+    """Bytes of the storage."""
+    place: int
+    """Where the storage's member is in the archive that was unpickled; -1 in a stream."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to the last one of it in the storage."""
+        if not self.size:
+            return 0
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def is_contiguous(self) -> bool:
+        wanted = 1
+        for size, step in zip(self.shape[::-1], self.stride[::-1], strict=True):
+            if size > 1 and step != wanted:
+                return False
+            wanted *= size
+        return True
+
+    def info(self, file: Path | MemoryFile, offset: int) -> TensorInfo:
+        return TensorInfo(self.name, _NAMES[self.dtype], self.shape, file, offset, self.size)
+
+    def gathered(self, content: memoryview, file: Path) -> TensorInfo:
+        """Return it held in memory; `content` begins with its first element."""
+        flat = torch.frombuffer(content, dtype=self.dtype)
+        whole = flat.as_strided(self.shape, self.stride).contiguous().reshape(-1).view(torch.uint8)
+        return self.info(MemoryFile(file, whole.numpy().data), 0)
+
+
+def _describe(stream: IO[bytes], file: Path) -> list[_Described]:
+    """Unpickle without memory for the tensors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # prints the traceback of what it also raises
+    disabled, logger.disabled = logger.disabled, True
+    try:
         with FakeTensorMode():
-            tensors = _load(file)
-        if all(_has_range(tensor) for tensor in tensors.values()):
-            infos = [_info(name, tensor, file, _offset(tensor)) for name, tensor in tensors.items()]
-            _check_inside(file, tensors, infos)
-            return sorted(infos, key=lambda info: info.offset)
-    return [_in_memory(name, tensor, file) for name, tensor in _load(file).items()]
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    finally:
+        logger.disabled = disabled
+    _check_state_dict(content, file)
+    return [_described(name, tensor, file) for name, tensor in content.items()]
 
 
-def _is_stored(file: Path) -> bool:
-    """Return whether a file is a zip archive without compression, so that tensors are ranges of it."""
-    try:
+def _described(name: str, tensor: torch.Tensor, file: Path) -> _Described:
+    if tensor.dtype not in _NAMES:
+        raise CheckpointError(f"Tensor {name!r} of {file} has dtype {tensor.dtype}", expected="a plain dtype")
+    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+        raise CheckpointError(f"Tensor {name!r} of {file} is no plain one", expected="a dense tensor as it is stored")
+    storage = tensor.untyped_storage()
+    place = getattr(storage, "_checkpoint_offset", None)
+    start, stride = int(tensor.storage_offset()), tuple(map(int, tensor.stride()))
+    shape, place = tuple(map(int, tensor.shape)), -1 if place is None else int(place)
+    found = _Described(name, tensor.dtype, shape, stride, start, storage.nbytes(), place)
+    if min((start, *found.shape, *stride)) < 0:
+        raise ValueError(f"tensor {name!r} has a negative size")
+    return found
+
+
+def _check_state_dict(content: Any, file: Path) -> None:
+    is_named = isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    )
+    if not is_named:
+        keys = ", ".join(map(repr, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(
+            f"{file} is not a state dict (it holds {keys})",
+            expected="tensors by name, as save_pretrained writes them",
+            remedy="Unwrap it: torch.save(torch.load(file, weights_only=True)['state_dict'], file)",
+        )
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """A zip archive as torch.save writes it, by its own table of members."""
+
+    file: Path
+    archive: zipfile.ZipFile
+    root: str
+    """The folder that everything lies in."""
+
+    @classmethod
+    def read(cls, file: Path) -> Iterator[TensorInfo]:
+        """Yield the tensors."""
         with zipfile.ZipFile(file) as archive:
-            return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False
+            names = archive.namelist()
+            if len(set(names)) < len(names):
+                raise ValueError("it has two members of one name")
+            yield from cls(file, archive, names[0].partition("/")[0])._tensors()
+
+    def _tensors(self) -> Iterator[TensorInfo]:
+        self._check_order()
+        index, members = self._index()
+        described = _describe(index, self.file)
+        storages = {one.name: members[one.place] for one in described}
+        for one in described:
+            storage = storages[one.name].file_size
+            if one.storage > storage or (one.start + one.span) * one.dtype.itemsize > storage:
+                raise ValueError(f"tensor {one.name!r} reaches beyond its storage")
+        packed = {member.filename: member.file_size for member in storages.values() if _is_packed(member)}
+        _check_memory(self.file, sum(packed.values()) + sum(one.size for one in described if not one.is_contiguous))
+        described.sort(key=lambda one: (storages[one.name].header_offset, one.start))
+        contents: dict[str, memoryview] = {}
+        for one in described:
+            member, first = storages[one.name], one.start * one.dtype.itemsize
+            if _is_packed(member):
+                name = member.filename
+                contents[name] = contents[name] if name in contents else memoryview(bytearray(self.archive.read(name)))
+            content = contents.get(member.filename)
+            if one.is_contiguous:
+                place = self._data(member) if content is None else 0
+                yield one.info(self.file if content is None else MemoryFile(self.file, content), place + first)
+            elif content is not None:
+                yield one.gathered(content[first:], self.file)
+            else:
+                yield one.gathered(self._read(self._data(member) + first, one.span * one.dtype.itemsize), self.file)
+
+    def _check_order(self) -> None:
+        """Refuse bytes in another order than this machine's; torch would swap those that it has not loaded."""
+        name = f"{self.root}/byteorder"
+        order = self._small(name, 16) if name in self.archive.NameToInfo else b"little"
+        if order != sys.byteorder.encode():
+            raise CheckpointError(
+                f"{self.file} was written on a machine with another order of bytes ({order.decode(errors='replace')})",
+                expected=f"bytes in {sys.byteorder}-endian order",
+                remedy="Load it on that machine and save it as safetensors",
+            )
+
+    def _index(self) -> tuple[io.BytesIO, dict[int, zipfile.ZipInfo]]:
+        """Return an archive of the pickle and empty storages, and which member stands where in it."""
+        index, members = io.BytesIO(), {}
+        with zipfile.ZipFile(index, "w") as archive:
+            archive.writestr("archive/data.pkl", self._small(f"{self.root}/data.pkl", _LARGEST_PICKLE))
+            archive.writestr("archive/byteorder", sys.byteorder)
+            archive.writestr("archive/version", "3\n")
+            for member in self.archive.infolist():
+                if member.filename.startswith(f"{self.root}/data/"):
+                    header = archive.start_dir
+                    archive.writestr(name := f"archive/{member.filename.partition('/')[2]}", b"")
+                    members[header + 30 + len(name.encode())] = member
+        index.seek(0)
+        return index, members
+
+    def _small(self, name: str, most: int) -> bytes:
+        size = self.archive.getinfo(name).file_size
+        if size > most:
+            raise CheckpointError(
+                f"{self.file} describes its tensors in {size:,} bytes",
+                expected=f"at most {most:,}",
+                remedy="Save it as safetensors, in several files",
+            )
+        return self.archive.read(name)
+
+    def _data(self, member: zipfile.ZipInfo) -> int:
+        """Return where the bytes of a member begin, behind its own header."""
+        header = bytes(self._read(member.header_offset, 30))
+        name, extra = struct.unpack("<HH", header[26:30])
+        data = int(member.header_offset + 30 + name + extra)
+        if header[:4] != _ZIP or data + member.file_size > self.file.stat().st_size:
+            raise ValueError(f"{member.filename} is not where the table says")
+        return data
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        content = os.pread(self._descriptor, size, offset) if size else b""
+        if len(content) < size:
+            raise ValueError(f"it ends at byte {offset + len(content)}")
+        return memoryview(bytearray(content))
+
+    @cached_property
+    def _descriptor(self) -> int:
+        opened: IO[bytes] | None = self.archive.fp
+        if opened is None:
+            raise RuntimeError("the archive is closed")
+        return opened.fileno()
 
 
-def _load(file: Path) -> dict[str, torch.Tensor]:
+def _is_packed(member: zipfile.ZipInfo) -> bool:
+    if member.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{member.filename} is encrypted")
+    return member.compress_type != zipfile.ZIP_STORED
+
+
+def _stream(file: Path) -> Iterable[TensorInfo]:
+    """Return the tensors of a file that is older than the archives."""
+    with file.open("rb") as stream:
+        described = _describe(io.BytesIO(stream.read(_LARGEST_PICKLE)), file)
+    held = max(sum(one.size for one in described), max((one.storage for one in described), default=0))
+    _check_memory(file, held)
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    _check_state_dict(content, file)
+    return [_held(name, tensor, file) for name, tensor in content.items()]
+
+
+def _held(name: str, tensor: torch.Tensor, file: Path) -> TensorInfo:
+    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return TensorInfo(name, _NAMES[tensor.dtype], tuple(tensor.shape), MemoryFile(file, content), 0, len(content))
+
+
+def _check_memory(file: Path, held: int) -> None:
+    """Refuse tensors that take far more memory than the file takes on the disk: few bytes that stand for many."""
+    status = file.stat()
+    stored = status.st_blocks * 512 or status.st_size
+    if held > max(_MEMORY, 2 * stored):
+        raise CheckpointError(
+            f"{file} takes {stored:,} bytes on the disk, and its tensors would take {held:,} in memory",
+            expected="tensors that are neither expanded nor compressed",
+            remedy="Load it and save it as safetensors, with tensor.contiguous()",
+        )
+
+
+@contextmanager
+def _damages(file: Path) -> Iterator[None]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        yield
+    except (CheckpointError, PermissionError):
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors, and loading it could execute code: it was not loaded",
@@ -67,55 +298,7 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # a damaged pickle fails in every way: KeyError, struct.error, AssertionError, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{file} is damaged: {reason}", expected="a complete file of torch.save", remedy="Download the file again"
+            f"{file} is damaged: {reason[:300]}",
+            expected="a complete file of torch.save",
+            remedy="Download the file again",
         ) from error
-    return _tensors(content, file)
-
-
-def _tensors(content: Any, file: Path) -> dict[str, torch.Tensor]:
-    is_named = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
-    if not is_named:
-        keys = ", ".join(map(repr, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{file} is not a state dict (it holds {keys})",
-            expected="tensors by name, as save_pretrained writes them",
-            remedy="Unwrap it: torch.save(torch.load(file, weights_only=True)['state_dict'], file)",
-        )
-    for name, tensor in content.items():
-        if tensor.dtype not in _NAMES:
-            raise CheckpointError(f"Tensor {name!r} of {file} has dtype {tensor.dtype}", expected="a plain dtype")
-    return dict(content)
-
-
-def _has_range(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() and getattr(tensor.untyped_storage(), "_checkpoint_offset", None) is not None
-
-
-def _offset(tensor: torch.Tensor) -> int:
-    start: int = getattr(tensor.untyped_storage(), "_checkpoint_offset")  # noqa: B009 (torch's stubs lack it)
-    return start + int(tensor.storage_offset()) * tensor.element_size()
-
-
-def _check_inside(file: Path, tensors: Mapping[str, torch.Tensor], infos: list[TensorInfo]) -> None:
-    """Refuse a tensor that reaches beyond its storage, into other bytes of the file."""
-    with zipfile.ZipFile(file) as archive:
-        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-    starts = [member.header_offset for member in members]
-    for info in infos:
-        start = getattr(tensors[info.name].untyped_storage(), "_checkpoint_offset")  # noqa: B009
-        if info.offset + info.size > start + members[bisect.bisect(starts, start) - 1].file_size:
-            raise CheckpointError(
-                f"{file} is damaged: tensor {info.name!r} reaches beyond its storage",
-                expected="a complete file of torch.save",
-                remedy="Download the file again",
-            )
-
-
-def _info(name: str, tensor: torch.Tensor, file: File, offset: int) -> TensorInfo:
-    size = tensor.numel() * tensor.element_size()
-    return TensorInfo(name, _NAMES[tensor.dtype], tuple(tensor.shape), file, offset, size)
-
-
-def _in_memory(name: str, tensor: torch.Tensor, file: Path) -> TensorInfo:
-    content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return _info(name, tensor, MemoryFile(file, content), 0)

@@ -1,21 +1,24 @@
 """An output directory that appears at once and whole, or not at all.
 
-Everything is written into `.<name>.partial` beside the destination, synced, and renamed. A crash at
-any moment leaves at most that hidden directory, whose name no one takes for a checkpoint's and which
-lacks its config.json until the very end; the next run clears it away. A lock on it keeps two runs
-from writing the same output.
+Everything is written into a working directory beside the destination (`working.py`), synced, and renamed. A crash at
+any moment leaves at most that hidden directory, `.<name>.partial`, whose name no one takes for a checkpoint's; the next
+run clears it away. An output that is replaced lies in there while the new one takes its place, and is put back if that
+does not happen.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
+from safetensors import SafetensorError
+
+from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError, going_on
 from mha2gqa.files.reader import RECORD
+from mha2gqa.files.working import check_ours, claimed, clear, has_links, remove, working_directory
 
 
 def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
@@ -28,8 +31,14 @@ def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
         force: Whether an output of an earlier run may be replaced.
 
     Raises:
-        OutputError: It exists, lies inside the source or around it, or does not fit on the disk.
+        OutputError: It exists, lies inside the source or around it, or does not fit on the disk, or something that is
+            not ours lies where it would be made.
     """
+    with refusals(output):
+        _check_place(output, source, size, force=force)
+
+
+def _check_place(output: Path, source: Path, size: int, *, force: bool) -> None:
     target, origin = output.resolve(), source.resolve()
     if target == origin or origin in target.parents or target in origin.parents:
         raise OutputError(
@@ -46,6 +55,7 @@ def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
             expected="a directory with write permission",
             remedy="Choose another with -o",
         )
+    check_ours(working_directory(output, "partial"))
     free = shutil.disk_usage(parent).free
     if size > free:
         raise OutputError(
@@ -80,21 +90,52 @@ def staged(output: Path, *, force: bool) -> Iterator[Path]:
         OutputError: The disk is full, permission is missing, another run writes the same output, or
             something that may not be replaced has appeared there meanwhile.
     """
-    target = output.resolve()  # `.` has no name of its own
-    partial, replaced = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "replaced"))
-    with refusals(output), _parents(target):
-        partial.mkdir(exist_ok=True)
-        with locked(partial, output):
-            clear(partial)
-            try:
-                yield partial
-                _sync(partial)
-                if target.exists():  # it may have appeared meanwhile
-                    _check_replaceable(output, force=force)
-                _move_into_place(partial, target, replaced)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
+    target = output.resolve()
+    with refusals(output), claimed(working_directory(output, "partial"), output) as work:
+        made, replaced = work / work.name, work / "replaced"  # its name is hidden in there as well
+        try:
+            _restore(replaced, target)
+            clear(work)
+            made.mkdir()
+            yield made
+            _sync(made)
+            if target.exists():  # it may have appeared meanwhile
+                _check_replaceable(output, force=force)
+                target.rename(replaced)
+            made.rename(target)
+            _sync_one(target.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _restore(replaced, target)
+                remove(work)
+            raise
+        remove(work)
+
+
+def _restore(replaced: Path, target: Path) -> None:
+    """Put back an output that was to be replaced, where no other has taken its place."""
+    if replaced.exists() and not os.path.lexists(target):
+        replaced.rename(target)
+
+
+def move(made: Path, output: Path) -> None:
+    """Move a finished checkpoint out of a working directory, also to another file system.
+
+    Raises:
+        OutputError: Something is there already, or the disk refuses.
+    """
+    with refusals(output):
+        if os.path.lexists(output):
+            _check_replaceable(output, force=False)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(output)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
                 raise
+            with staged(output, force=False) as directory:
+                shutil.copytree(made, directory, dirs_exist_ok=True)
+            shutil.rmtree(made)
 
 
 @contextlib.contextmanager
@@ -110,39 +151,54 @@ def workspace(output: Path, fingerprint: str, *, keep: bool) -> Iterator[Path]:
     Raises:
         OutputError: The disk is full, permission is missing, or another run makes the same output.
     """
-    target = output.resolve()
-    work = target.with_name(f".{target.name}.layers")
-    with refusals(output), _parents(target):
-        work.mkdir(exist_ok=True)
-        with locked(work, output):
-            stamp = work / "fingerprint"
-            if not (keep and stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
-                clear(work)
-                stamp.write_text(fingerprint, encoding="utf-8")
-            try:
-                with refusals(output):
-                    yield work
-            except BaseException as error:
-                _leave(work, error, keep=keep)
-                raise
-            shutil.rmtree(work)
+    with refusals(output), claimed(working_directory(output, "layers"), output) as work:
+        stamp = work / "fingerprint"
+        try:
+            with refusals(output):
+                if not (keep and _is_stamped(stamp, fingerprint)) or has_links(work):
+                    clear(work)
+                    stamp.write_text(fingerprint, encoding="utf-8")
+                yield work
+        except BaseException as error:
+            _leave(work, error, keep=keep)
+            raise
+        remove(work)
+
+
+def tidy(output: Path) -> None:
+    """Take away the workspace that a run left which was killed behind its last result.
+
+    Raises:
+        OutputError: As `workspace`.
+    """
+    if os.path.lexists(work := working_directory(output, "layers")):
+        with refusals(output), claimed(work, output):
+            remove(work)
+
+
+def _is_stamped(stamp: Path, fingerprint: str) -> bool:
+    return stamp.is_file() and stamp.read_bytes() == fingerprint.encode()
 
 
 def _leave(work: Path, error: BaseException, *, keep: bool) -> None:
     """Clear a workspace away, or say where it stays: by the refusal itself, or in the place of Ctrl-C."""
     is_refused = isinstance(error, Mha2GqaError) and not isinstance(error, OutputError)
     if not keep or is_refused or not any(work.rglob("*.safetensors")):
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(work)
     elif isinstance(error, OutputError):
-        error.kept = str(work)
+        error.kept = going_on(work)
     elif isinstance(error, KeyboardInterrupt):
-        raise Interrupted(str(work)) from error
+        raise Interrupted(going_on(work)) from error
 
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.EBUSY, errno.EXDEV, errno.ELOOP),
 }
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+_TORCH_FAILED = re.compile("PytorchStreamWriter failed|iostream error|file write failed")
 
 
 @contextlib.contextmanager
@@ -150,69 +206,23 @@ def refusals(output: Path) -> Iterator[None]:
     """Turn what the disk refuses while `output` is written into an OutputError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = _disk_reason(error)
+        if reason is None:
             raise
         raise OutputError(
-            f"Writing {output} failed: {error.strerror}",
-            remedy="Free some space, or choose another place with -o",
+            f"Writing {output} failed: {reason}", remedy="Free some space, or choose another place with -o"
         ) from error
 
 
-@contextlib.contextmanager
-def _parents(path: Path) -> Iterator[None]:
-    """Make the directories above `path`, and take away those that are new if the block fails."""
-    created = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for folder in created:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def locked(partial: Path, output: Path) -> Iterator[None]:
-    """Hold a lock on a directory, so that no other run works in it.
-
-    Raises:
-        OutputError: Another run has it.
-    """
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise OutputError(
-            f"Another run is writing {output}", remedy="Wait for it, or choose another with -o"
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
-def clear(directory: Path) -> None:
-    """Remove everything in a directory."""
-    for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _move_into_place(partial: Path, output: Path, replaced: Path) -> None:
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        output.rename(replaced)
-    try:
-        partial.rename(output)
-    except BaseException:
-        if replaced.exists() and not output.exists():
-            replaced.rename(output)
-        raise
-    _sync_one(output.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _disk_reason(error: Exception) -> str | None:
+    """Return what the disk refused, where it is that; libraries tell it in words of their own."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and not isinstance(error, OSError) and _TORCH_FAILED.search(str(error)):
+        return "a file was not taken whole"
+    if number is None and (match := _OS_ERROR.search(str(error))):
+        number = int(match[1] or match[2])
+    return os.strerror(number) if number in _DISK_ERRORS else None
 
 
 def _sync(directory: Path) -> None:

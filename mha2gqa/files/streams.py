@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 from mha2gqa.errors import CheckpointError
 from mha2gqa.files.pieces import Span, VirtualFile
+from mha2gqa.files.plain import unreadable
 
 BLOCK = 4096
 """Alignment of clones; the block size of the file systems that can share extents."""
@@ -42,10 +43,17 @@ class Sources:
         self._lock = threading.Lock()
 
     def descriptor(self, path: Path) -> int:
-        """Return the open descriptor of a file."""
+        """Return the open descriptor of a file.
+
+        Raises:
+            CheckpointError: It is gone, or may not be opened.
+        """
         with self._lock:
             if path not in self._descriptors:
-                self._descriptors[path] = os.open(path, os.O_RDONLY)
+                try:
+                    self._descriptors[path] = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise unreadable(path, error) from error
             return self._descriptors[path]
 
     def read_into(self, span: Span, view: memoryview) -> None:

@@ -50,7 +50,7 @@ def hosts_of(model_type: str) -> tuple[Host, ...]:
 
 def has_hosts(model: Architecture) -> bool:
     """Return whether the class of a model type knows only MHA, and others are tried for it."""
-    return model.config_json.get("model_type") in HOSTS
+    return str(model.config_json.get("model_type")) in HOSTS
 
 
 def host_config(model: Architecture, groups: int) -> tuple[Host, ConfigJson]:

@@ -167,6 +167,7 @@ def _written(
         dropped=tuple(info for info in original.tensors if info.name not in used),
         modules=_modules(host, original.architecture.blueprint, target),
         files=shipped.files(host.model_type) if host.shipped else tokenizer_files(original.checkpoint),
+        tensors=original.tensors,
         is_own=False,
     )
     tensors = tuple(_info(recipe, name, sources, shapes[name], recent) for recipe, name, sources in recipes)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.model.kind import kind_of
 
@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 Logits: TypeAlias = Callable[[slice], torch.Tensor]
 """Gives the logits `[B, C, V]` of a range of positions."""
 
+_SAMPLES = 16_000
+"""Of sound, where a model reads them as they are: a second."""
 _PROBED = 12
 """Positions on which chunked logits are held against whole ones before they are relied on."""
 _REORDERED = 1e-4
@@ -41,6 +43,43 @@ def inputs(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.T
         return fed
     encoded_BT = ids_BT if encoder_ids_BT is None else encoder_ids_BT
     return fed | {"input_ids": encoded_BT.to(model.device), "decoder_input_ids": fed["input_ids"]}
+
+
+def noise(model: PreTrainedModel, blocks: int, seed: int = 0) -> dict[str, Any]:
+    """Return the keyword arguments of a forward pass of a model that reads no tokens: pictures or sound of noise.
+
+    Raises:
+        ValueError: What it reads is neither, or its config does not say how large that is.
+    """
+    kind, config = kind_of(model), model.config
+    size_of = _NOISE.get(kind.reads)
+    shape = None if size_of is None else size_of(config)
+    if shape is None:
+        raise ValueError(f"no noise is made as {kind.reads}")
+    made = torch.randn(blocks, *shape, generator=torch.Generator().manual_seed(seed))
+    fed = {kind.reads: made.to(model.device, model.dtype)}
+    if kind.has_encoder:
+        fed["decoder_input_ids"] = torch.full((blocks, 1), config.decoder_start_token_id or 0, device=model.device)
+    return fed
+
+
+def _picture(config: PreTrainedConfig) -> tuple[int, ...] | None:
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    sides = (size, size) if isinstance(size, int) else size
+    return None if sides is None else (channels, *sides)
+
+
+def _spectrum(config: PreTrainedConfig) -> tuple[int, ...] | None:
+    bins, length = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    return None if bins is None or length is None else (bins, 2 * length)  # a convolution halves the length
+
+
+_NOISE: Mapping[str, Callable[[PreTrainedConfig], tuple[int, ...] | None]] = {
+    "pixel_values": _picture,
+    "input_features": _spectrum,
+    "input_values": lambda config: (_SAMPLES,),
+}
+"""Name of what a model reads -> its shape, without the blocks."""
 
 
 def attempt(run: Callable[[], Result]) -> Result | str:

@@ -5,22 +5,38 @@ ships with a checkpoint derives from one of transformers' own, so all names of i
 something of a model asks a `Kind` for it, and words the refusal.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
 
-Head: TypeAlias = Literal["next token", "masked token", "none"]
-"""What stands on top of a model's hidden states, and so what its `logits` are about."""
+Head: TypeAlias = Literal["next token", "masked token", "text", "each token", "span", "other", "none"]
+"""What stands on top of a model's hidden states, and so what its outputs are about: a distribution of tokens, the
+labels or scores of a whole text or of each token, a span that answers, something else, or nothing at all."""
 
 _MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
 _TEXT_TO_TEXT = frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values())
+_WRITES = (
+    frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    | frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
+    | _TEXT_TO_TEXT
+)
+_TASKS: Mapping[Head, frozenset[str]] = {
+    "text": frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
+    "each token": frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
+    "span": frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
+}
 _HEADLESS = frozenset(
     name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)
 ) - frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
@@ -53,7 +69,7 @@ class Kind:
     @property
     def decodes(self) -> bool:
         """Whether it goes on from what it has read, with a cache."""
-        return self.has_encoder or self.head == "next token"
+        return self.head == "next token" or (self.has_encoder and self.head == "none")
 
     @property
     def predicts_next_token(self) -> bool:
@@ -70,13 +86,23 @@ class Kind:
         """Whether its hidden states are all that it gives."""
         return self.head == "none" and not self.has_encoder
 
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether its logits are distributions of tokens, at each position."""
+        return self.head in ("next token", "masked token")
+
+    @property
+    def has_task(self) -> bool:
+        """Whether its outputs are labels, scores or spans."""
+        return self.head in _TASKS
+
 
 def kind_of(model: PreTrainedModel) -> Kind:
     """Return what kind a model is; one on the meta device will do."""
     config = model.config
     names = {one.__name__ for one in type(model).__mro__}
     has_encoder = bool(config.is_encoder_decoder)
-    head = _head(names, has_encoder=has_encoder)
+    head = _head(names, has_encoder=has_encoder, generates=model.can_generate())
     has_causal_form = config.model_type.removesuffix("_gqa") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     is_encoder = has_causal_form and getattr(config, "is_decoder", None) is False
     return Kind(
@@ -90,8 +116,11 @@ def kind_of(model: PreTrainedModel) -> Kind:
     )
 
 
-def _head(names: set[str], *, has_encoder: bool) -> Head:
+def _head(names: set[str], *, has_encoder: bool, generates: bool) -> Head:
     """Return what a class's head is for; another table of transformers' is one more line here."""
     if names & _MASKED and not has_encoder:  # BART's class fills masks as well, by what its decoder writes next
         return "masked token"
-    return "none" if names & _HEADLESS else "next token"
+    if names & _HEADLESS:
+        return "none"
+    task = next((head for head, known in _TASKS.items() if names & known), None)
+    return task or ("next token" if generates or names & _WRITES else "other")

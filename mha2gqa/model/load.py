@@ -9,14 +9,17 @@ On an accelerator weights keep their dtype; on a CPU they are used in fp32. Noth
 model is run for.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import CheckpointError, TextError
-from mha2gqa.files.reader import read_json
+from mha2gqa.files.reader import Checkpoint, read_checkpoint
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import read_tensor
 from mha2gqa.model.architecture import Architecture
@@ -82,11 +85,7 @@ def load_original(original: Original, *, dtype: str | None = None, device: str |
     if original.origin.is_own:
         return load_model(original.directory, dtype=dtype, device=device)
     model, place = original.architecture, placement(original.directory, dtype=dtype, device=device)
-    sources = Sources()
-    try:
-        state = {info.name: read_tensor(sources, info) for info in original.tensors}
-    finally:
-        sources.close()
+    state = _state(original.checkpoint)
     loaded, problems = _load(type(model.outline), None, place, config=copy.deepcopy(model.config), state_dict=state)
     _require_strict(original.directory, loaded, problems)
     return loaded
@@ -104,7 +103,33 @@ def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]
 
 def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
     """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
-    return _load(type(Architecture(read_json(directory / "config.json")).outline), directory, place)
+    checkpoint = read_checkpoint(directory)
+    model = Architecture(checkpoint.config)
+    if not checkpoint.unwrapped:
+        return _load(type(model.outline), directory, place)
+    return _load(type(model.outline), None, place, config=copy.deepcopy(model.config), state_dict=_state(checkpoint))
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint, under the names that it has without those of wrappers."""
+    with contextlib.closing(Sources()) as sources:
+        return {info.name: read_tensor(sources, info) for info in checkpoint.tensors}
+
+
+def drawn(model: PreTrainedModel, problems: Iterable[str]) -> tuple[str, ...]:
+    """Return the parameters that no file gave, so that transformers has drawn them at random.
+
+    A pooler is left out: nothing that is compared or trained reads it.
+    """
+    parts = (problem.partition(" ") for problem in problems)
+    names = (name for kind, _, name in parts if kind in ("missing", "mismatched"))
+    return tuple(name for name in names if "pooler" not in name.split("."))
+
+
+def are_of_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
+    """Return whether parameters all lie above the body of a model, whose hidden states do without them."""
+    body = f"{model.base_model_prefix}."
+    return model.base_model is not model and not any(name.startswith(body) for name in names)
 
 
 def _load(

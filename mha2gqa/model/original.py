@@ -37,6 +37,8 @@ class Origin:
     files: Mapping[str, str] = field(default_factory=dict)
     """Files to write beside the weights, name -> text: the code of a class that ships with the checkpoint, or a
     tokenizer in the form that the class reads."""
+    tensors: tuple[TensorInfo, ...] = ()
+    """Those of the source's files, where the class is another now."""
     is_own: bool = True
     """Whether the class is still the one that wrote the files."""
 
@@ -125,6 +127,11 @@ class Original:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """In file order."""
         return self.checkpoint.tensors
+
+    @property
+    def filed(self) -> tuple[TensorInfo, ...]:
+        """The tensors as they lie in the files, whatever class they are written in now."""
+        return self.origin.tensors or self.tensors
 
     @cached_property
     def infos(self) -> Mapping[str, TensorInfo]:

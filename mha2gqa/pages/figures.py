@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mha2gqa.pages.page import visible
+from mha2gqa.errors import visible
 
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 ORIGINAL, CONVERTED, BAD = "#040404", "#050505", "#060606"

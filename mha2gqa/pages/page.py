@@ -8,13 +8,13 @@ What stands on a page is decided elsewhere; see `verify_page.py`.
 
 import functools
 import os
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mha2gqa.errors import OutputError
+from mha2gqa.errors import OutputError, visible
+from mha2gqa.files.working import replace_file
 from mha2gqa.units import format_size
 
 NAME = "report.html"
@@ -45,14 +45,9 @@ def write_page(directory: Path, content: str) -> Path:
         OutputError: The disk is full, or writing is not permitted.
     """
     target = directory / NAME
-    partial = directory / f".{NAME}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(target, content.encode())
     except OSError as error:
         raise _refusal(directory, str(error.strerror)) from error
     return target
@@ -61,25 +56,6 @@ def write_page(directory: Path, content: str) -> Path:
 def render(template: str, **context: Any) -> str:
     """Return the page that a template of `templates/` makes of `context`."""
     return _environment().get_template(template).render(**context)
-
-
-def visible(text: str) -> str:
-    r"""Return text with the characters that cannot be seen, or that turn others around, written as `\x1b`."""
-    return "".join(character if _is_plain(character) else _escaped(character) for character in text)
-
-
-_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the direction of others."""
-
-
-def _is_plain(character: str) -> bool:
-    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
-    return character in "\n\t" or not hidden
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from mha2gqa.methods import pooling
 from mha2gqa.progress import Progress
 from mha2gqa.record.card import card_of
 from mha2gqa.record.conversion import Outcome
-from mha2gqa.record.record import record_of
+from mha2gqa.record.record import record_of, source_checksums
 from mha2gqa.targets import names_of
 from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.target import Target
@@ -50,7 +50,7 @@ def carry_out(plan: Plan, request: Request, progress: Progress) -> Outcome:
 
     Raises:
         OutputError: The output cannot be written there, or what was written does not read back.
-        CheckpointError: A source file ends early, or K/V hold NaN or infinity.
+        CheckpointError: A source file ends early or has changed, or K/V hold NaN or infinity.
     """
     started = time.monotonic()
     original, source = plan.original, plan.original.source
@@ -65,7 +65,9 @@ def carry_out(plan: Plan, request: Request, progress: Progress) -> Outcome:
         pool=request.pool,
         source=original.checkpoint,
         config=None if is_same else plan.result.config_json,
-        record=lambda checksums: record_of(outcome, source, plan.tensors, checksums),
+        record=lambda checksums: record_of(
+            outcome, source, plan.tensors, checksums, source_checksums(original.filed, plan.tensors, checksums)
+        ),
         card=card_of(outcome, source),
         more={name: text.encode() for name, text in original.origin.files.items()},
     )

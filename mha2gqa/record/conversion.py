@@ -172,7 +172,7 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         rehosted_from=_optional(content.get("rehosted_from")),
         change=Change.joined([TARGETS[name].parse_change(content) for name in targets]),
         config_changes=[
-            {"path": tuple(map(str, change["path"])), "before": change["before"], "after": change["after"]}
+            {"path": _parse_path(change["path"]), "before": change["before"], "after": change["after"]}
             for change in content["config_changes"]
         ],
         groups=groups,
@@ -183,6 +183,12 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         divergence=_parse_divergence(content.get("divergence")),
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
     )
+
+
+def _parse_path(content: list[Any]) -> tuple[str, ...]:
+    if not content:
+        raise ValueError("a change of no key")
+    return tuple(map(str, content))
 
 
 def _optional(value: Any) -> str | None:

@@ -10,20 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from mha2gqa.errors import OriginalMissingError, PairError, SourceError
-from mha2gqa.files.pieces import Span, TensorInfo
+from mha2gqa.errors import CheckpointError, OriginalMissingError, PairError, SourceError
 from mha2gqa.files.reader import RECORD, read_json
 from mha2gqa.files.source import Source, find_source, reference_directory
 from mha2gqa.files.streams import Sources
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.record.conversion import Conversion
-from mha2gqa.record.record import Record, read_record
+from mha2gqa.record.record import Record, checksum, read_record
 
-_SAMPLED = 8
-"""Tensors that are held against the record before anything else is done; the smallest ones."""
+_SAMPLED, _MATRICES = 8, 2
+"""Tensors that are held against the record before anything else is done: the smallest ones, and the smallest that are
+matrices, as norms may be the same in several trainings of one model."""
 _REFERENCE = ("mha2gqa", "reference", "checkpoint")
 
 
@@ -79,7 +77,7 @@ def find_converted() -> Path:
     Raises:
         PairError: There is none, or several.
     """
-    found = sorted(path.parent for path in Path().glob(f"*/{RECORD}"))
+    found = sorted(path.parent for path in Path().glob(f"[!.]*/{RECORD}"))  # hidden ones are what a kill has left
     if Path(RECORD).is_file():
         found.insert(0, Path())
     if len(found) == 1:
@@ -112,7 +110,14 @@ def _find_original(directory: Path, record: Record, against: str | None) -> Sour
 
 
 def _check_configs(pair: Pair) -> None:
-    """Refuse configs whose models cannot be compared token by token and layer by layer."""
+    """Refuse configs whose models cannot be compared token by token and layer by layer.
+
+    One that cannot be read is a finding of `verify`, and refused by whatever else reads it.
+    """
+    try:
+        read_json(pair.converted / "config.json")
+    except CheckpointError:
+        return
     facts = {"model types": "model_type", "vocabularies": "vocab_size", "depths": "num_hidden_layers"}
     for what, key in facts.items():
         before, after = (_text_value(one, key) for one in (pair.original.config_json, pair.result.config_json))
@@ -131,14 +136,25 @@ def _text_value(config: dict[str, Any], key: str) -> Any:
 
 
 def _check_samples(pair: Pair) -> None:
-    """Refuse an original whose tensors are not those that the record says were copied."""
-    recorded = pair.record.tensors
-    copied = [info for info in pair.original.tensors if info.name in recorded and not recorded[info.name].changed]
-    if not copied and recorded:
+    """Refuse an original whose tensors are not those that the record says the result was made of.
+
+    Records that do not keep that tell it by the tensors that were copied, of which a training may leave none.
+    """
+    if pair.record.made_of:
+        infos, wanted = pair.original.filed, pair.record.made_of
+    else:
+        written = {name: one.checksum for name, one in pair.record.tensors.items() if not one.changed}
+        infos, wanted = tuple(info for info in pair.original.tensors if info.name in written), written
+        if pair.conversion.uptrain and not infos:
+            return
+    if not infos and pair.record.tensors:
         raise not_the_original(pair)
-    for info in sorted(copied, key=lambda info: (info.size, info.name))[:_SAMPLED]:
-        if _checksum(info) != recorded[info.name].checksum:
-            raise not_the_original(pair, info.name)
+    with contextlib.closing(Sources()) as sources:
+        ordered = sorted(infos, key=lambda info: (info.size, info.name))
+        matrices = [info for info in ordered if len(info.shape) > 1]
+        for info in dict.fromkeys((*ordered[:_SAMPLED], *matrices[:_MATRICES])):
+            if checksum(sources, info) != wanted.get(info.name):
+                raise not_the_original(pair, info.name)
 
 
 def not_the_original(pair: Pair, tensor: str = "") -> PairError:
@@ -150,11 +166,3 @@ def not_the_original(pair: Pair, tensor: str = "") -> PairError:
         expected=f"the checkpoint that was converted ({pair.record.hub_id or pair.record.source_path})",
         remedy="Name it with --against, or convert again",
     )
-
-
-def _checksum(info: TensorInfo) -> str:
-    """Return the XXH3-128 checksum of a small tensor's bytes, in hexadecimal."""
-    content = bytearray(info.size)
-    with contextlib.closing(Sources()) as sources:
-        sources.read_into(Span(info.file, info.offset, info.size), memoryview(content))
-    return xxhash.xxh3_128_hexdigest(content)

@@ -21,6 +21,8 @@ _BATCH = 16
 """Blocks that are sampled at a time."""
 _READ_AT_ONCE = 8
 """Blocks whose loss is taken at a time."""
+_AT_ONCE = 4 << 20
+"""Characters that are tokenised at a time; each takes up to two hundred bytes on the way."""
 
 
 def pack(
@@ -51,8 +53,12 @@ def pack(
     wanted = max(1, tokens // context, least)
     stream: list[int] = []
     for document in documents:
-        ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        stream += ids if opens or bos is None else [bos, *ids]
+        stream += [] if opens or bos is None else [bos]
+        for start in range(0, len(document), _AT_ONCE):
+            part = document[start : start + _AT_ONCE]
+            stream += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(stream) >= wanted * width:
+                break
         if len(stream) >= wanted * width:
             break
     blocks = min(wanted, len(stream) // width)

@@ -1,8 +1,9 @@
 """Reads documents, one string after another, and pairs of a source and a target, what an encoder-decoder learns from.
 
-A plain text file is one document; a long one is cut at line ends into documents of about a megabyte. Of a table
-(jsonl, csv, parquet) or a Hub data set each row is one document, in one text column, or one pair, in two; a row without
-one of the two is left out. `tables.py` reads the rows. Everything is streamed, in the order in which it was named.
+A plain text file is one document; a long one is cut at line ends into documents of about a megabyte.
+Of a table (jsonl, csv, parquet) or a Hub data set each row is one document, in one text column, or one pair, in two; a
+row without one of the two is left out (`tables.py` reads them, `columns.py` chooses).
+Everything is streamed, in the order in which it was named.
 
     notes.txt   rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
 
@@ -11,15 +12,15 @@ No tokens here (`blocks.py`).
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mha2gqa.errors import TextError
-from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of, undecodable, value_of
+from mha2gqa.texts.columns import choose_column, choose_pair
+from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of, undecodable
 
+_OPTIONS = ("--source-column", "--target-column")
 _CHUNK = 1 << 20
 """Characters of one document of a long plain text file, about."""
-_OPTIONS = ("--source-column", "--target-column")
-_USUAL = ("source", "target")
 
 
 def read_documents(data: Sequence[str], column: str | None = None, purpose: Purpose = "evaluation") -> Iterator[str]:
@@ -27,7 +28,7 @@ def read_documents(data: Sequence[str], column: str | None = None, purpose: Purp
 
     Args:
         data: Paths of files, or ids of Hub data sets.
-        column: Column of tables that holds the text; None takes `text`, else the only one with strings.
+        column: Column of tables that holds the text; None takes `text`, else the only one with documents.
         purpose: Which split of a Hub data set to take when none is named.
 
     Raises:
@@ -49,39 +50,30 @@ def _documents(name: str, column: str | None, purpose: Purpose) -> Iterator[str]
     if not is_table(name):
         yield from _plain(Path(name).expanduser())
         return
-    chosen = None
-    for row in read_rows(name, purpose):
-        chosen = chosen or _choose_column(name, row, column)
+    first, rows = read_rows(name, purpose)
+    if not first:
+        return
+    chosen = choose_column(name, first, column)
+    for row in rows:
         yield text_of(name, row, chosen)
 
 
 def _plain(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as file:
-            while lines := file.readlines(_CHUNK):
-                yield "".join(lines)
+            lines: list[str] = []
+            size = 0
+            while line := file.readline(_CHUNK):  # a longer one is cut
+                lines.append(line)
+                size += len(line)
+                if size > _CHUNK:
+                    yield "".join(lines)
+                    lines, size = [], 0
+            yield "".join(lines)
     except UnicodeDecodeError as error:
         raise undecodable(str(path), error) from error
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror}", remedy="Check its permissions") from error
-
-
-def _choose_column(name: str, row: dict[str, Any], column: str | None) -> str:
-    if column is not None and column in row:
-        return column
-    there = ", ".join(row)
-    if column is not None:
-        raise TextError(f"{name} has no column {column!r}", expected=f"one of {there}", remedy="Choose with --column")
-    strings = [key for key, value in row.items() if isinstance(value, str)]
-    if "text" in row:
-        return "text"
-    if len(strings) != 1:
-        raise TextError(
-            f"{name} has no column 'text' and {len(strings)} columns of strings",
-            expected="one column to read",
-            remedy=f"Choose with --column; there are {there}",
-        )
-    return strings[0]
 
 
 class Pair(NamedTuple):
@@ -125,33 +117,9 @@ def read_pairs(
 
 
 def _pairs(name: str, columns: tuple[str | None, str | None], purpose: Purpose) -> Iterator[Pair]:
-    chosen = None
-    for row in read_rows(name, purpose):
-        chosen = chosen or _choose_columns(name, row, columns)
+    first, rows = read_rows(name, purpose)
+    if not first:
+        return
+    chosen = choose_pair(name, first, columns)
+    for row in rows:
         yield Pair(*(text_of(name, row, *one) for one in zip(chosen, _OPTIONS, strict=True)))
-
-
-def _choose_columns(name: str, row: dict[str, Any], columns: tuple[str | None, str | None]) -> list[str]:
-    """Return the columns of a table, found in its first row."""
-    for column, option in zip(columns, _OPTIONS, strict=True):
-        if column is not None and not _has(row, column):
-            raise TextError(
-                f"{name} has no column {column!r}", expected=f"one of {', '.join(row)}", remedy=f"Choose with {option}"
-            )
-    named = [column or (usual if usual in row else None) for column, usual in zip(columns, _USUAL, strict=True)]
-    left = [key for key, value in row.items() if isinstance(value, str) and key not in named]
-    if None in named and len(left) != named.count(None):
-        raise TextError(
-            f"{name} has no columns 'source' and 'target', and {len(left)} columns of strings",
-            expected="a column of sources and one of targets",
-            remedy=f"Choose with {' and '.join(_OPTIONS)}; there are {', '.join(row)}",
-        )
-    return [column or left.pop(0) for column in named]
-
-
-def _has(row: dict[str, Any], column: str) -> bool:
-    try:
-        value_of(row, column)
-    except KeyError:
-        return False
-    return True

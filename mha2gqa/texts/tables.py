@@ -1,21 +1,22 @@
-"""Rows of tables: jsonl, csv and parquet files, and Hub data sets, streamed by the `datasets` library.
+"""Rows of tables: local files (`local.py`), and Hub data sets, streamed by the `datasets` library.
 
     rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
 
-A column inside another is named with a dot: `translation.en`. What the columns hold is known to `documents.py`,
-which reads them.
+A column inside another is named with a dot: `translation.en`. Which columns are read is decided in `columns.py`.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mha2gqa.errors import TextError
+from mha2gqa.texts.columns import SAMPLE, SAMPLE_SIZE, value_of
+from mha2gqa.texts.local import FORMATS, Row, read_local
 
 Purpose: TypeAlias = Literal["evaluation", "calibration"]
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _TEXTS = (".txt", ".md", ".text")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>[^:]+))?")
 _PREFERRED = {
@@ -29,32 +30,47 @@ def check_exists(data: Sequence[str]) -> None:
     """Refuse files that are not there.
 
     Raises:
-        TextError: One is missing, empty, or a directory.
+        TextError: One is missing, empty, a directory or no ordinary file, or cannot be reached.
     """
     for name in data:
-        path = Path(name).expanduser()
-        if path.is_file() and path.stat().st_size == 0:
-            raise empty(name)
-        if path.is_dir():
-            raise TextError(f"{name} is a directory", expected="files of text", remedy=f"Name its files: {name}/*")
-        looks_like_a_file = path.suffix in (*_BUILDERS, *_TEXTS) or not _HUB.fullmatch(name)
-        if looks_like_a_file and not path.is_file():
+        try:
+            _check_exists(name)
+        except (OSError, RuntimeError) as error:  # a name that is too long, a folder that may not be entered, no home
+            reason = error.strerror if isinstance(error, OSError) else error
             raise TextError(
-                f"There is no file {name!r}",
-                expected="a text, jsonl, csv or parquet file, or a Hub data set "
-                "(org/name, org/name@revision:config:split)",
-                remedy="Check the path",
-            )
+                f"{name} cannot be opened: {reason}", remedy="Check the path and its permissions"
+            ) from error
+
+
+def _check_exists(name: str) -> None:
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise empty(name)
+        return
+    if path.is_dir():
+        raise TextError(f"{name} is a directory", expected="files of text", remedy=f"Name its files: {name}/*")
+    if path.exists():
+        raise TextError(
+            f"{name} is no ordinary file", expected="a file that can be read twice", remedy="Write its text into one"
+        )
+    looks_like_a_file = path.suffix.lower() in (*FORMATS, *_TEXTS) or not _HUB.fullmatch(name)
+    if looks_like_a_file:
+        raise TextError(
+            f"There is no file {name!r}",
+            expected="a text, jsonl, csv or parquet file, or a Hub data set (org/name, org/name@revision:config:split)",
+            remedy="Check the path",
+        )
 
 
 def is_table(name: str) -> bool:
     """Return whether what the user named is a table rather than a file of plain text."""
     path = Path(name).expanduser()
-    return not path.is_file() or path.suffix in _BUILDERS
+    return not path.is_file() or path.suffix.lower() in FORMATS
 
 
-def read_rows(name: str, purpose: Purpose) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table.
+def read_rows(name: str, purpose: Purpose) -> tuple[list[Row], Iterator[Row]]:
+    """Return the first rows of a table, by which its columns are judged, and all of them.
 
     Args:
         name: As the user named it.
@@ -63,31 +79,36 @@ def read_rows(name: str, purpose: Purpose) -> Iterator[dict[str, Any]]:
     Raises:
         TextError: It is unreadable.
     """
+    rows = _read(name, purpose)
+    sample: list[Row] = []
+    size = 0
+    for row in itertools.islice(rows, SAMPLE):
+        sample.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if size > SAMPLE_SIZE:
+            break
+    return sample, itertools.chain(sample, rows)
+
+
+def _read(name: str, purpose: Purpose) -> Iterator[Row]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        try:
+            yield from read_local(path)
+        except UnicodeDecodeError as error:
+            raise undecodable(name, error) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(name, error) from error
+        return
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError
 
-    path = Path(name).expanduser()
-    rows = _open_local(name, path) if path.is_file() else _open_remote(name, purpose)
     try:
-        yield from rows
+        yield from _open_remote(name, purpose)
     except UnicodeDecodeError as error:
         raise undecodable(name, error) from error
     except (DatasetsError, OSError, ValueError, HTTPError) as error:
         raise _unreadable(name, error) from error
-
-
-def value_of(row: dict[str, Any], column: str) -> Any:
-    """Return the value of a column, or of one inside another (`translation.en`).
-
-    Raises:
-        KeyError: There is none.
-    """
-    if column in row:
-        return row[column]
-    outer, dot, inner = column.partition(".")
-    if not dot or not isinstance(row.get(outer), dict):
-        raise KeyError(column)
-    return value_of(row[outer], inner)
 
 
 def text_of(name: str, row: dict[str, Any], column: str, option: str = "--column") -> str:
@@ -96,20 +117,32 @@ def text_of(name: str, row: dict[str, Any], column: str, option: str = "--column
     Args:
         name: Of the table.
         row: One of its rows.
-        column: That `value_of` finds.
+        column: That `value_of` finds in some rows.
         option: Which chooses the column.
 
     Raises:
-        TextError: It holds something else, or nothing.
+        TextError: It holds something else.
     """
-    text = value_of(row, column)
+    try:
+        text = value_of(row, column)
+    except KeyError:
+        return ""
     if text is not None and not isinstance(text, str):
         raise TextError(
             f"Column {column!r} of {name} holds {type(text).__name__}",
             expected="strings",
             remedy=f"Choose another with {option}",
         )
-    return text or ""
+    return _whole(text or "")
+
+
+def _whole(text: str) -> str:
+    """Return text without halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def empty(name: str) -> TextError:
@@ -124,17 +157,6 @@ def undecodable(name: str, error: Exception) -> TextError:
         expected="text in UTF-8, or a table whose name ends in .jsonl, .csv or .parquet",
         remedy="Convert it: iconv -f <encoding> -t utf-8",
     )
-
-
-def _open_local(name: str, path: Path) -> Any:
-    from datasets import load_dataset, logging
-
-    logging.set_verbosity(logging.CRITICAL)  # it logs what it also raises
-    files = {"train": [str(path)]}
-    try:
-        return load_dataset(_BUILDERS[path.suffix], data_files=files, split="train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
 
 
 def _open_remote(name: str, purpose: Purpose) -> Any:

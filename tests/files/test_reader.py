@@ -117,3 +117,50 @@ def assert_refused_or_inside(file: Path, data: bytes) -> None:
         assert info.offset == end
         end += info.size
     assert end == len(data)
+
+
+def write_header(source: Path, entries: dict[str, object], more: int = 0) -> None:
+    """Write a header by hand, before 64 bytes and what a sparse file has besides."""
+    content = json.dumps(entries).encode()
+    with (source / "model.safetensors").open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content + bytes(64))
+        file.truncate(file.tell() + more)
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "says"),
+    [
+        (160_000, [0], "160,001 tensors"),
+        (1_001, [0], "1,001 tensors without a number"),
+        (1_100, [3, 0, 9], "1,100 ten"),
+    ],
+)
+def test_more_tensors_than_any_model_has(tiny, count, shape, says):
+    source = tiny()
+    empty = {"dtype": "F32", "shape": shape, "data_offsets": [64, 64]}
+    whole = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}
+    write_header(source, {"a": whole} | {f"e{number}": empty for number in range(count)})
+    with pytest.raises(CheckpointError, match=says):
+        read_checkpoint(source)
+
+
+def test_a_header_of_gigabytes(tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write((1 << 31).to_bytes(8, "little"))
+        file.truncate(1 << 32)
+    with pytest.raises(CheckpointError, match="its header has 2,147,483,648 bytes"):
+        read_safetensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "two\nlines", "\u202eturned", "\x00"])
+def test_names_that_steer_a_terminal(tiny, name):
+    source = tiny()
+    write_header(source, {name: {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}})
+    with pytest.raises(CheckpointError, match="has the name") as caught:
+        read_checkpoint(source)
+    assert str(caught.value).isprintable()
+
+
+def test_metadata_that_is_none(tmp_path):
+    write_header(tmp_path, {"__metadata__": None, "a": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}})
+    assert read_safetensors(tmp_path / "model.safetensors")[1] == {}

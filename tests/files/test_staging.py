@@ -1,6 +1,7 @@
 """An output that appears whole or not at all: order of syncs and renames, failures, locks, what may be replaced.
 
-Refusals with their whole message, and processes that die, are in `tests/verbs/convert`.
+Refusals with their whole message are in `tests/verbs/convert/test_bad_input.py`, processes that die in `test_crash.py`
+beside it, and whose directories are worked in, in `test_working.py`.
 """
 
 import fcntl
@@ -12,6 +13,7 @@ import pytest
 
 from mha2gqa.errors import OutputError
 from mha2gqa.files import finish, staging
+from mha2gqa.files.working import make_ours
 
 
 def names(directory: Path) -> set[str]:
@@ -21,7 +23,7 @@ def names(directory: Path) -> set[str]:
 @contextmanager
 def held(directory: Path):
     """The lock that another run would hold."""
-    directory.mkdir()
+    make_ours(directory)
     descriptor = os.open(directory, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield
@@ -71,10 +73,12 @@ def test_config_is_written_last(tiny, cli, tmp_path, monkeypatch):
 
 def test_what_a_crash_left_is_cleared_away(tiny, cli, tmp_path, tree):
     assert cli("convert", tiny(), "-g", 2, "-o", "expected").code == 0
-    for kind in ("partial", "replaced"):
-        (tmp_path / f".out.{kind}/folder").mkdir(parents=True)
-        (tmp_path / f".out.{kind}/model.safetensors").write_text("half")
-        (tmp_path / f".out.{kind}/folder/link").symlink_to(tmp_path / "source")
+    make_ours(tmp_path / ".out.partial")
+    for kind in (".out.partial", "replaced"):
+        (tmp_path / f".out.partial/{kind}/folder").mkdir(parents=True)
+        (tmp_path / f".out.partial/{kind}/model.safetensors").write_text("half")
+        (tmp_path / f".out.partial/{kind}/folder/link").symlink_to(tmp_path / "source")
+    (tmp_path / "out").mkdir()
     assert cli("convert", "source", "-g", 2, "-o", "out").code == 0
     assert names(tmp_path) == {"source", "expected", "out"}
     ours, expected = tree(tmp_path / "out"), tree(tmp_path / "expected")

@@ -23,6 +23,12 @@ CASES: tuple[tuple[str, str, dict[str, Any], Head, dict[str, Any]], ...] = (
     ("llama4", "Llama4ForConditionalGeneration", {}, "next token", NEXT),
     ("bert", "BertLMHeadModel", {"is_decoder": True}, "next token", NEXT),
     ("bert", "BertLMHeadModel", {"is_decoder": False}, "next token", NEXT | {"predicts_next_token": False}),
+    ("llama", "LlamaForSequenceClassification", {}, "text", NOTHING | {"has_task": True, "gives_tokens": False}),
+    ("bart", "BartForSequenceClassification", {}, "text", NOTHING | {"has_task": True, "has_encoder": True}),
+    ("qwen2", "Qwen2ForTokenClassification", {}, "each token", NOTHING | {"has_task": True}),
+    ("bert", "BertForQuestionAnswering", {}, "span", NOTHING | {"has_task": True}),
+    ("bert", "BertForMultipleChoice", {}, "other", NOTHING | {"has_task": False}),
+    ("gpt2", "GPT2DoubleHeadsModel", {}, "next token", {"gives_tokens": True}),
 )
 """Model type, class (empty: the family's language model), config, head, and what else holds of it."""
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mha2gqa.pages.page import visible
+from mha2gqa.errors import visible
 from mha2gqa.verbs.bench.outcome import BenchReport, Decode, Fit, Prefill, Ratio, Setting, Side, Times
 from mha2gqa.verbs.bench.page import bench_page
 from tests.pages.conftest import Browser

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mha2gqa.errors import OutputError
-from mha2gqa.pages.page import check_place, visible, write_page
+from mha2gqa.errors import OutputError, visible
+from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.verbs.verify.outcome import Similarity, Verification
 from mha2gqa.verbs.verify.page import verify_page
 from tests.pages.sample import GROUPS, HOSTILE, hostile, verification

@@ -184,7 +184,7 @@ def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
         raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
     kind, is_judged = kind_of(model), options.method == AUTO
     if (is_judged and not kind.predicts_next_token) or (
-        (is_judged or options.refine == "joint") and "logits" not in output
+        (is_judged or options.refine == "joint") and not (kind.gives_tokens and "logits" in output)
     ):
         what = "--method auto" if is_judged else "--refine joint"
         raise CalibrationError(

@@ -62,16 +62,16 @@ class Layerwise:
 
     def results(self) -> list[LayerResult]:
         """Return the finished layers."""
-        return [self.files.result(number) for number in range(len(self.layers))]
+        return [self.files.result(number) for number in range(len(self.layers)) if self.files.has(number)]
 
     def planned(self) -> list[LayerResult]:
         """Return what `results` will be, without bytes."""
         return [self.files.planned(layer) for layer in self.layers]
 
-    def from_weights(self) -> None:
-        """Merge each layer by what its weights, and those before it, tell."""
+    def from_weights(self, count: int | None = None) -> None:
+        """Merge each layer, or the first few, by what its weights, and those before it, tell."""
         prior: Prior | None = None
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers[:count]):
             tensors = {name: tensor.to(self.device) for name, tensor in self.files.read(layer).items()}
             prior = prior or self._prior(len(tensors[layer.output]))
             self._write(number, layer, self.merge(layer, tensors, self._guess(prior, layer, tensors)))

@@ -17,7 +17,7 @@ from mha2gqa.errors import SweepError
 from mha2gqa.model.devices import placement
 from mha2gqa.model.feed import Body, attempt
 from mha2gqa.model.kind import kind_of
-from mha2gqa.model.load import load_unchecked
+from mha2gqa.model.load import drawn, load_unchecked
 from mha2gqa.model.original import Original
 from mha2gqa.progress import Advance
 from mha2gqa.verbs.sweep.outcome import Measured
@@ -40,6 +40,8 @@ def check_kind(model: PreTrainedModel) -> None:
     problem, compared = f"{why}; its loss on text without masks means nothing", "distributions"
     if kind.head == "none":
         problem, compared = "has no head, and so no loss on text", "hidden states"
+    elif not kind.gives_tokens:
+        problem, compared = "gives no distribution of tokens, and so has no loss on text", "outputs of its head"
     raise SweepError(
         f"{kind.name} {problem}",
         expected="a language model that predicts the next token",
@@ -73,8 +75,19 @@ class Yardstick:
 
     @cached_property
     def original(self) -> PreTrainedModel:
-        """The original, loaded."""
-        return self.load(self._source.directory)
+        """The original, loaded.
+
+        Raises:
+            SweepError: Its files lack a part, which each load would draw at random.
+        """
+        model, problems = load_unchecked(self._source.directory, self._place)
+        if names := drawn(model, problems):
+            raise SweepError(
+                f"{self._source.directory} lacks {names[0]}, which each load of {type(model).__name__} draws at random",
+                expected="a whole model: nothing can be told from what random numbers say",
+                remedy="Check that config.json and the weights belong together",
+            )
+        return model
 
     @property
     def dtype(self) -> str:

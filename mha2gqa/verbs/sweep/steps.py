@@ -7,6 +7,7 @@ stays there for the next run.
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
-from mha2gqa.files.staging import workspace
+from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError, going_on
+from mha2gqa.files.staging import move, tidy, workspace
+from mha2gqa.files.working import remove
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_original
 from mha2gqa.model.original import Original
@@ -58,7 +60,9 @@ class Run:
         """
         steps = self._missing(ways, results)
         if not steps:
+            tidy(self._output)
             return results
+        is_new_text = not self._text_directory.exists()
         stamp = hashlib.sha256(json.dumps(results.settings).encode()).hexdigest()
         try:
             with workspace(self._output, stamp, keep=True) as work:
@@ -68,12 +72,24 @@ class Run:
                     self._progress.step(name, number, len(steps))
                     results = results.extended(take(work))
                     write_results(self._output, results)
+                    self._put_away(work / name)
                 self._progress.step("", len(steps), len(steps))
         except KeyboardInterrupt as error:
-            if not results.points:
-                raise
-            raise Interrupted(str(self._output)) from error
+            if results.points:
+                raise Interrupted(going_on(self._output)) from error
+            if is_new_text and not isinstance(error, Interrupted):
+                self._remove_text()
+            raise
         return results
+
+    def _put_away(self, made: Path) -> None:
+        """Keep or remove the checkpoint of a point, once that is among the results."""
+        if not made.exists():
+            return
+        if self._options.keep is not None:
+            move(made, self._options.keep / made.name)
+        else:
+            shutil.rmtree(made)
 
     def _missing(
         self, ways: Sequence[Way], results: Sweep
@@ -82,9 +98,11 @@ class Run:
         keep, names = self._options.keep, {point.name for point in results.points}
         called = {way.name(self._source.name): way for way in ways}
         points = {
-            name: way for name, way in called.items() if name not in names or (keep and not (keep / name).exists())
+            name: way
+            for name, way in called.items()
+            if name not in names or (keep and not os.path.lexists(keep / name))
         }
-        if keep and (there := [keep / name for name in points if (keep / name).exists()]):
+        if keep and (there := [keep / name for name in points if os.path.lexists(keep / name)]):
             raise OutputError(
                 f"{there[0]} exists, and is not among the results that the sweep goes on from",
                 expected="a directory without it",
@@ -114,8 +132,12 @@ class Run:
             return self._load_yardstick(self._texts)
         except Mha2GqaError:
             if is_new:
-                shutil.rmtree(self._text_directory, ignore_errors=True)
+                self._remove_text()
             raise
+
+    def _remove_text(self) -> None:
+        if self._text_directory.exists():
+            remove(self._text_directory)
 
     def _load_yardstick(self, texts: Texts) -> Yardstick:
         options = self._options
@@ -134,22 +156,19 @@ class Run:
     def _convert(self, way: Way, work: Path) -> tuple[Path, Outcome, str]:
         """Convert in one way; return where to, the report, and the command line that does the same."""
         output = work / way.name(self._source.name)
+        if output.exists():  # of a run that was killed, and perhaps half removed
+            shutil.rmtree(output)
         asked = convert_options(way, self._options, self._texts.calibration, self._texts.column, output)
         report = convert(asked, self._progress)
         return output, report, command_line(asked)
 
     def _point(self, way: Way, work: Path) -> list[Point]:
-        """Convert in one way, and measure the result."""
+        """Convert in one way, and measure the result, which stays until the point is among the results."""
         started = time.monotonic()
         output, report, command = self._convert(way, work)
         seconds = time.monotonic() - started
         model = self._yardstick.load(output)
         measured = self._yardstick.measure(model, self._progress.part("evaluation"))
-        if (keep := self._options.keep) is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            shutil.move(output, keep / output.name)
-        else:
-            shutil.rmtree(output)
         point = Point(
             name=output.name,
             groups=way.groups,

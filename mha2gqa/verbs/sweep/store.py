@@ -14,6 +14,7 @@ from typing import Any
 
 from mha2gqa.errors import OutputError, SweepError
 from mha2gqa.files.pieces import path_of
+from mha2gqa.files.working import replace_file
 from mha2gqa.model.original import Original
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import Sweep, parse
@@ -54,7 +55,7 @@ def read_results(path: Path, settings: Mapping[str, Any], *, force: bool) -> Swe
     try:
         found = parse(json.loads(path.read_text(encoding="utf-8")))
         different = [name for name in {**settings, **found.settings} if settings.get(name) != found.settings.get(name)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SweepError(
             f"{path} does not hold the results of a sweep ({type(error).__name__}: {error})",
             expected="a file that mha2gqa sweep has written, or none",
@@ -79,8 +80,10 @@ def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 def _check_place(path: Path) -> None:
     holder = next(folder for folder in path.resolve().parents if folder.exists())
-    if path.is_dir() or not (holder.is_dir() and os.access(holder, os.W_OK | os.X_OK)):
-        reason = "it is a directory" if path.is_dir() else f"{holder} cannot be written into"
+    is_other = path.exists() and not path.is_file()
+    if is_other or not (holder.is_dir() and os.access(holder, os.W_OK | os.X_OK)):
+        other = "it is a directory" if path.is_dir() else "it is no ordinary file"
+        reason = other if is_other else f"{holder} cannot be written into"
         raise OutputError(f"The results cannot be written to {path}: {reason}", remedy="Choose another file with -o")
 
 
@@ -90,13 +93,11 @@ def write_results(path: Path, sweep: Sweep) -> None:
     Raises:
         OutputError: The disk is full, or writing is not permitted.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    content = json.dumps(sweep.to_json(), indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(sweep.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, content.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(
             f"The results cannot be written to {path}: {error.strerror}", remedy="Choose another file with -o"
         ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mha2gqa.errors import TextError
 from mha2gqa.files.source import Source
+from mha2gqa.files.working import make_ours, replace_file
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
 from mha2gqa.verbs.sweep.options import SweepOptions
@@ -41,10 +42,9 @@ def check_texts(options: SweepOptions) -> None:
         TextError: A file or data set is named for both.
     """
     learned, evaluated = (
-        {os.path.realpath(name) if Path(name).is_file() else name for name in data}
-        for data in (options.data, options.eval_data)
+        {os.path.realpath(name): name for name in data if name != SELF} for data in (options.data, options.eval_data)
     )
-    if both := sorted((learned & evaluated) - {SELF}):
+    if both := sorted(learned[place] for place in learned.keys() & evaluated.keys()):
         raise TextError(
             f"{both[0]} is named by --data and by --eval-data",
             expected="text to evaluate on that no conversion has learned from",
@@ -89,10 +89,11 @@ def divide(
 
     Raises:
         TextError: The text is missing, unreadable or too short.
+        OutputError: The directory is somebody else's.
     """
     documents = list(_enough(read_documents(data, column, "calibration"), tokens * _CHARACTERS))
     evaluation, calibration = split(documents)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_ours(directory)
     files = directory / "calibration.jsonl", directory / "evaluation.jsonl"
     for path, part in zip(files, (calibration, evaluation), strict=True):
         _write(path, part)
@@ -139,5 +140,5 @@ def _enough(documents: Iterable[str], characters: int) -> Iterator[str]:
 def _write(path: Path, documents: Sequence[str]) -> None:
     """Write documents; a file that has them already keeps its time, by which unfinished work is known again."""
     content = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
-    if not (path.is_file() and path.read_text(encoding="utf-8") == content):
-        path.write_text(content, encoding="utf-8")
+    if path.is_symlink() or not (path.is_file() and path.read_bytes() == content.encode()):
+        replace_file(path, content.encode())

@@ -5,7 +5,7 @@ only they tell. Nothing is written.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from mha2gqa.verbs.uptrain.recipe import (
     merged_recipe,
     set_steps,
 )
+from mha2gqa.verbs.uptrain.rehearsal import rehearsed
 from mha2gqa.verbs.uptrain.running_text import running_text
+from mha2gqa.verbs.uptrain.settings import typed
 from mha2gqa.verbs.uptrain.subject import Subject, find_subject
 from mha2gqa.verbs.uptrain.text import Reading, Task, TrainingText
 from mha2gqa.verbs.uptrain.workspace import check_workspace, workspace_of
@@ -124,6 +126,7 @@ def plan_job(options: UptrainOptions) -> Job:
     """
     check_length(options)
     check_trainer(options.trainer)
+    options = replace(options, trainer=typed(options.trainer))
     _check_weights(options)
     subject = find_subject(options)
     refuse_quantised(subject.checkpoint.config)
@@ -132,8 +135,7 @@ def plan_job(options: UptrainOptions) -> Job:
     output = options.output or Path(f"{subject.name}-uptrained")
     check_output(output, subject.directory, subject.converted.size, force=options.force)
     check_workspace(output, resume=options.resume, force=options.force)
-    was_trained = subject.record.conversion.was_trained
-    arguments = build_arguments(options, task.row_tokens, workspace_of(output), was_trained=was_trained)
+    arguments = _arguments(options, subject, task, output)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     original = None if subject.original is None else subject.original.directory
     length = find_length(options, original, batch * task.row_tokens)
@@ -142,6 +144,21 @@ def plan_job(options: UptrainOptions) -> Job:
         raise TrainingError("--best needs measurements, and eval_strategy is 'no'", remedy="Leave one of them out")
     recipe = merged_recipe(options, arguments) | {"objective": subject.objective}
     return Job(options, subject, output, arguments, task, length, recipe)
+
+
+def _arguments(options: UptrainOptions, subject: Subject, task: Task, output: Path) -> TrainingArguments:
+    was_trained, work = subject.record.conversion.was_trained, workspace_of(output)
+
+    def build(given: Mapping[str, Any]) -> TrainingArguments:
+        return build_arguments(replace(options, trainer=given), task.row_tokens, work, was_trained=was_trained)
+
+    arguments = rehearsed(build, options.trainer, only_arguments=options.dry_run)
+    model = subject.converted.architecture.outline
+    if arguments.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise TrainingError(
+            f"trainer: gradient_checkpointing is not supported by {type(model).__name__}", remedy="Leave it out"
+        )
+    return arguments
 
 
 def _check_weights(options: UptrainOptions) -> None:

@@ -76,14 +76,13 @@ def check_trainer(given: Mapping[str, Any]) -> None:
 def build_arguments(options: UptrainOptions, context: int, work: Path, *, was_trained: bool) -> TrainingArguments:
     """Build the arguments of the Trainer, all but the number of steps; joins the process group of a launcher.
 
+    Raises what transformers raises for a value that it rejects (`rehearsal.py`).
+
     Args:
         options: As asked for.
         context: Tokens of a block.
         work: Where checkpoints go.
         was_trained: Whether the converted attention was trained before.
-
-    Raises:
-        TrainingError: A field has a value that transformers rejects.
     """
     # transformers fills in dictionaries in place.
     chosen = _defaults(options, context, was_trained=was_trained) | copy.deepcopy(dict(options.trainer))
@@ -96,11 +95,7 @@ def build_arguments(options: UptrainOptions, context: int, work: Path, *, was_tr
         "metric_for_best_model": "loss",
         "greater_is_better": False,
     }
-    try:
-        return TrainingArguments(**chosen, **fixed)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainingError(f"transformers rejects the trainer's settings: {reason[:300]}") from error
+    return TrainingArguments(**chosen, **fixed)
 
 
 def set_steps(arguments: TrainingArguments, steps: int, given: Mapping[str, Any]) -> None:

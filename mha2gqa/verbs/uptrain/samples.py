@@ -17,6 +17,8 @@ from mha2gqa.texts.blocks import sample_text
 
 _BATCH = 16
 """Samples that are written at a time."""
+_BEGINNING = b'{"ids": ['
+"""Of each line, by which one that was cut off is known."""
 
 
 def write_samples(
@@ -71,13 +73,15 @@ def _whole_batches(path: Path, context: int) -> int:
     """Return how many batches the file holds; a batch that was cut off is taken away."""
     if not path.exists():
         return 0
+    if not path.is_file():
+        raise TextError(f"{path} is no ordinary file", expected="a file for samples", remedy="Choose it with --samples")
     lines = path.read_bytes().splitlines(keepends=True)
-    whole = lines[: len(lines) - len(lines) % _BATCH]
+    ended = [line for line in lines if line.endswith(b"\n")]
     try:
-        if whole and not whole[-1].endswith(b"\n"):
-            whole = whole[:-_BATCH]
-        lengths = {len(json.loads(line)["ids"]) for line in whole[:1]}
-    except (ValueError, KeyError, TypeError) as error:
+        lengths = {len(json.loads(line)["ids"]) for line in ended}
+        if any(not line.startswith(_BEGINNING[: len(line)]) for line in lines[len(ended) :]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TextError(
             f"{path} holds no samples ({type(error).__name__})",
             expected="a file that `--data self` has written",
@@ -85,8 +89,9 @@ def _whole_batches(path: Path, context: int) -> int:
         ) from error
     if lengths - {context}:
         raise TextError(
-            f"{path} holds samples of {lengths.pop()} tokens", expected=f"samples of {context}, by --context"
+            f"{path} holds samples of {max(lengths - {context})} tokens", expected=f"samples of {context}, by --context"
         )
+    whole = ended[: len(ended) - len(ended) % _BATCH]
     if len(whole) < len(lines):
         path.write_bytes(b"".join(whole))
     return len(whole) // _BATCH

@@ -13,18 +13,19 @@ from typing import Any
 
 import yaml
 
-from mha2gqa.errors import OutputError, TrainingError
-from mha2gqa.files.staging import clear, locked, refusals
+from mha2gqa.errors import Interrupted, OutputError, TrainingError, going_on
+from mha2gqa.files.staging import refusals
+from mha2gqa.files.working import check_ours, claimed, clear, has_links, remove, working_directory
 
 _RECIPE = "recipe.yaml"
 _LASTING = ("checkpoint-*/trainer_state.json", "samples.jsonl")
 """What a run that fails leaves to the next one."""
+_COMMAND = "the same command with --resume"
 
 
 def workspace_of(output: Path) -> Path:
     """Return where the run for an output works."""
-    target = output.resolve()
-    return target.with_name(f".{target.name}.uptrain")
+    return working_directory(output, "uptrain")
 
 
 def check_workspace(output: Path, *, resume: bool, force: bool) -> None:
@@ -32,8 +33,11 @@ def check_workspace(output: Path, *, resume: bool, force: bool) -> None:
 
     Raises:
         TrainingError: There is one, and neither was asked for; or there is none to go on with.
+        OutputError: What is there is somebody else's.
     """
     work = workspace_of(output)
+    with refusals(output):
+        check_ours(work)
     if resume and not (work / _RECIPE).is_file():
         raise TrainingError(
             f"There is no interrupted run for {output} to go on with",
@@ -65,21 +69,21 @@ def training_workspace(output: Path, recipe: Mapping[str, Any], *, resume: bool,
     if not is_main:
         yield work
         return
-    with refusals(output):
-        work.mkdir(parents=True, exist_ok=True)
-        with locked(work, output):
-            _prepare(work, recipe, resume=resume)
-            try:
-                with refusals(output):
-                    yield work
-            except BaseException as error:
-                _leave(work, error)
-                raise
-            shutil.rmtree(work)
+    with refusals(output), claimed(work, output):
+        try:
+            with refusals(output):
+                _prepare(work, recipe, resume=resume)
+                yield work
+        except BaseException as error:
+            _leave(work, error, recipe.get("samples"))
+            raise
+        remove(work)
 
 
 def _prepare(work: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
     path = work / _RECIPE
+    if resume and has_links(work):
+        raise TrainingError(f"There are links in {work}, which are not followed", remedy="Start again by --force")
     text = yaml.safe_dump(dict(recipe), sort_keys=True)
     if not resume:
         clear(work)
@@ -103,11 +107,22 @@ def _differences(before: Any, now: Any) -> str:
     return f"was {before!r}, is {now!r}"
 
 
-def _leave(work: Path, error: BaseException) -> None:
-    if not any(any(work.glob(one)) for one in _LASTING):
-        shutil.rmtree(work, ignore_errors=True)
-    elif isinstance(error, OutputError):
-        error.remedy = f"{error.remedy}; what was done stays in {work}, and --resume goes on from there"
+def _leave(work: Path, error: BaseException, samples: str | None) -> None:
+    """Clear a workspace away, or say where it stays: by the refusal itself, or in the place of Ctrl-C."""
+    for checkpoint in work.glob("checkpoint-*"):
+        if not read_state(checkpoint):  # cut off: of no use, and it may be what has filled the disk
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    lasts = any(any(work.glob(one)) for one in _LASTING)
+    kept = going_on(work, _COMMAND) if lasts else ""
+    if not lasts:
+        with contextlib.suppress(OSError):
+            remove(work)
+        if samples is not None and Path(samples).is_file():
+            kept = going_on(samples)
+    if isinstance(error, OutputError):
+        error.kept = kept
+    elif isinstance(error, KeyboardInterrupt) and kept:
+        raise Interrupted(kept) from error
 
 
 def newest_checkpoint(work: Path) -> Path | None:

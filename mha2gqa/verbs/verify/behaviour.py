@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
-from mha2gqa.model.feed import attempt, inputs
+from mha2gqa.model.feed import attempt, inputs, noise
 from mha2gqa.model.kind import kind_of
 
 NEW_TOKENS = 16
@@ -51,7 +51,7 @@ def observe(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> Behavi
     """
     kind = kind_of(model)
     forward = attempt(lambda: _forward(model, ids_BT))
-    if isinstance(forward, str) or not kind.decodes:
+    if isinstance(forward, str) or not (kind.decodes and kind.reads_tokens):
         return Behaviour(forward, None, None, None, None)
     return Behaviour(
         forward=forward,
@@ -67,16 +67,17 @@ def _run(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Ten
 
 
 def _forward(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
-    output = _run(model, ids_BT, ids_BT)
-    if kind_of(model).gives_embeddings:
-        states_BTD = output.last_hidden_state
-        if not torch.isfinite(states_BTD).all():
-            raise ValueError("the last hidden state holds NaN or infinity")
-        return _scale(states_BTD)
-    logits_BTV = output.logits
-    if not torch.isfinite(logits_BTV).any(dim=-1).all() or logits_BTV.isnan().any():
-        raise ValueError("the logits hold NaN or infinity")
-    return _scale(logits_BTV)
+    kind = kind_of(model)
+    output = _run(model, ids_BT, ids_BT) if kind.reads_tokens else model(**noise(model, len(ids_BT)))
+    if kind.gives_tokens and kind.reads_tokens:
+        logits_BTV = output.logits
+        if not torch.isfinite(logits_BTV).any(dim=-1).all() or logits_BTV.isnan().any():
+            raise ValueError("the logits hold NaN or infinity")
+        return _scale(logits_BTV)
+    given = {name: one for name, one in output.items() if isinstance(one, torch.Tensor) and one.is_floating_point()}
+    if unsound := [name for name, one in given.items() if not torch.isfinite(one).all()]:
+        raise ValueError(f"{unsound[0]} holds NaN or infinity")
+    return max(_scale(one) for one in given.values())
 
 
 def _scale(logits_BTV: torch.Tensor) -> float:

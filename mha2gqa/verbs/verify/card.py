@@ -22,6 +22,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from mha2gqa.errors import OutputError
+from mha2gqa.files.working import replace_file
 from mha2gqa.verbs.verify.levels import OutputsLevel
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 
@@ -97,13 +98,8 @@ class FrontMatter:
         Raises:
             OutputError: It cannot be written.
         """
-        partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            try:
-                partial.write_bytes(f"{self.before}{self.header}{self.after}".encode())
-                partial.replace(self.path)
-            finally:
-                partial.unlink(missing_ok=True)
+            replace_file(self.path, f"{self.before}{self.header}{self.after}".encode())
         except OSError as error:
             raise OutputError(f"Writing {self.path} failed: {error.strerror}", remedy="It is as it was") from error
 

@@ -62,7 +62,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def compare_embeddings(
     models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, advance: Advance
-) -> EmbeddingsLevel | None:
+) -> EmbeddingsLevel | str:
     """Compare the last hidden states of both models on the same tokens.
 
     Args:
@@ -73,7 +73,7 @@ def compare_embeddings(
         advance: Told of every batch, in tokens.
 
     Returns:
-        The level, or None where the original does not run on tokens alone.
+        The level, or why the original does not run on tokens alone.
 
     Raises:
         PairError: The converted checkpoint cannot be run.
@@ -81,8 +81,9 @@ def compare_embeddings(
     started = time.monotonic()
     ids_NT = text.blocks.tokens_NT
     original, converted = models.original, loaded(models)
-    if isinstance(attempt(lambda: _states(original, ids_NT[:1])), str):
-        return None
+    probed = attempt(lambda: _states(original, ids_NT[:1]))
+    if isinstance(probed, str):
+        return f"the original gives no hidden states for tokens alone ({probed})"
     layers, sums = layer_errors(models), CosineSums()
     for ids_BT in batches(ids_NT, options.batch_size):
         with layers.original(original):

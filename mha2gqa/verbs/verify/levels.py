@@ -5,6 +5,7 @@ Losses and divergences are in nats a token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from mha2gqa.units import perplexity
 from mha2gqa.verbs.verify.options import Level
@@ -181,6 +182,8 @@ class FileLevel(_Judged):
     """Tokenizer and other small files that were compared byte for byte."""
     size: int
     """Bytes of the converted weights that were read."""
+    witness: str = ""
+    """What only the record speaks for, as a sentence; empty where everything was established by the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +192,10 @@ class Check:
 
     name: str
     """What was checked, as a short phrase."""
-    passed: bool
-    """Whether it held."""
+    passed: bool | None
+    """Whether it held; None where nothing was established, for a reason that lies in the original."""
     detail: str
-    """The numbers that were seen."""
+    """The numbers that were seen, or the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,3 +248,23 @@ class EmbeddingsLevel(_Read):
 
     cosines: Cosines
     """How far their hidden states point the same way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLevel(_Read):
+    """What both models' task heads give for the same tokens: labels, scores or spans."""
+
+    gives: str
+    """What the head gives, as a phrase: `3 labels for a text`."""
+    kl: float | None
+    """Mean KL(original || converted) of the distributions of labels (of places, for spans); None for scores."""
+    same: float | None
+    """Share of them with the same most likely label; None for scores."""
+    error: float
+    """||converted - original|| / ||original|| over all outputs."""
+    largest_difference: float
+    """Of an output."""
+
+
+Compared: TypeAlias = OutputsLevel | EmbeddingsLevel | HeadLevel
+"""What the outputs level found, by the kind of the model."""

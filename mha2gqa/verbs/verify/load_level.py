@@ -6,6 +6,7 @@ those of rounding in the dtype of the run, or what the original itself shows. `M
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +18,11 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import placement
 from mha2gqa.model.feed import attempt
-from mha2gqa.model.load import load_unchecked
+from mha2gqa.model.kind import kind_of
+from mha2gqa.model.load import are_of_head, drawn, load_unchecked
 from mha2gqa.record.pair import Pair
 from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Observed, observe
+from mha2gqa.verbs.verify.judge import FORWARD, NOISE
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
 
 _BLOCKS, _TOKENS = 2, 24
@@ -57,15 +60,45 @@ class Models:
     def _converted(self) -> tuple[PreTrainedModel, list[str]] | str:
         return attempt(lambda: load_unchecked(self.pair.converted, self._place))
 
+    @cached_property
+    def drawn(self) -> tuple[str, ...]:
+        """Parameters that the original's files lack, too, and that each load draws at random."""
+        return drawn(*self._original)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the head was drawn at random, so that both are run without it."""
+        return bool(self.drawn) and are_of_head(self._original[0], self.drawn)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a part of the body was drawn at random, so that nothing that they give can be compared."""
+        return bool(self.drawn) and not self.is_cut
+
     @property
     def original(self) -> PreTrainedModel:
         """The original; keys that its own class does not know are left out, as transformers does."""
-        return self._original[0]
+        return self._without_head(self._original[0])
 
     @property
     def converted(self) -> PreTrainedModel | None:
         """The converted checkpoint; None when it does not load strictly."""
-        return None if isinstance(self._converted, str) or self.problems else self._converted[0]
+        return None if isinstance(self._converted, str) or self.problems else self._without_head(self._converted[0])
+
+    def _without_head(self, model: PreTrainedModel) -> PreTrainedModel:
+        body: Any = model.base_model if self.is_cut else model
+        without: PreTrainedModel = body
+        return without
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Attention modules that both have: name in the converted model -> name in the original."""
+        original = self.pair.original
+        names = original.origin.compared(original.architecture.attention_modules)
+        if not self.is_cut:
+            return names
+        body = f"{self._original[0].base_model_prefix}."
+        return {one.removeprefix(body): other.removeprefix(body) for one, other in names.items()}
 
     @cached_property
     def problems(self) -> list[str]:
@@ -73,6 +106,16 @@ class Models:
         if isinstance(self._converted, str):
             return [self._converted]
         return [problem for problem in self._converted[1] if problem not in self._original[1]]
+
+    @cached_property
+    def lacks(self) -> list[str]:
+        """What is wrong with the keys of the original."""
+        return self._original[1]
+
+    @property
+    def agree(self) -> bool:
+        """Whether the converted checkpoint lacks what the original lacks."""
+        return not isinstance(self._converted, str) and set(self._original[1]) <= set(self._converted[1])
 
     @property
     def dtype(self) -> str:
@@ -87,30 +130,46 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
         CheckpointError: The original cannot be loaded.
     """
     started = time.monotonic()
-    before, original = models.pair.original.architecture, models.original
+    run = _NOT_RUN if models.is_random else _run_both(models, seed)
+    checks = [_strict(models), *run.checks]
+    return LoadLevel(
+        checks=tuple(checks),
+        original_cache=run.original_cache,
+        converted_cache=run.converted_cache,
+        dtype=models.dtype,
+        device=models.original.device.type,
+        seconds=time.monotonic() - started,
+        findings=tuple(_findings(models, checks)),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What running both has shown."""
+
+    checks: tuple[Check, ...]
+    original_cache: CacheUse | None
+    converted_cache: CacheUse | None
+
+
+_NOT_RUN = _Run((), None, None)
+
+
+def _run_both(models: Models, seed: int) -> _Run:
+    before, original, converted = models.pair.original.architecture, models.original, models.converted
     layers = before.cached
     ids_BT = _random_tokens(original, before.config_json, seed)
     cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
     seen = observe(original, ids_BT, cached)
-    converted = models.converted
-    used, cache = _cache_use(layers, original, seen, before), None
-    checks = [_strict(models)]
-    if converted is not None:
-        now = observe(converted, ids_BT, cached)
-        after = models.pair.result.cached
-        cache = _cache_use(after, converted, now, before)
-        checks += _checks(seen, now, used, cache, original.dtype)
-        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
-        checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
-    return LoadLevel(
-        checks=tuple(checks),
-        original_cache=used,
-        converted_cache=cache,
-        dtype=models.dtype,
-        device=original.device.type,
-        seconds=time.monotonic() - started,
-        findings=tuple(_findings(models, checks)),
-    )
+    used = _cache_use(layers, original, seen, before)
+    if converted is None:
+        return _Run((), used, None)
+    now = observe(converted, ids_BT, cached)
+    after = models.pair.result.cached
+    cache = _cache_use(after, converted, now, before)
+    formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
+    checks = _checks(seen, now, used, cache, original)
+    return _Run((*checks, *_cross_cache_check(seen.cross_cache, now.cross_cache, formula)), used, cache)
 
 
 def _random_tokens(model: PreTrainedModel, config_json: ConfigJson, seed: int) -> torch.Tensor:
@@ -151,22 +210,30 @@ def _cache_use(
 
 
 def _strict(models: Models) -> Check:
-    problems = models.problems
-    detail = "; ".join(problems[:3]) if problems else "no missing, unexpected or mismatched key"
+    problems, lacks = models.problems, models.lacks
+    detail = _some(problems or lacks) or "no missing, unexpected or mismatched key"
+    if not problems and lacks:
+        drawn = "; transformers draws what is missing at random" if models.drawn else ""
+        detail += f" in the original{', too' * models.agree}{drawn}"
+    return Check(name="strict load", passed=False if problems else None if lacks else True, detail=detail)
+
+
+def _some(problems: list[str]) -> str:
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return Check(name="strict load", passed=not problems, detail=detail + more)
+    return "; ".join(problems[:3]) + more
 
 
 def _checks(
-    seen: Behaviour, now: Behaviour, before: CacheUse | None, after: CacheUse | None, dtype: torch.dtype
+    seen: Behaviour, now: Behaviour, before: CacheUse | None, after: CacheUse | None, original: PreTrainedModel
 ) -> Iterator[Check]:
-    tolerance = _TOLERANCE[dtype]
+    kind, tolerance = kind_of(original), _TOLERANCE[original.dtype]
+    name, what = (FORWARD, "tokens alone") if kind.reads_tokens else (NOISE, f"noise as its {kind.reads}")
     if isinstance(seen.forward, str):
-        detail = f"not made: the original does not run on tokens alone ({seen.forward})"
-        yield Check(name="forward", passed=True, detail=detail)
+        detail = f"not made: the original does not run on {what} ({seen.forward})"
+        yield Check(name=name, passed=None, detail=detail)
         return
     detail = str(now.forward) if isinstance(now.forward, str) else "every output is finite"
-    yield Check(name="forward", passed=not isinstance(now.forward, str), detail=detail)
+    yield Check(name=name, passed=not isinstance(now.forward, str), detail=detail)
     if before is not None and before.measured is not None:
         yield _cache_check(before, after, now.cache)
     name = "generation with and without cache"
@@ -200,7 +267,7 @@ def _agreement(name: str, seen: Observed, now: Observed, tolerance: float, what:
         return
     if isinstance(seen, str) or seen > tolerance:
         why = seen if isinstance(seen, str) else f"its own difference is {seen:.1e} of the largest logit"
-        yield Check(name=name, passed=True, detail=f"not made: the original does not do this ({why})")
+        yield Check(name=name, passed=None, detail=f"not made: the original does not do this ({why})")
     elif isinstance(now, str) or now is None:
         yield Check(name=name, passed=False, detail=f"the original does this, the converted checkpoint fails: {now}")
     else:
@@ -215,5 +282,5 @@ def _findings(models: Models, checks: list[Check]) -> Iterator[Finding]:
         guilty = key if is_key else str(models.pair.converted)
         yield Finding(level="load", guilty=guilty, problem=f"is {kind}" if is_key else problem)
     for check in checks[1:]:
-        if not check.passed:
+        if check.passed is False:
             yield Finding(level="load", guilty=check.name, problem=check.detail)

@@ -1,7 +1,7 @@
 """What `verify` returns: facts about a converted checkpoint beside its original, for people and for programs.
 
-`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and `OutputsLevel` (for models
-without a head `EmbeddingsLevel` in its place), in `levels.py`; one that was not asked for, or that an earlier
+`Verification` is the whole report. Its levels are `FileLevel`, `LoadLevel` and one of `Compared`, by the kind of the
+model, in `levels.py`; one that was not asked for, or that an earlier
 level made impossible, is None. Sizes are in bytes.
 
 Nothing is computed here beyond what follows from the fields; the console and the page word them.
@@ -15,7 +15,15 @@ from typing import Any, Literal, TypeAlias
 
 from mha2gqa.heads.grouping import Groups
 from mha2gqa.record.conversion import Conversion
-from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import (
+    Compared,
+    EmbeddingsLevel,
+    FileLevel,
+    Finding,
+    HeadLevel,
+    LoadLevel,
+    OutputsLevel,
+)
 
 Verdict: TypeAlias = Literal["identical", "within limits", "different"]
 
@@ -103,15 +111,22 @@ class Verification:
     """None when the level was not asked for, or the converted checkpoint cannot be run, or it has no head."""
     embeddings: EmbeddingsLevel | None = None
     """In place of `outputs` for models without a head."""
+    head: HeadLevel | None = None
+    """In place of `outputs` for models with the head of a task: labels, scores, spans."""
     similarity: tuple[Similarity, ...] = ()
     """One for each attention module whose heads' similarity is known."""
     benchmarks: tuple[Benchmark, ...] = ()
     """Scores of the standard benchmarks that were asked for; they take no part in the verdict."""
 
     @property
+    def compared(self) -> Compared | None:
+        """What the outputs level found, whatever kind the model is of."""
+        return self.outputs or self.embeddings or self.head
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong, of all levels."""
-        levels = (self.file, self.load, self.outputs, self.embeddings)
+        levels = (self.file, self.load, self.compared)
         return tuple(one for level in levels if level for one in level.findings)
 
     def to_json(self) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def find_text(
 @torch.inference_mode()
 def compare_outputs(
     models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, advance: Advance
-) -> OutputsLevel | None:
+) -> OutputsLevel | str:
     """Compare what both models make of the same tokens.
 
     Args:
@@ -87,7 +87,7 @@ def compare_outputs(
         advance: Told of every batch, in tokens.
 
     Returns:
-        The level, or None where the original does not run on tokens alone.
+        The level, or why the original does not run on tokens alone.
 
     Raises:
         PairError: The converted checkpoint cannot be run.
@@ -97,7 +97,7 @@ def compare_outputs(
     original, converted = models.original, loaded(models)
     first = attempt(lambda: Body(original, ids_NT[:1]))
     if isinstance(first, str):
-        return None
+        return f"the original gives no logits for tokens alone ({first})"
     layers = layer_errors(models)
     sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), advance)
     level = OutputsLevel(
@@ -131,8 +131,7 @@ def loaded(models: Models) -> PreTrainedModel:
 
 def layer_errors(models: Models) -> LayerErrors:
     """Return sums, still empty, of the errors of the attention modules that both models have."""
-    original = models.pair.original
-    return LayerErrors(original.origin.compared(original.architecture.attention_modules))
+    return LayerErrors(models.modules)
 
 
 def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:

@@ -15,7 +15,7 @@ from mha2gqa.pages.page import render
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.units import format_size
 from mha2gqa.verbs.verify import figures
-from mha2gqa.verbs.verify.levels import ComparedText, Continuation, EmbeddingsLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import Compared, ComparedText, Continuation, EmbeddingsLevel, HeadLevel, OutputsLevel
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
 from mha2gqa.verbs.verify.words import with_error
 
@@ -33,7 +33,7 @@ class Tile(NamedTuple):
 
 def verify_page(report: Verification) -> str:
     """Return the page of a verification, as HTML that needs no other file."""
-    outputs, compared = report.outputs, report.outputs or report.embeddings
+    outputs, compared = report.outputs, report.compared
     sign, tone = _SIGNS[report.verdict]
     return render(
         "verify.html",
@@ -66,6 +66,8 @@ def _tiles(report: Verification) -> Iterator[Tile]:
         yield Tile("KV cache", format_size(before.formula), format_size(after.formula), note)
     if one := report.embeddings:
         yield Tile("Cosine of embeddings", "", f"{one.cosines.mean:.4f}", f"mean of {one.text.blocks:,} blocks")
+    if head := report.head:
+        yield Tile("Error of the outputs", "", f"{head.error:.3g}", head.gives)
     if not (outputs := report.outputs):
         return
     if loss := outputs.loss:
@@ -84,10 +86,12 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
         )
     if load := report.load:
         scopes["load"] = f"{len(load.checks)} checks, {load.dtype} on {load.device}"
-    if outputs := report.outputs or report.embeddings:
+    if outputs := report.compared:
         scopes["outputs"] = f"{outputs.text.tokens:,} tokens, {outputs.dtype} on {outputs.device}"
     for name, level in (("File", report.file), ("Load", report.load), ("Outputs", outputs)):
         passed, seconds = (not level.findings, level.seconds) if level else (None, None)
+        if level is report.load and report.load and not any(check.passed for check in report.load.checks):
+            passed = None if passed else passed
         yield {"name": name, "passed": passed, "seconds": seconds, "scope": scopes[name.lower()] if level else ""}
 
 
@@ -136,8 +140,8 @@ def _plots(report: Verification) -> Iterator[Plot]:
         plots.append(figures.loss_by_position(outputs.positions))
         plots.append(figures.error_by_layer(outputs.layers))
         plots.append(figures.divergence(outputs.kl, report.limits.max_kl))
-    if report.embeddings:
-        plots.append(figures.error_by_layer(report.embeddings.layers))
+    if one := report.embeddings or report.head:
+        plots.append(figures.error_by_layer(one.layers))
     if report.load:
         plots.append(figures.cache_by_context(report.load))
     yield from (plot for plot in plots if plot)
@@ -209,7 +213,7 @@ def loss_rows(outputs: OutputsLevel, limits: Limits) -> Iterator[LossRow]:
     yield LossRow("perplexity", limit, f"{before:.4g}", f"{after:.4g}", signed(loss.increase, ".2%"), "")
 
 
-def agreement_rows(outputs: OutputsLevel | EmbeddingsLevel, limits: Limits) -> Iterator[AgreementRow]:
+def agreement_rows(outputs: Compared, limits: Limits) -> Iterator[AgreementRow]:
     """Yield the measures of how alike the two are."""
     if isinstance(outputs, EmbeddingsLevel):
         cosines = outputs.cosines
@@ -217,6 +221,13 @@ def agreement_rows(outputs: OutputsLevel | EmbeddingsLevel, limits: Limits) -> I
         yield AgreementRow("cosine of embeddings, least", "", f"{cosines.least:.4f}")
         yield AgreementRow("cosine of a token's last hidden states, mean", "", f"{cosines.tokens:.4f}")
         yield AgreementRow("largest difference of a hidden state", "", f"{cosines.largest_difference:.4g}")
+        return
+    if isinstance(outputs, HeadLevel):
+        if outputs.kl is not None and outputs.same is not None:
+            yield AgreementRow("KL divergence, mean, nats", f"at most {limits.max_kl:g}", f"{outputs.kl:.4g}")
+            yield AgreementRow("same most likely label", f"at least {share(limits.min_top1)}", share(outputs.same))
+        yield AgreementRow("error of the outputs, of their size", "", f"{outputs.error:.4g}")
+        yield AgreementRow("largest difference of an output", "", f"{outputs.largest_difference:.4g}")
         return
     kl = outputs.kl
     yield AgreementRow("KL divergence, mean, nats a token", f"at most {limits.max_kl:g}", f"{kl.mean:.4g}")

@@ -9,15 +9,18 @@ from mha2gqa.model.load import load_tokenizer
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Advance, Progress
 from mha2gqa.record.pair import Pair, find_pair
+from mha2gqa.texts.find import SELF
 from mha2gqa.verbs.verify.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.verbs.verify.card import check_card, write_numbers
 from mha2gqa.verbs.verify.embeddings_level import compare_embeddings
 from mha2gqa.verbs.verify.file_level import check_files
+from mha2gqa.verbs.verify.head_level import compare_head
 from mha2gqa.verbs.verify.judge import judge, limits_for
+from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, HeadLevel, OutputsLevel
 from mha2gqa.verbs.verify.load_level import Models, check_loading
 from mha2gqa.verbs.verify.options import VerifyOptions
-from mha2gqa.verbs.verify.outcome import Benchmark, Verification
-from mha2gqa.verbs.verify.outputs_level import compare_outputs, find_text
+from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
+from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs, find_text
 from mha2gqa.verbs.verify.tensors import head_similarity
 
 
@@ -39,23 +42,25 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     suite = find_tasks(options.tasks, options.task_path, pair.original.architecture.outline) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)
     limits = limits_for(pair.conversion, options)
-    text = None
+    text: EvaluationText | str | None = None
     if "outputs" in options.levels:
-        text = find_text(pair.original.source, models.config, lambda: models.original, options)
+        text = _unreadable(models, options) or find_text(
+            pair.original.source, models.config, lambda: models.original, options
+        )
     file = check_files(pair, progress.part("files")) if "file" in options.levels else None
     readable = file is None or file.readable
     load = check_loading(models, options.seed) if "load" in options.levels and readable else None
-    outputs = embeddings = None
-    if text is not None and readable and (load is None or models.converted is not None):
+    compared: Compared | str | None = text if isinstance(text, str) else None
+    if isinstance(text, EvaluationText):
+        is_there = readable and (load is None or models.converted is not None)
         rest = models, text, limits, options, progress.part("outputs")
-        if kind_of(models.original).gives_embeddings:
-            embeddings = compare_embeddings(*rest)
-        else:
-            outputs = compare_outputs(*rest)
+        compared = _compare(*rest) if is_there else "the converted checkpoint cannot be run"
+    not_compared, found = (compared, None) if isinstance(compared, str) else (None, compared)
     benchmarks = _score(suite, models, progress.part("benchmarks")) if suite is not None and readable else ()
-    verdict, reasons = judge(file, load, outputs or embeddings, wanted_outputs=text is not None)
+    verdict, reasons = judge(file, load, found, not_compared)
     if suite is not None and not benchmarks:
-        reasons = (*reasons, "The benchmarks were not run: the converted checkpoint does not load.")
+        why = _drawn(models) if models.drawn else "the converted checkpoint does not load"
+        reasons = (*reasons, f"The benchmarks were not run: {why}.")
     report = Verification(
         original=pair.original.name,
         converted=str(pair.converted),
@@ -66,13 +71,45 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         reasons=reasons,
         file=file,
         load=load,
-        outputs=outputs,
-        embeddings=embeddings,
+        outputs=found if isinstance(found, OutputsLevel) else None,
+        embeddings=found if isinstance(found, EmbeddingsLevel) else None,
+        head=found if isinstance(found, HeadLevel) else None,
         similarity=head_similarity(pair) if options.report is not None else (),
         benchmarks=benchmarks,
     )
     _write(report, options, pair)
     return report
+
+
+def _unreadable(models: Models, options: VerifyOptions) -> str | None:
+    """Return why there is no text that both models could be compared on, whatever is named."""
+    kind = kind_of(models.pair.original.architecture.outline)
+    if not kind.reads_tokens:
+        return f"{kind.name} reads {kind.reads}, not text"
+    if kind.head == "other":
+        return f"what {kind.name} gives is no distribution of tokens, no labels and no hidden states"
+    writes = SELF in options.data or not (options.data or models.pair.original.source.is_reference)
+    if writes and models.drawn:
+        return f"{_drawn(models)}, and so it cannot write the text; with --data its hidden states are compared"
+    return None
+
+
+def _drawn(models: Models) -> str:
+    more = f" and {len(models.drawn) - 1} more" if len(models.drawn) > 1 else ""
+    return f"the original lacks {models.drawn[0]}{more}, which each load draws at random"
+
+
+def _compare(
+    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, advance: Advance
+) -> Compared | str:
+    """Compare what both models give, by the measure that fits their kind, or return why not."""
+    if models.is_random:
+        return _drawn(models)
+    kind = kind_of(models.original)
+    if kind.gives_embeddings:
+        return compare_embeddings(models, text, limits, options, advance)
+    compare = compare_head if kind.has_task else compare_outputs
+    return compare(models, text, limits, options, advance)
 
 
 def _check_places(options: VerifyOptions, pair: Pair) -> None:
@@ -83,7 +120,7 @@ def _check_places(options: VerifyOptions, pair: Pair) -> None:
 
 
 def _score(suite: Suite, models: Models, advance: Advance) -> tuple[Benchmark, ...]:
-    if models.converted is None:
+    if models.converted is None or models.drawn:
         return ()
     return run_tasks(suite, models.original, models.converted, load_tokenizer(models.pair.original.directory), advance)
 

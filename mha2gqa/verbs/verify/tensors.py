@@ -79,7 +79,8 @@ def _compare(tensor: Expected, sources: Sources, pool: Pool, tell: Callable[[int
     first: int | None = None
     done = 0
     buffer = memoryview(bytearray(_BUFFER))
-    for view in _views(tensor, sources, pool):
+    expected = _read(sources, Span(found.file, found.offset, found.size))
+    for view in expected if tensor.made_of is None else views(tensor.made_of, sources, pool):
         for start in range(0, len(view), _BUFFER):
             part = view[start : start + _BUFFER]
             own = buffer[: len(part)]
@@ -93,12 +94,9 @@ def _compare(tensor: Expected, sources: Sources, pool: Pool, tell: Callable[[int
     return Compared(found.name, seen.hexdigest(), wanted.hexdigest(), first)
 
 
-def _views(tensor: Expected, sources: Sources, pool: Pool) -> Iterator[memoryview]:
-    """Yield the bytes that should be there; without any knowledge of them, those that are."""
-    if tensor.made_of is None:
-        yield from _read(sources, Span(tensor.found.file, tensor.found.offset, tensor.found.size))
-        return
-    for piece in tensor.made_of.pieces:
+def views(tensor: OutputTensor, sources: Sources, pool: Pool) -> Iterator[memoryview]:
+    """Yield the bytes that a tensor is made of, a few rows or a megabyte at a time."""
+    for piece in tensor.pieces:
         yield from _read(sources, piece.span) if isinstance(piece, Copy) else pool.slices(sources, piece)
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 from mha2gqa.sections import Column, Part, Row, Section
-from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, LoadLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, FileLevel, HeadLevel, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 
+_STATES = {True: "passed", False: "FAILED", None: "open"}
 _SHOWN = 100
 """Characters of a text that are shown."""
 
@@ -29,6 +30,9 @@ def _sections(report: Verification) -> Iterator[Section]:
         yield _outputs(report.outputs)
         yield _layers(report.outputs)
         yield _section((), _texts(report.outputs))
+    if report.head is not None:
+        yield _head(report.head)
+        yield _layers(report.head)
     if report.benchmarks:
         yield _benchmarks(report.benchmarks)
     rows = tuple((finding.level, finding.guilty, finding.problem) for finding in report.findings)
@@ -65,7 +69,7 @@ def _facts(report: Verification) -> Iterator[Row]:
         yield "files", _files(report.file)
     if report.load is not None:
         yield "run", f"{report.load.dtype} on {report.load.device}"
-    if (compared := report.outputs or report.embeddings) is not None:
+    if (compared := report.compared) is not None:
         text = compared.text
         blocks = f"{text.blocks} block{'s' * (text.blocks > 1)} of {text.context}"
         yield "text", f"{text.description}: {text.tokens:,} tokens compared, {blocks}"
@@ -74,12 +78,13 @@ def _facts(report: Verification) -> Iterator[Row]:
 def _files(file: FileLevel) -> str:
     kinds = {"copied": file.compared, "made again": file.recomputed, "by checksum": file.checksummed}
     tensors = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
-    state = f"{len(file.findings)} findings" if file.findings else "all as they must be"
+    fine = "as the original and the record say" if file.checksummed else "all as they must be"
+    state = f"{len(file.findings)} findings" if file.findings else fine
     return f"tensors: {tensors or 'none'}; {file.files} other files; {state}"
 
 
 def _checks(load: LoadLevel) -> Section:
-    rows = tuple((check.name, "passed" if check.passed else "FAILED", check.detail) for check in load.checks)
+    rows = tuple((check.name, _STATES[check.passed], check.detail) for check in load.checks)
     return _section(("check", "", ""), rows)
 
 
@@ -112,7 +117,15 @@ def _cosines(embeddings: EmbeddingsLevel) -> Section:
     return _section(("outputs", "both"), rows, numbers=True)
 
 
-def _layers(outputs: OutputsLevel | EmbeddingsLevel) -> Section:
+def _head(head: HeadLevel) -> Section:
+    rows = [("largest difference of an output", f"{head.largest_difference:.4g}")]
+    rows += [("error of the outputs, of their size", f"{head.error:.4g}")]
+    if head.kl is not None and head.same is not None:
+        rows = [("KL divergence, nats", f"{head.kl:.4g}"), ("same most likely", f"{head.same:.2%}"), *rows]
+    return _section((f"outputs: {head.gives}", "both"), rows, numbers=True)
+
+
+def _layers(outputs: Compared) -> Section:
     rows = tuple((layer.module, f"{layer.error:.4g}") for layer in outputs.layers)
     return _section(("attention output", "relative error"), rows, numbers=True)
 

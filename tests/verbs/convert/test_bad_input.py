@@ -136,6 +136,10 @@ def remove(*names: str) -> Damage:
     return lambda source: [(source / name).unlink() for name in names]
 
 
+def nested(deep: int) -> list[Any]:
+    return [] if deep == 1 else [nested(deep - 1)]
+
+
 class Row(NamedTuple):
     id: str
     damage: Damage
@@ -151,15 +155,32 @@ PICKLE = (
     "Use a safetensors version",
 )
 DAMAGED = ("{source}/model.safetensors is damaged", "a complete safetensors file", "Download the file again")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
 NO_MAP = ("no usable weight_map", "maps tensor names to file names")
 
 CONFIGS = [
     Row("missing", remove("config.json"), ("no config.json in {source}", "Expected a directory as", "Name the direct")),
     Row("not json", text("config.json", "{"), ("{source}/config.json cannot be read", "a JSON object", "Restore")),
     Row("not text", lambda source: (source / "config.json").write_bytes(b"\xff"), ("config.json cannot be read",)),
+    Row("pointer", text("config.json", POINTER), ("{source}/config.json is a pointer of git-lfs", "the file itself")),
+    Row("deep list", config(deep=nested(101)), ("nested more than 100 deep", "a JSON object")),
+    Row("deep object", text("config.json", '{"a":' * 600 + "1" + "}" * 600), ("nested more than 100", "JSON object")),
+    Row(
+        "half a character",
+        text("config.json", '{"model_type": "\\ud800"}'),
+        ("config.json cannot be read", "surrogates"),
+    ),
+    Row("layers", config(num_hidden_layers=100_000), ("num_hidden_layers: 100000", "at most 512", "Check the config")),
+    Row("heads", config(num_attention_heads=10**9), ("num_attention_heads: 1000000000", "at most 8,192")),
+    Row("labels", config(num_labels=10**10), ("num_labels: 10000000000", "Expected at most")),
+    Row("deep layers", config(text_config={"n_layer": 9999}), ("n_layer: 9999", "Expected at most")),
+    Row("type a list", config(model_type=["llama"]), ("has model_type ['llama']", "such as 'llama'")),
+    Row("type a number", config(model_type=3), ("has model_type 3", "such as 'llama'")),
+    Row("type an object", config(model_type={"a": 1}), ("has model_type {{'a': 1}}", "such as 'llama'")),
+    Row("steering type", config(model_type="\x1b[31mred\n"), ("'\\x1b[31mred\\n' is unknown to transformers",)),
     Row("deep json", text("config.json", "[" * 100_000), ("{source}/config.json cannot be read", "a JSON object")),
     Row("a list", text("config.json", "[]"), ("{source}/config.json holds a JSON list", "Expected a JSON object")),
-    Row("a directory", lambda s: ((s / "config.json").unlink(), (s / "config.json").mkdir()), ("cannot be read",)),
+    Row("a directory", lambda s: ((s / "config.json").unlink(), (s / "config.json").mkdir()), ("is a directory",)),
     Row("no type", config(model_type=None), ("has model_type None", "such as 'llama'", "Add the key")),
     Row("no such type", config(model_type="lama"), ("'lama' is unknown to transformers", "Did you mean llama")),
     Row("latent", config(model_type="deepseek_v3"), ("'deepseek_v3' cannot be converted", MLA)),
@@ -175,6 +196,14 @@ CONFIGS = [
     Row("uneven heads", config(num_key_value_heads=3), ("--groups 2 does not fit a model with 3 KV heads", "1, 3")),
     Row("width as text", config(hidden_size="wide"), (*REJECTED, "'wide'")),
     Row("architectures", config(architectures=[1]), ("config.json", "architectures")),
+    *(
+        Row(f"code of its own, {name}", config(model_type=name, auto_map={"AutoModel": "m.M"}), (f"'{name}' is", *says))
+        for name, says in {
+            "mpt_custom": ("which mha2gqa does not run", "Take its authors' version"),
+            "internlm": ("which mha2gqa does not run", "written as a llama model"),
+            "chatglm": ("which mha2gqa does not run", "glm"),
+        }.items()
+    ),
     Row("other width", config(head_dim=8), ("has shape [64, 64]", "Expected shape [32, 64]", "Check that config.json")),
     Row("quantised", config(quantization_config={"quant_method": "gptq"}), ("quantised (gptq)", "fp16", "unquantised")),
 ]
@@ -183,7 +212,8 @@ WEIGHTS = [
     Row("no weights", remove("model.safetensors"), ("There are no weights in {source}", "Expected model.safetensors")),
     Row("truncated", truncate("model.safetensors"), DAMAGED),
     Row("empty", text("model.safetensors", ""), DAMAGED),
-    Row("pointer", text("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), DAMAGED),
+    Row("pointer", text("model.safetensors", POINTER), ("{source}/model.safetensors is a pointer of git-lfs", "pull")),
+    Row("tokenizer pointer", text("tokenizer.json", POINTER), ("{source}/tokenizer.json is a pointer of git-lfs",)),
     Row("overlapping", header(a=entry(0, 64), b=entry(32, 64)), DAMAGED),
     Row("holes", header(a=entry(0, 16), b=entry(32, 64)), DAMAGED),
     Row("beyond the end", header(a=entry(0, 128)), DAMAGED),

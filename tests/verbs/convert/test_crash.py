@@ -152,7 +152,7 @@ def test_killed_at(tiny, cli, start, tmp_path, tree, moment):
     assert child.end() == -signal.SIGKILL
     assert names(tmp_path) == {"source", "expected", ".out.partial"}
     if moment not in ENDING.values():
-        assert not (tmp_path / ".out.partial/config.json").exists()
+        assert not (tmp_path / ".out.partial/.out.partial/config.json").exists()
     assert cli("convert", "source", "-g", 2, "-o", "out").code == 0
     assert names(tmp_path) == {"source", "expected", "out"}
     assert tree(tmp_path / "out") | {"README.md": b""} == expected | {"README.md": b""}
@@ -244,7 +244,7 @@ def wait_for(process: subprocess.Popen[str], partial: Path, size: int) -> None:
     """Wait until a directory holds `size` bytes on disk, or the process has ended."""
     while process.poll() is None:
         try:
-            if sum(entry.stat().st_blocks * 512 for entry in os.scandir(partial)) >= size:
+            if sum(entry.stat().st_blocks * 512 for entry in os.scandir(partial / partial.name)) >= size:
                 return
         except FileNotFoundError:
             pass
@@ -267,7 +267,7 @@ def test_a_large_one(large, cli, monkeypatch, load, number, part):
     else:
         assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
         assert names(large) == {"source"} | ({".out.partial"} if number == signal.SIGKILL else set())
-        assert not (large / ".out.partial/config.json").exists()
+        assert not (large / ".out.partial/.out.partial/config.json").exists()
         assert "Traceback" not in message
     monkeypatch.chdir(large)
     assert cli("convert", "source", "-g", 2, "-o", "out").code == 0

@@ -127,7 +127,7 @@ def test_a_changed_config_key_is_found(clean: Path) -> None:
 
 def test_a_wrong_number_of_heads_is_found_in_the_file_and_on_loading(clean: Path) -> None:
     edit_json(clean / "two/config.json", "num_key_value_heads", value=1)
-    assert "its recorded value, 2" in only(check(clean)).problem
+    assert "is 1, not what this conversion makes of it, 2" in only(check(clean)).problem
     report = check(clean, "load")
     assert {finding.guilty for finding in report.findings} >= {f"{LAYER}.k_proj.weight", f"{LAYER}.v_proj.weight"}
     assert {finding.level for finding in report.findings} == {"load"}
@@ -188,14 +188,28 @@ def test_a_record_that_was_changed_is_found(clean: Path) -> None:
     assert "though its bytes are right" in finding.problem
 
 
-def test_a_method_that_needs_data_is_held_against_the_records_checksums(clean: Path) -> None:
-    edit_json(clean / "two/mha2gqa.json", "options", "method", value="a method of later")
-    report = check(clean)
+def test_a_layer_method_without_text_is_made_again(clean: Path, _clean: Path) -> None:
+    converted(_clean / "source", clean / "aligned", 2, method="aligned")
+    report = check(clean, name="aligned")
     assert report.verdict == "within limits"
     assert report.file is not None
-    assert (report.file.compared, report.file.recomputed, report.file.checksummed) == (17, 0, 4)
-    flip_bit(clean / "two", f"{LAYER}.k_proj.weight")
-    finding = only(check(clean))
+    assert (report.file.compared, report.file.recomputed, report.file.checksummed) == (13, 8, 0)
+    flip_bit(clean / "aligned", f"{LAYER}.k_proj.weight")
+    finding = only(check(clean, name="aligned"))
+    assert finding.guilty == f"{LAYER}.k_proj.weight"
+    assert "differs from the result of 'aligned'" in finding.problem
+
+
+def test_a_layer_method_with_text_is_held_against_the_records_checksums(clean: Path, _clean: Path) -> None:
+    text = (str(clean / "text.txt"),)
+    converted(_clean / "source", clean / "aligned", 2, method="aligned", data=text, context=32)
+    report = check(clean, name="aligned")
+    assert report.verdict == "within limits"
+    assert "Only the record's checksums speak for 8 tensors: aligned cannot be made again" in report.reasons[-1]
+    assert report.file is not None
+    assert (report.file.compared, report.file.recomputed, report.file.checksummed) == (13, 0, 8)
+    flip_bit(clean / "aligned", f"{LAYER}.k_proj.weight")
+    finding = only(check(clean, name="aligned"))
     assert finding.guilty == f"{LAYER}.k_proj.weight"
     assert "not the recorded one" in finding.problem
 

@@ -1,0 +1,250 @@
+"""What a converted checkpoint must be, by its original: planned again, whatever its record claims.
+
+The record says what was asked for (how many KV heads, by which method) and no more is taken from it: the plan, and with
+it every tensor that is a copy and every one that a pooling made, follows from the original. Only where a layer method
+or a training made a tensor can nothing but the record's checksum speak for it. Which ones those can be follows from the
+original as well (`Expectation.by_record`); what is neither is a finding, and a record that says that heads were merged
+by a method whose result they are not (`_contradicted`) is one, too.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from mha2gqa.errors import FamilyError, GroupsError
+from mha2gqa.files.pieces import Computed, LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
+from mha2gqa.files.pool import Pool
+from mha2gqa.files.streams import Sources
+from mha2gqa.files.threads import single_torch_thread
+from mha2gqa.methods import AUTO, AUTO_METHOD, METHODS, demand, pooling
+from mha2gqa.model.devices import float64_device
+from mha2gqa.model.layers import LayerFiles
+from mha2gqa.progress import QUIET
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.record.pair import Pair
+from mha2gqa.refine.merge import LayerMerge
+from mha2gqa.targets.plan import Plan, make_plan
+from mha2gqa.verbs.convert.layerwise import Layerwise
+from mha2gqa.verbs.verify.tensors import views
+
+_POOLINGS = ("mean", "first", "random")
+"""Methods whose result tells that it is theirs."""
+_PROBED = 2
+"""Layers that are made again before all are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """What the converted checkpoint must be."""
+
+    plan: Plan | None
+    """None where the original cannot have what the record says that it became."""
+    method: str | None
+    """The pooling by which merged heads are made again."""
+    by_record: frozenset[str]
+    """Tensors that a layer method or a training may have made, for which the record's checksums speak."""
+    problems: tuple[str, ...]
+    """What the record says that cannot be."""
+    is_remade: bool = False
+    """Whether the layers of a layer method were made again."""
+
+    def made_of(self, info: TensorInfo, pair: Pair) -> OutputTensor | None:
+        """Return what a tensor must be made of; None where that cannot be made again."""
+        if self.plan is None:
+            found = pair.original.infos.get(info.name)
+            return None if found is None or pair.record.tensors[info.name].changed else whole(found)
+        planned = self.planned.get(info.name)
+        is_made = planned is not None and any(isinstance(piece, Computed) for piece in planned.pieces)
+        is_known = self.is_remade or not is_made
+        return planned if is_known else None
+
+    @cached_property
+    def planned(self) -> dict[str, OutputTensor]:
+        """The tensors of the plan by their names."""
+        return {} if self.plan is None else {tensor.name: tensor for tensor in self.plan.tensors}
+
+
+def expect(pair: Pair, tensors: Sequence[TensorInfo], directory: Path) -> Expectation:
+    """Plan the conversion of a pair again.
+
+    Args:
+        pair: The original, and what the record says that was done to it.
+        tensors: Of the converted checkpoint.
+        directory: Where layers may be made again; what is expected lies there afterwards.
+    """
+    conversion = pair.conversion
+    try:
+        plan = make_plan(pair.original, pair.record.target)
+    except (GroupsError, FamilyError) as error:
+        return Expectation(None, None, frozenset(), (f"tells of what this original cannot become: {error.problem}",))
+    method = conversion.method if _streams(conversion) else None
+    trained = frozenset(_trained(pair)) if conversion.uptrain else frozenset()
+    if method is not None or not plan.changed or conversion.command == "expand":
+        return Expectation(plan, method, trained, tuple(_contradictions(pair, plan, is_known=True)))
+    told = _told_by_heads(plan, tensors, conversion)
+    if told is not None:
+        problem = f"says that the method was {conversion.way!r}, and heads are the result of {told!r}"
+        return Expectation(plan, told, trained, (problem,))
+    remade = remake(plan, tensors, conversion, directory)
+    if remade is not None:
+        plan, said = remade
+        problems = (f"says that the method was {conversion.way!r}, and layers are the result of {said!r}",)
+        is_true = conversion.text is None and conversion.way == said
+        problems = (*(() if is_true else problems), *_contradictions(pair, plan, is_known=True))
+        return Expectation(plan, None, trained, problems, is_remade=True)
+    plan = _with_layers(plan)
+    made = {tensor.name for tensor in plan.tensors if not tensor.is_copy}
+    return Expectation(plan, None, trained | made, tuple(_contradictions(pair, plan, is_known=False)))
+
+
+def _streams(conversion: Conversion) -> bool:
+    """Return whether a method that is still there made each tensor by itself; further options make no difference."""
+    method, options = str(conversion.method), conversion.options
+    if method not in METHODS:
+        return False
+    return not demand(method, str(options.get("grouping", "contiguous")), options.get("refine")).whole_layers
+
+
+def _contradictions(pair: Pair, plan: Plan, *, is_known: bool) -> Iterator[str]:
+    """Yield what the record says otherwise than the plan that follows from the original."""
+    conversion = pair.conversion
+    if conversion.change.numbers() != plan.change.numbers():
+        yield "tells of another change of attention than that of the two configs"
+    if {tuple(one["path"]): one["after"] for one in conversion.config_changes} != {
+        change.path: change.after for change in plan.config_changes
+    }:
+        yield "lists other changes of config.json than this conversion makes"
+    if {*conversion.dropped} != {*plan.pieces.dropped}:
+        yield "lists other tensors that were left out than this conversion leaves out"
+    if is_known and not conversion.uptrain:
+        changed = {name for name, one in pair.record.tensors.items() if one.changed}
+        if wrong := sorted(changed - {tensor.name for tensor in plan.changed}):
+            yield f"says that {wrong[0]} was changed, which this conversion copies"
+        if conversion.groups != plan.groups:
+            yield "lists other groups of heads than this conversion makes"
+
+
+def remake(
+    plan: Plan, tensors: Sequence[TensorInfo], conversion: Conversion, directory: Path
+) -> tuple[Plan, str] | None:
+    """Make the layers again by a layer method that had no text, and return the plan with them, and the method.
+
+    Two layers are made first. Another machine, or another version of its libraries, may give other last bits, and other
+    signs with them: what keys and values of these do not show byte for byte is told by nothing, and the answer is None.
+    """
+    grouping = str(conversion.options.get("grouping", "contiguous"))
+    claimed = conversion.method if conversion.method in METHODS else None
+    seed, found = int(conversion.options.get("seed", 0) or 0), {info.name: info for info in tensors}
+    for method, chosen in dict.fromkeys([(claimed or AUTO_METHOD, grouping), (AUTO_METHOD, "contiguous")]):
+        layerwise = Layerwise(
+            files=LayerFiles(plan.original, directory / f"{method}-{chosen}"),
+            plan=plan,
+            merge=LayerMerge(method=method, grouping=chosen, seed=seed),
+            progress=QUIET,
+            device=float64_device(None),
+        )
+        layers = layerwise.planned()
+        if not layers or sum(one.size for layer in layers for one in layer.tensors) > shutil.disk_usage(directory).free:
+            continue
+        layerwise.files.directory.mkdir()
+        layerwise.from_weights(_PROBED)
+        if is_telling(_same_parts(plan, layerwise.results(), found)):
+            layerwise.from_weights()
+            return plan.with_layers(layerwise.results()), method
+    return None
+
+
+def _same_parts(plan: Plan, layers: Sequence[LayerResult], found: Mapping[str, TensorInfo]) -> set[str]:
+    """Return the parts, keys and values, of the layers that were made again and are the same."""
+    merged = {tensor.name: parts_of(tensor) for tensor in plan.changed if len(tensor.shape) > 1}
+    made = [info for layer in layers for info in layer.tensors if info.name in merged and info.name in found]
+    with contextlib.closing(Sources()) as sources:
+        same = [one for one in made if is_made(found[one.name], whole(one), Pool(pooling(None), 0), sources)]
+    return {part for info in same for part in merged[info.name]}
+
+
+def _with_layers(plan: Plan) -> Plan:
+    """Return the plan with the layers that a layer method changes, of which names and shapes are known, not bytes."""
+    files = LayerFiles(plan.original, Path())
+    return plan.with_layers([files.planned(layer) for layer in plan.aim.layers() if files.is_complete(layer)])
+
+
+def _trained(pair: Pair) -> Iterator[str]:
+    """Yield the tensors that the trainings of the record may have changed."""
+    model, names = pair.original, {*pair.record.tensors}
+    if any(run.get("train") == "all" for run in pair.conversion.uptrain):
+        yield from names
+        return
+    outline, spelling = pair.result.outline, model.spelling
+    for module in pair.result.attention_modules:
+        parameters = outline.get_submodule(module).named_parameters()
+        state = {f"{module}.{name}": torch.empty_like(one, device="meta") for name, one in parameters}
+        yield from spelling.write(pair.result.blueprint, state)
+
+
+def _told_by_heads(plan: Plan, tensors: Sequence[TensorInfo], conversion: Conversion) -> str | None:
+    """Return the pooling of which keys and values of some layers are the result, byte for byte; None without one.
+
+    A tensor tells nothing where several poolings give the same: where the heads that were merged were equal. What the
+    record says is no contradiction where that method itself pools so, and heads were sorted before, or values refitted.
+    """
+    refine = conversion.refinement
+    own = conversion.method if refine in (None, "refit") else None
+    found = {info.name: info for info in tensors}
+    merged = [one for one in plan.changed if len(one.shape) > 1 and one.name in found]
+    seed, told = int(conversion.options.get("seed", 0) or 0), dict[str, set[str]]()
+    with contextlib.closing(Sources()) as sources, single_torch_thread():
+        for tensor in merged:
+            same = [
+                name for name in _POOLINGS if is_made(found[tensor.name], tensor, Pool(pooling(name), seed), sources)
+            ]
+            if len(same) == 1 and same[0] != own:
+                parts = told.setdefault(same[0], set())
+                parts |= parts_of(tensor)
+                if is_telling(parts):
+                    return same[0]
+    return None
+
+
+def parts_of(tensor: OutputTensor) -> set[str]:
+    """Return which of a layer's parts were merged in a tensor: `k`, `v`, or `kv`."""
+    return {piece.part for piece in tensor.pieces if isinstance(piece, Merge)}
+
+
+def is_telling(parts: set[str]) -> bool:
+    """Return whether tensors of these parts tell how they were made: two methods may treat keys, or values, alike."""
+    return {"k", "v"} <= parts or "kv" in parts
+
+
+def is_made(info: TensorInfo, tensor: OutputTensor, pool: Pool, sources: Sources) -> bool:
+    """Return whether a tensor is what its pieces make; the first slice that differs ends it."""
+    if info.size != tensor.size:
+        return False
+    place = info.offset
+    for view in views(tensor, sources, pool):
+        own = memoryview(bytearray(len(view)))
+        sources.read_into(Span(info.file, place, len(view)), own)
+        if own != view.cast("B"):
+            return False
+        place += len(view)
+    return True
+
+
+def speaks_for(conversion: Conversion, count: int) -> str:
+    """Return what only the record's checksums speak for, as a sentence without its stop; empty for nothing.
+
+    Args:
+        conversion: What the record says.
+        count: Tensors that could not be made again.
+    """
+    if not count:
+        return ""
+    why = f"{conversion.way} cannot be made again from the original alone"
+    if conversion.method in (*METHODS, AUTO) and conversion.uptrain:
+        why = "a training made them"
+    return f"Only the record's checksums speak for {count} tensor{'s' * (count > 1)}: {why}"
