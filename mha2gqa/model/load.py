@@ -13,13 +13,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import CheckpointError, TextError
-from mha2gqa.files.reader import read_json
+from mha2gqa.files.quantised import quantisation
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import read_tensor
-from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import Placement, placement
 from mha2gqa.model.original import Original
 
@@ -65,59 +65,62 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    model, problems = load_unchecked(directory, placement(directory, dtype=dtype, device=device))
-    _require_strict(directory, model, problems)
-    return model
+    return _strict(Original.at(directory), dtype, device)
 
 
 def load_original(original: Original, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
     """Load an original as `load_model` does, in the class that it has.
 
-    Files of another class do not fit that one: the model is then made of the tensors' bytes, which are in memory twice
-    while they are taken over.
+    Files of another class, or with the names of a wrapper, do not fit that one: the model is then made of the tensors'
+    bytes, which are in memory twice while they are taken over.
 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    if original.origin.is_own:
-        return load_model(original.directory, dtype=dtype, device=device)
-    model, place = original.architecture, placement(original.directory, dtype=dtype, device=device)
-    sources = Sources()
-    try:
-        state = {info.name: read_tensor(sources, info) for info in original.tensors}
-    finally:
-        sources.close()
-    loaded, problems = _load(type(model.outline), None, place, config=copy.deepcopy(model.config), state_dict=state)
-    _require_strict(original.directory, loaded, problems)
-    return loaded
+    return _strict(original, dtype, device)
 
 
-def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]) -> None:
+def _strict(original: Original, dtype: str | None, device: str | None) -> PreTrainedModel:
+    model, problems = _load(original, placement(original.directory, dtype=dtype, device=device))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{directory} does not load strictly: {'; '.join(problems[:3])}{more}",
+            f"{original.directory} does not load strictly: {'; '.join(problems[:3])}{more}",
             expected=f"exactly the tensors of {type(model).__name__}",
             remedy="Check that config.json and the weights belong together",
         )
+    return model
 
 
 def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
     """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
-    return _load(type(Architecture(read_json(directory / "config.json")).outline), directory, place)
+    return _load(Original.at(directory), place)
 
 
-def _load(
-    model_class: Any, directory: Path | None, place: Placement, **given: Any
-) -> tuple[PreTrainedModel, list[str]]:
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
-        directory,
-        **given,
-        dtype=place.dtype or "auto",
-        device_map=place.device if place.device != "cpu" else None,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+def _load(original: Original, place: Placement) -> tuple[PreTrainedModel, list[str]]:
+    """Load with the config as the blueprint has it: without kernels that are not here, or that would be fetched."""
+    outline = original.architecture.outline
+    given: dict[str, Any] = {"config": copy.deepcopy(outline.config)}
+    if not original.is_as_filed:
+        given["state_dict"] = _state(original)
+    model_class: Any = type(outline)
+    try:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
+            original.directory if original.is_as_filed else None,
+            **given,
+            dtype=place.dtype or "auto",
+            device_map=place.device if place.device != "cpu" else None,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (ImportError, ValueError, RuntimeError) as error:
+        if (kind := quantisation(original.config_json)) is None:
+            raise
+        raise CheckpointError(
+            f"transformers cannot load the quantised weights ({kind}) here: {' '.join(str(error).split())[:300]}",
+            expected="what that quantisation needs, or a command that runs no model",
+            remedy="Convert it without text, and verify it with --level file",
+        ) from error
     model, info = loaded
     set_plain_generation(model)
     problems = [
@@ -126,6 +129,14 @@ def _load(
         for key in sorted(keys)
     ]
     return model.eval(), problems
+
+
+def _state(original: Original) -> dict[str, torch.Tensor]:
+    sources = Sources()
+    try:
+        return {info.name: read_tensor(sources, info) for info in original.tensors}
+    finally:
+        sources.close()
 
 
 def set_plain_generation(model: PreTrainedModel) -> None:

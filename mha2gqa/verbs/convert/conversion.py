@@ -150,6 +150,7 @@ class _Text:
 def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text: bool) -> None:
     """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
     architecture = layerwise.files.original.architecture
+    layerwise.files.check_plain(layerwise.plan.aim.layers())
     model_type, kind = architecture.model_type, kind_of(architecture.outline)
     if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(
