@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from mha2gqa.errors import CheckpointError, FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
+from mha2gqa.families.former import add_former_keys
 from mha2gqa.families.row import Family
 from mha2gqa.families.table import family
 
@@ -113,13 +114,15 @@ def decoders(plan: Blueprint) -> list[Decoder]:
 
 
 def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
-    """Return a copy of a config with each count set to its new number of heads."""
+    """Return a copy of a config with each count set to its new number of heads, as other programs read it, too."""
     result = copy.deepcopy(config_json)
     for count, heads in moves:
         for path in count.paths:
             _enter(result, path[:-1])[path[-1]] = count.encode(heads)
         for path in count.mirrors:
             _enter(result, path[:-1])[path[-1]] = heads
+    if any(count.heads != heads for count, heads in moves):
+        add_former_keys(result)
     return result
 
 
