@@ -32,8 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError, FamilyError
-from mha2gqa.families.limits import check_counts
-from mha2gqa.families.remote import REMEDIES, SHIPPED
+from mha2gqa.families.limits import REMEDIES, SHIPPED, check_counts
 
 Shape: TypeAlias = tuple[int, ...]
 ConfigJson: TypeAlias = dict[str, Any]

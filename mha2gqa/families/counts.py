@@ -15,11 +15,13 @@ from transformers import PreTrainedConfig
 
 from mha2gqa.errors import CheckpointError, FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
-from mha2gqa.families.former import add_former_keys
 from mha2gqa.families.row import Family
 from mha2gqa.families.table import family
 
 Path: TypeAlias = tuple[str, ...]
+
+_PLAIN_ROTATION = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+"""What is said of a rotation at the frequencies of its base."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,27 @@ def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
         for path in count.mirrors:
             _enter(result, path[:-1])[path[-1]] = heads
     if any(count.heads != heads for count, heads in moves):
-        add_former_keys(result)
+        _add_former_keys(result)
     return result
+
+
+def _add_former_keys(config: dict[str, Any]) -> None:
+    """Write rotary settings in the keys of former versions, too, also in nested configs; what is there stays.
+
+    transformers 5 keeps the base of the rotation in `rope_parameters` alone, and reads both forms as the same. Its
+    former versions, MLX and others read the other keys, and take defaults without a word where these are missing.
+    """
+    for value in config.values():
+        if isinstance(value, dict):
+            _add_former_keys(value)
+    held = config.get("rope_parameters")
+    if not isinstance(held, dict) or "rope_theta" not in held or any(isinstance(one, dict) for one in held.values()):
+        return  # layers of several kinds, each with a base of its own, have other former keys in each class
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in held:
+            config.setdefault(key, held[key])
+    if held.get("rope_type", "default") != "default" or not held.keys() <= _PLAIN_ROTATION:
+        config.setdefault("rope_scaling", dict(held))
 
 
 def _row(root: Family, config: PreTrainedConfig) -> Family:
