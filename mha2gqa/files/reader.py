@@ -54,6 +54,8 @@ class Checkpoint:
     """Prefixes of wrappers, such as `module.`, that were taken off the names of the file."""
     stale: tuple[str, ...] = ()
     """Keys of config.json that were taken out of `config`: they speak of a quantisation that no tensor has."""
+    has_plain_index: bool = True
+    """Whether transformers reads the index itself, if there is one: it insists on `metadata`, which tells nothing."""
     states: Mapping[Path, State] = field(default_factory=dict)
     """How each file that was read, or will be, was at first."""
 
@@ -79,6 +81,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     tensors, metadata = _read_weights(files, weight_map)
     plain = unwrapped([info.name for info in tensors])
     beside = find_belongings(directory, config, [path.name for path in states])
+    indexes = [path for path in states if path.name in (SAFE_INDEX, PICKLE_INDEX)]
     config, stale = without_stale(config, tensors)
     return Checkpoint(
         directory,
@@ -89,6 +92,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         left_behind=beside.left_behind,
         unwrapped=plain.prefixes,
         stale=stale,
+        has_plain_index=all(isinstance(read_json(path).get("metadata"), dict) for path in indexes),
         states={**states, **beside.states},
     )
 

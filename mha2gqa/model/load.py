@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import CheckpointError, TextError
 from mha2gqa.files.quantised import quantisation
@@ -32,22 +32,15 @@ _PLAIN_GENERATION = {
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
-    "min_p": None,
     "typical_p": 1.0,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "eos_token_id": None,
     "min_length": 0,
-    "min_new_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
+    "eos_token_id": None,
 }
-"""What a checkpoint asks of generation that would hide what its model says."""
+"""How `generate` says what its model says, one token after the other; all else that it can be told has its default."""
+_KEPT_OF_GENERATION = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache", "transformers_version")
 
 
 def load_model(directory: Path, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
@@ -144,8 +137,10 @@ def set_plain_generation(model: PreTrainedModel) -> None:
     settings = getattr(model, "generation_config", None)
     if settings is None:
         return
-    for name, value in _PLAIN_GENERATION.items():
-        setattr(settings, name, value)
+    defaults = {name: value for name, value in vars(GenerationConfig()).items() if not name.startswith("_")}
+    for name, value in (defaults | _PLAIN_GENERATION).items():
+        if name not in _KEPT_OF_GENERATION:
+            setattr(settings, name, value)
     if settings.pad_token_id is None:
         settings.pad_token_id = 0
 

@@ -145,7 +145,7 @@ class Original:
     @property
     def is_as_filed(self) -> bool:
         """Whether transformers finds in the files themselves what is known of them here."""
-        return self.origin.is_own and not self.checkpoint.unwrapped
+        return self.origin.is_own and not self.checkpoint.unwrapped and self.checkpoint.has_plain_index
 
     def rewritten(self, architecture: Architecture) -> "Original":
         """Return the same files under another config."""
