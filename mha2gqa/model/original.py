@@ -20,6 +20,7 @@ from mha2gqa.families.blueprint import ConfigJson, Spelling, fit
 from mha2gqa.files.pieces import TensorInfo
 from mha2gqa.files.reader import Checkpoint, has_weights, read_checkpoint, read_json
 from mha2gqa.files.source import Source, find_source
+from mha2gqa.files.working import refuse_unfinished
 from mha2gqa.files.wrappers import shortened
 from mha2gqa.model.architecture import Architecture
 
@@ -74,12 +75,15 @@ class Original:
             SourceError: There is no such directory or repository, or it cannot be reached or read.
             CheckpointError: Its files are missing, malformed, contradictory or unsafe.
         """
-        return cls.read(find_source(model))
+        source = find_source(model)
+        refuse_unfinished(source.directory)
+        return cls.read(source)
 
     @classmethod
     def sketch(cls, model: str | None) -> "Original":
         """Find a model as `find` does; weights that are not here are not fetched, and need not be there."""
         source = find_source(model, small=True)
+        refuse_unfinished(source.directory)
         if has_weights(source.directory):
             return cls.read(source)
         config = read_json(source.directory / "config.json")

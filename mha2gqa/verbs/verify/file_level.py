@@ -234,6 +234,8 @@ def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Ite
         name = ".".join(path)
         whose = "its recorded value" if path in recorded else "the original's"
         yield _finding(f"config.json: {name}", f"is {_show(found)}, not {whose}, {_show(wanted)}")
+    for key in converted.stale:
+        yield _finding(f"config.json: {key}", "speaks of a quantisation that no tensor has")
 
 
 def _differences(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

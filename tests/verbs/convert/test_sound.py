@@ -13,6 +13,7 @@ from transformers import HubertModel, Wav2Vec2ForCTC
 from transformers.integrations import hub_kernels
 
 from mha2gqa.families.blueprint import blueprint, find_spelling
+from mha2gqa.files.working import MARK
 from mha2gqa.model.load import load_model, load_original
 from mha2gqa.model.original import Original
 from tests.families.tiny import save_tiny
@@ -267,3 +268,12 @@ def test_no_setting_of_generation_gets_in_the_way(settings: dict[str, Any], tiny
     plain = load_model(source).generate(input_ids=ids, max_new_tokens=4)
     (source / "generation_config.json").write_text(json.dumps(settings))
     assert torch.equal(load_model(source).generate(input_ids=ids, max_new_tokens=4), plain)
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert", "expand"])
+@pytest.mark.parametrize("inner", ["", ".out.partial", "point-gqa2"])
+def test_what_a_run_has_left_is_no_checkpoint(command: str, inner: str, tiny: Any, refuse: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny(), tmp_path / ".out.partial" / inner)
+    (tmp_path / ".out.partial" / MARK).write_text("")
+    options = () if command == "inspect" else ("-o", "out", *(("-g", 2) if command == "convert" else ()))
+    refuse(command, f".out.partial/{inner}", *options, says=("is not finished", "its output"))
