@@ -27,6 +27,7 @@ import typer
 
 from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError, OptionError
 from mha2gqa.options import Defaults, Options, Parameter, Parser, parameters, read, written
+from mha2gqa.terminal import open_streams, told_output
 
 VERBS = ("bench", "convert", "demo", "expand", "inspect", "sweep", "uptrain", "verify")
 _FROM_FILE = "mha2gqa.file"
@@ -185,11 +186,13 @@ app = build()
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 1, a bug keeps its traceback."""
+    open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     try:
-        app()
+        with told_output():
+            app()
     except Mha2GqaError as error:
         from mha2gqa.console import print_error
 

@@ -12,15 +12,18 @@ from mha2gqa.model.load import load_model
 
 GPT2 = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)
 OPT = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48}
+WIDE = OPT | {"word_embed_proj_dim": 32, "activation_function": "gelu"}
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         (GPT2, {2: "gpt2_gqa", 1: "gpt_bigcode"}),
-        (OPTConfig(**OPT, word_embed_proj_dim=32), {2: "opt_gqa", 1: "gpt_bigcode"}),
+        (OPTConfig(**WIDE), {2: "opt_gqa", 1: "gpt_bigcode"}),
+        (OPTConfig(**WIDE | {"activation_function": "relu"}), {2: "opt_gqa", 1: "opt_gqa"}),  # engines have GELU alone
+        (GPT2Config(**GPT2.to_diff_dict() | {"activation_function": "silu"}), {2: "gpt2_gqa", 1: "gpt2_gqa"}),
         (OPTConfig(**OPT, word_embed_proj_dim=16), {2: "opt_gqa", 1: "opt_gqa"}),
-        (OPTConfig(**OPT, word_embed_proj_dim=32, do_layer_norm_before=False), {2: "opt_gqa", 1: "opt_gqa"}),
+        (OPTConfig(**WIDE, do_layer_norm_before=False), {2: "opt_gqa", 1: "opt_gqa"}),
     ],
 )
 def test_a_class_of_transformers_is_preferred(

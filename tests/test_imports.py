@@ -17,7 +17,7 @@ from mha2gqa.cli import VERBS
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
     "errors progress",
-    "units",
+    "terminal units",
     "options sections",
     "console",
     "shipped",

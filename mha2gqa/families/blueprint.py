@@ -4,17 +4,20 @@
 blueprints of two configs is the list of tensors that a change of config touches; that the result
 will load strictly is then known before a byte is written.
 
-A file may name its tensors as transformers writes them (`shapes`), as the module tree does
-(`module_shapes`), and either with or without the base model's prefix; `find_spelling` tells which.
+A file may name its tensors as transformers writes them (`shapes`), as the module tree does (`module_shapes`), either
+with or without the base model's prefix, and partly as former versions did, which transformers renames when it loads
+(`LayerNorm.gamma`); `find_spelling` tells which.
 
 This file knows nothing about families; it never reads a tensor.
 """
 
 import functools
 import json
+import re
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -22,14 +25,14 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings, revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError, FamilyError
-from mha2gqa.families.limits import check_counts
-from mha2gqa.families.remote import REMEDIES, SHIPPED
+from mha2gqa.families.limits import REMEDIES, SHIPPED, check_counts
 
 Shape: TypeAlias = tuple[int, ...]
 ConfigJson: TypeAlias = dict[str, Any]
@@ -37,6 +40,10 @@ Built = TypeVar("Built")
 
 _LONGEST_TYPE = 80
 """Characters of a model type that are looked at where it is unknown."""
+_KERNEL = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?")
+"""Keys that name the kernel to compute something with; transformers fetches code from the Hub for some."""
+_EVERYWHERE = ("eager", "sdpa")
+"""Kernels that need nothing but torch."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,15 @@ def blueprint(config_json: ConfigJson) -> Blueprint:
         CheckpointError: The config is malformed, or transformers rejects its values.
         FamilyError: transformers does not know the model type.
     """
-    return _build(json.dumps(config_json, sort_keys=True))
+    return _build(json.dumps(_without_kernels(config_json), sort_keys=True))
+
+
+def _without_kernels(content: Any) -> Any:
+    """Return a config without the kernels that it names: here nothing is computed, and elsewhere torch's will do."""
+    if not isinstance(content, dict):
+        return content
+    names = ((key, value) for key, value in content.items() if not _KERNEL.fullmatch(key) or value in _EVERYWHERE)
+    return {key: _without_kernels(value) for key, value in names}
 
 
 @functools.lru_cache(maxsize=4)
@@ -171,6 +186,8 @@ class Spelling:
     """The base model's prefix, where the file has it and transformers' names have not, or the reverse."""
     adds: bool = False
     """The file has the prefix."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Names that would be there so far, and the former ones that the file has in their place."""
 
     def __call__(self, plan: Blueprint) -> dict[str, Shape]:
         """Return the names and shapes of a blueprint in this spelling."""
@@ -183,15 +200,20 @@ class Spelling:
             written = revert_weight_conversion(plan.model, written)
         return {self._change(name): tensor for name, tensor in written.items()}
 
+    @functools.cached_property
+    def _former(self) -> Mapping[str, str]:
+        return dict(self.renamed)
+
     def _change(self, name: str) -> str:
-        return self.prefix + name if self.adds else name.removeprefix(self.prefix)
+        known = self.prefix + name if self.adds else name.removeprefix(self.prefix)
+        return self._former.get(known, known)
 
 
 by_module = Spelling("module_shapes")
 """Names as in the module tree."""
 
 
-def find_spelling(plan: Blueprint, names: set[str]) -> Spelling:
+def find_spelling(plan: Blueprint, names: AbstractSet[str]) -> Spelling:
     """Return the spelling of tensor names that fits the most of `names`, the names in a file."""
     prefix = f"{plan.model.base_model_prefix}."
     attributes: tuple[Literal["shapes", "module_shapes"], ...] = ("shapes", "module_shapes")
@@ -200,4 +222,26 @@ def find_spelling(plan: Blueprint, names: set[str]) -> Spelling:
         for attribute in attributes
         for spelling in (Spelling(attribute), Spelling(attribute, prefix), Spelling(attribute, prefix, adds=True))
     ]
-    return max(spellings, key=lambda spelling: len(names.intersection(spelling(plan))))
+    best = max(spellings, key=lambda spelling: fit(plan, spelling, names))
+    if best(plan).keys() <= names:
+        return best
+    renamings = [one for one in get_model_conversion_mapping(plan.model) if type(one) is WeightRenaming]
+    former = [replace(one, renamed=tuple(_former(one(plan).keys(), names, renamings))) for one in spellings]
+    return max((best, *former), key=lambda spelling: fit(plan, spelling, names))
+
+
+def fit(plan: Blueprint, spelling: Spelling, names: AbstractSet[str]) -> int:
+    """Return how many of `names`, the names in a file, are those of the model in a spelling."""
+    return len(names & spelling(plan).keys())
+
+
+def _former(
+    expected: AbstractSet[str], names: AbstractSet[str], renamings: list[WeightRenaming]
+) -> Iterator[tuple[str, str]]:
+    """Yield what is expected and not in a file, and which name of the file transformers takes for it."""
+    taken: set[str] = set()
+    for name in sorted(names - expected):
+        new = apply_renamings(name, renamings)
+        if new in expected and new not in names and new not in taken:
+            taken.add(new)
+            yield new, name

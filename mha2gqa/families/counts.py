@@ -1,12 +1,13 @@
 """Where a config keeps its numbers of KV heads, and how they are rewritten.
 
 A config may hold several: one per tower, one per kind of layer, one per layer. Each `Count` is one
-number and every JSON path that holds it. The values are those that transformers reads, so a key that
-is missing from the file counts with the default of its class, and is written explicitly when rewritten.
+number and every JSON path that holds it: also those that transformers does not read, but engines and its
+former versions do. The values are those that transformers reads, so a key that is missing from the file
+counts with the default of its class, and is written explicitly when rewritten.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,6 +19,9 @@ from mha2gqa.families.row import Family
 from mha2gqa.families.table import family
 
 Path: TypeAlias = tuple[str, ...]
+
+_PLAIN_ROTATION = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+"""What is said of a rotation at the frequencies of its base."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Count:
     decoder: Decoder
     paths: tuple[Path, ...]
     heads: int
+    mirrors: tuple[Path, ...] = ()
+    """Paths that hold, beside a switch, the number itself."""
 
     @property
     def part(self) -> str:
@@ -68,7 +74,10 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
     parts = decoders(plan)
     for part in parts:
         _refuse(part.family, part.config.model_type)
+    known = {path for path, _ in _walk(plan.config)}
+    is_root_read = any(not part.path for part in parts)
     counts = [count for part in parts for count in _counts(config_json, part)]
+    counts = [count if is_root_read else _with_copies(config_json, plan, count, known) for count in counts]
     if not counts:
         raise FamilyError(
             f"The transformers class of {plan.config.model_type!r} has no number of KV heads, "
@@ -107,12 +116,35 @@ def decoders(plan: Blueprint) -> list[Decoder]:
 
 
 def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
-    """Return a copy of a config with each count set to its new number of heads."""
+    """Return a copy of a config with each count set to its new number of heads, as other programs read it, too."""
     result = copy.deepcopy(config_json)
     for count, heads in moves:
         for path in count.paths:
             _enter(result, path[:-1])[path[-1]] = count.encode(heads)
+        for path in count.mirrors:
+            _enter(result, path[:-1])[path[-1]] = heads
+    if any(count.heads != heads for count, heads in moves):
+        _add_former_keys(result)
     return result
+
+
+def _add_former_keys(config: dict[str, Any]) -> None:
+    """Write rotary settings in the keys of former versions, too, also in nested configs; what is there stays.
+
+    transformers 5 keeps the base of the rotation in `rope_parameters` alone, and reads both forms as the same. Its
+    former versions, MLX and others read the other keys, and take defaults without a word where these are missing.
+    """
+    for value in config.values():
+        if isinstance(value, dict):
+            _add_former_keys(value)
+    held = config.get("rope_parameters")
+    if not isinstance(held, dict) or "rope_theta" not in held or any(isinstance(one, dict) for one in held.values()):
+        return  # layers of several kinds, each with a base of its own, have other former keys in each class
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in held:
+            config.setdefault(key, held[key])
+    if held.get("rope_type", "default") != "default" or not held.keys() <= _PLAIN_ROTATION:
+        config.setdefault("rope_scaling", dict(held))
 
 
 def _row(root: Family, config: PreTrainedConfig) -> Family:
@@ -156,7 +188,39 @@ def _counts(config_json: ConfigJson, decoder: Decoder) -> Iterator[Count]:
     for key in decoder.family.counts:
         path = tuple(key.split("."))
         for paths, heads in _occurrences(config_json, decoder, path):
-            yield Count(decoder, paths, heads)
+            yield Count(decoder, paths, heads, tuple((*paths[0][:-1], one) for one in decoder.family.mirrors))
+
+
+def _with_copies(config_json: ConfigJson, plan: Blueprint, count: Count, known: Set[Path]) -> Count:
+    """Return a count of a part with the places that hold copies of it.
+
+    Composite models of transformers 4.52 to 4.57 say what their text part is at the top as well; others have the whole
+    part twice, under another name that transformers does not read.
+
+    Raises:
+        CheckpointError: The top says another number.
+    """
+    *holder, key = count.paths[0]
+    own, top = _look(config_json, tuple(holder)), config_json.get(key)
+    if top is not None and not hasattr(type(plan.config), key) and (key,) not in count.paths:
+        if top != count.heads:
+            raise CheckpointError(
+                f"config.json has {key} = {top!r}, and {'.'.join(count.paths[0])} = {count.heads}",
+                expected="the same number twice: some programs read the one, some the other",
+                remedy="Correct the one that is wrong",
+            )
+        return replace(count, paths=(*count.paths, (key,)))
+    twins = [
+        (name, key)
+        for name, part in config_json.items()
+        if isinstance(part, dict) and (name,) not in known and part.get(key) == count.heads and _is_twin(part, own)
+    ]
+    return replace(count, paths=(*count.paths, *twins))
+
+
+def _is_twin(part: dict[str, Any], own: Any) -> bool:
+    """Return whether two objects describe the same text model, by its size."""
+    return isinstance(own, dict) and all(part.get(key) == own.get(key) for key in ("hidden_size", "num_hidden_layers"))
 
 
 def _occurrences(config_json: ConfigJson, decoder: Decoder, key: Path) -> Iterator[tuple[tuple[Path, ...], int]]:

@@ -1,7 +1,8 @@
-"""Refuses a config that asks for a model of absurd size, by the usual names of such numbers, before it is built.
+"""What of a config is refused before its model is built: absurd numbers, and types whose code is elsewhere.
 
 Each layer of a model is Python objects, also where its tensors take no memory: a config of a few bytes could ask for
-more of them than this machine has, or hours to make them.
+more of them than this machine has, or hours to make them. Another type in a config would not help where its code ships
+with the checkpoint: the tensors have other names, or mean something else; what can be done is said, where it is known.
 """
 
 import re
@@ -16,6 +17,23 @@ _LIMITS = {
     re.compile(r"num_labels"): 1 << 20,
 }
 """Keys, and what they may say: four times what anybody has published."""
+
+_FALCON = "It is what transformers calls falcon: take a revision with that model type, or tiiuae/falcon"
+_LLAMA = "Its weights can be written as a llama model, and that converted: "
+
+REMEDIES = {
+    "RefinedWeb": f"{_FALCON}-40b",
+    "RefinedWebModel": f"{_FALCON}-7b",
+    "qwen": f"{_LLAMA}LLaMA-Factory has scripts/convert_ckpt/llamafy_qwen.py for the first Qwen",
+    "baichuan": f"{_LLAMA}LLaMA-Factory has scripts/convert_ckpt/llamafy_baichuan2.py for Baichuan 2",
+    "internlm": f"{_LLAMA}it differs from it in the biases of its attention alone",
+    "internlm2": f"{_LLAMA}InternLM has tools/convert2llama.py",
+    "chatglm": "Take its authors' version for the type glm or glm4, whose names end in -hf",
+}
+"""Model type -> remedy."""
+
+SHIPPED = "Take its authors' version for a type that transformers has, or convert it to one"
+"""Remedy for any other type with code of its own."""
 
 
 def check_counts(config: Mapping[str, Any]) -> None:

@@ -77,6 +77,8 @@ class Family:
     """It reads all tokens at once and caches nothing, unless its config says `is_decoder`."""
     switch: bool = False
     """The count is a switch: true means one KV head, false means one per query head."""
+    mirrors: tuple[str, ...] = ()
+    """Keys beside a switch that hold the number itself, for engines that read that."""
     decoders: tuple[str, ...] = ()
     """Paths from the root config to the configs that own the counts; empty asks transformers."""
     tensors: Mapping[str, TensorRule] = field(default_factory=dict)

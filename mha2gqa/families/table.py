@@ -84,6 +84,7 @@ _SPECIAL: Mapping[str, Family] = {
     "falcon": Family(
         counts=("multi_query",),
         switch=True,
+        mirrors=("num_kv_heads",),
         groups="ends",
         tensors={r"query_key_value\.(weight|bias)": _SWITCHED},
         freedom=_FREE,
@@ -95,6 +96,7 @@ _SPECIAL: Mapping[str, Family] = {
     "gpt_bigcode": Family(
         counts=("multi_query",),
         switch=True,
+        mirrors=("num_key_value_heads",),
         groups="ends",
         tensors={r"c_attn\.(weight|bias)": _SWITCHED},
         freedom=_FREE,

@@ -36,7 +36,7 @@ class Contents:
     source: Checkpoint
     """Whose companions and metadata it takes over."""
     config: Mapping[str, Any] | None
-    """Its config.json; None is the source's, byte for byte."""
+    """Its config.json; None is the source's, byte for byte but for what is stale."""
     record: Callable[[Mapping[str, str]], Mapping[str, Any]]
     """Gives the record of checksums: tensor name -> XXH3-128 of its bytes, in hexadecimal."""
     card: str
@@ -79,10 +79,12 @@ def write_record(directory: Path, content: Mapping[str, Any]) -> None:
 
 def write_config(path: Path, contents: Contents) -> None:
     """Write config.json, without which nothing is a checkpoint."""
-    if contents.config is None:
-        shutil.copyfile(contents.source.directory / path.name, path)
+    source = contents.source
+    if contents.config is None and not source.stale:
+        shutil.copyfile(source.directory / path.name, path)
     else:
-        path.write_text(json.dumps(contents.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        config = source.config if contents.config is None else contents.config
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_written(directory: Path, tensors: Sequence[OutputTensor]) -> None:

@@ -23,6 +23,7 @@ from mha2gqa.files.pickles import read_pickle
 from mha2gqa.files.pieces import TensorInfo, path_of
 from mha2gqa.files.plain import State, check_unchanged, each_once, look, unreadable
 from mha2gqa.files.plain import read_json as read_json
+from mha2gqa.files.quantised import without_stale
 from mha2gqa.files.wrappers import unwrapped
 
 SAFE_FILE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,6 +52,10 @@ class Checkpoint:
     """Names of what is not copied: files, and folders with a slash."""
     unwrapped: tuple[str, ...] = ()
     """Prefixes of wrappers, such as `module.`, that were taken off the names of the file."""
+    stale: tuple[str, ...] = ()
+    """Keys of config.json that were taken out of `config`: they speak of a quantisation that no tensor has."""
+    has_plain_index: bool = True
+    """Whether transformers reads the index itself, if there is one: it insists on `metadata`, which tells nothing."""
     states: Mapping[Path, State] = field(default_factory=dict)
     """How each file that was read, or will be, was at first."""
 
@@ -76,6 +81,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     tensors, metadata = _read_weights(files, weight_map)
     plain = unwrapped([info.name for info in tensors])
     beside = find_belongings(directory, config, [path.name for path in states])
+    indexes = [path for path in states if path.name in (SAFE_INDEX, PICKLE_INDEX)]
+    config, stale = without_stale(config, tensors)
     return Checkpoint(
         directory,
         config,
@@ -84,6 +91,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         beside.companions,
         left_behind=beside.left_behind,
         unwrapped=plain.prefixes,
+        stale=stale,
+        has_plain_index=all(isinstance(read_json(path).get("metadata"), dict) for path in indexes),
         states={**states, **beside.states},
     )
 

@@ -5,7 +5,6 @@ For methods that compute with a whole layer. Everything else of a conversion is 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -51,19 +50,3 @@ def locate_tensors(path: Path) -> tuple[tuple[TensorInfo, ...], dict[str, str]]:
     """Return where the tensors of such a file lie, and its metadata."""
     infos, metadata = read_safetensors(path)
     return tuple(infos), metadata
-
-
-def refuse_quantised(config: Mapping[str, Any]) -> None:
-    """Refuse a config that says that the weights are quantised.
-
-    Raises:
-        CheckpointError: It does.
-    """
-    for holder in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if quantisation := holder.get("quantization_config"):
-            kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-            raise CheckpointError(
-                f"The checkpoint is quantised ({kind})",
-                expected="K/V in fp64, fp32, bf16 or fp16",
-                remedy="Convert the unquantised checkpoint, then quantise the result",
-            )

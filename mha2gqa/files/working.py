@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mha2gqa.errors import OutputError
+from mha2gqa.errors import CheckpointError, OutputError
 
 MARK = ".mha2gqa-working-directory"
 """Name of the file that says whose a directory is."""
@@ -66,6 +66,21 @@ def _is_ours(directory: Path) -> bool:
         return False
     content = mark.read_bytes()
     return content == _CONTENT or (len(entries) == 1 and _CONTENT.startswith(content))  # cut off by a crash
+
+
+def refuse_unfinished(directory: Path) -> None:
+    """Refuse to take for a checkpoint what a run has left that did not finish, or is still at work on.
+
+    Raises:
+        CheckpointError: The directory lies in one of ours.
+    """
+    for folder in (directory, *directory.resolve().parents[:2]):
+        if (folder / MARK).is_file():
+            raise CheckpointError(
+                f"{directory} is what a run of mha2gqa works with, and is not finished",
+                expected="a checkpoint",
+                remedy="Wait for that run, or run its command again, and name its output",
+            )
 
 
 def make_ours(directory: Path) -> None:

@@ -20,8 +20,17 @@ from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed, zeros
 _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
+_GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate")
+
+
 def ends(config: PreTrainedConfig, groups: int) -> str:
-    """Return the objection to any other number of KV heads than 1 and H."""
+    """Return the objection to any other number of KV heads than 1 and H, and to what engines do not read.
+
+    transformers' class has any activation; llama.cpp's and others have GELU, whatever the config says.
+    """
+    activation = getattr(config, "activation_function", None) or config.hidden_act
+    if activation not in _GELUS:
+        return f"engines compute it with GELU alone, and this model has {activation!r}"
     heads = config.num_attention_heads
     return "" if groups in (1, heads) else f"it has one KV head or {heads}, not {groups}"
 
@@ -36,7 +45,7 @@ _GPT2_KEYS = {
 
 
 def _gpt2_config(config: PreTrainedConfig) -> ConfigJson:
-    return named(_GPT2_KEYS, config) | {"multi_query": False}
+    return named(_GPT2_KEYS, config) | {"n_inner": config.n_inner or 4 * config.n_embd, "multi_query": False}
 
 
 def _gpt2_objection(config: PreTrainedConfig, groups: int) -> str:
@@ -72,7 +81,6 @@ _NEO_KEYS = {
     "n_embd": "hidden_size",
     "n_layer": "num_layers",
     "n_head": "num_heads",
-    "n_inner": "intermediate_size",
     "activation_function": "activation_function",
     "layer_norm_epsilon": "layer_norm_epsilon",
     "resid_pdrop": "resid_dropout",
@@ -82,7 +90,8 @@ _NEO_KEYS = {
 
 
 def _neo_config(config: PreTrainedConfig) -> ConfigJson:
-    return named(_NEO_KEYS, config) | {"multi_query": False, "scale_attn_weights": False}
+    inner = {"n_inner": config.intermediate_size or 4 * config.hidden_size}
+    return named(_NEO_KEYS, config) | inner | {"multi_query": False, "scale_attn_weights": False}
 
 
 def _neo_objection(config: PreTrainedConfig, groups: int) -> str:

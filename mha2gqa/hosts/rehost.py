@@ -22,9 +22,10 @@ from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape
 from mha2gqa.files.pieces import DTYPES, TensorInfo, VirtualFile, path_of
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.streams import Sources
-from mha2gqa.files.tensors import read_tensor, refuse_quantised
+from mha2gqa.files.tensors import read_tensor
 from mha2gqa.hosts.choice import has_hosts, host_config
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.model.architecture import Architecture

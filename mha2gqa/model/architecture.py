@@ -96,7 +96,7 @@ class Architecture:
 
     def spelling(self, names: AbstractSet[str]) -> Spelling:
         """Return how a file with tensors of these names spells the names of the module tree."""
-        return find_spelling(self.blueprint, set(names))
+        return find_spelling(self.blueprint, names)
 
     def changes(self, moves: Sequence[Move], spelling: Spelling = by_module) -> list[Change]:
         """Return the tensors that depend on numbers of KV heads, and what they are before and after.

@@ -7,7 +7,7 @@ A file may name tensors otherwise than the module tree does, or hold several in 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import Shape
 from mha2gqa.files.pieces import DTYPES, LayerResult, TensorInfo
+from mha2gqa.files.quantised import refuse_packed
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.heads.grouping import contiguous
@@ -37,6 +38,21 @@ class LayerFiles:
     def read_module(self, module: str) -> dict[str, torch.Tensor]:
         """Return the source's tensors of any module; empty if the file lacks one."""
         return self._read(module, self._shapes(module), self.original.infos)
+
+    def check_plain(self, layers: Iterable[AttentionLayer]) -> None:
+        """Refuse layers of which tensors that would be changed are quantised.
+
+        Raises:
+            CheckpointError: One is; the message names it.
+        """
+        blueprint, spelling = self.original.architecture.blueprint, self.original.spelling
+        owned = {
+            f"{layer.module}.{name}": torch.empty(shape, device="meta")
+            for layer in layers
+            for name, shape in self._shapes(layer.module).items()
+            if name in layer.changed
+        }
+        refuse_packed(self.original.config_json, self.original.tensors, spelling.write(blueprint, owned))
 
     def is_complete(self, layer: AttentionLayer) -> bool:
         """Return whether the file has every tensor of a layer; a layer that shares another's has none."""

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import CheckpointError, TextError
-from mha2gqa.files.reader import Checkpoint, read_checkpoint
+from mha2gqa.files.quantised import quantisation
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import read_tensor
-from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import Placement, placement
 from mha2gqa.model.original import Original
 
@@ -35,22 +34,15 @@ _PLAIN_GENERATION = {
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
-    "min_p": None,
     "typical_p": 1.0,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "eos_token_id": None,
     "min_length": 0,
-    "min_new_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
+    "eos_token_id": None,
 }
-"""What a checkpoint asks of generation that would hide what its model says."""
+"""How `generate` says what its model says, one token after the other; all else that it can be told has its default."""
+_KEPT_OF_GENERATION = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache", "transformers_version")
 
 
 def load_model(directory: Path, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
@@ -68,52 +60,36 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    model, problems = load_unchecked(directory, placement(directory, dtype=dtype, device=device))
-    _require_strict(directory, model, problems)
-    return model
+    return _strict(Original.at(directory), dtype, device)
 
 
 def load_original(original: Original, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
     """Load an original as `load_model` does, in the class that it has.
 
-    Files of another class do not fit that one: the model is then made of the tensors' bytes, which are in memory twice
-    while they are taken over.
+    Files of another class, or with the names of a wrapper, do not fit that one: the model is then made of the tensors'
+    bytes, which are in memory twice while they are taken over.
 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    if original.origin.is_own:
-        return load_model(original.directory, dtype=dtype, device=device)
-    model, place = original.architecture, placement(original.directory, dtype=dtype, device=device)
-    state = _state(original.checkpoint)
-    loaded, problems = _load(type(model.outline), None, place, config=copy.deepcopy(model.config), state_dict=state)
-    _require_strict(original.directory, loaded, problems)
-    return loaded
+    return _strict(original, dtype, device)
 
 
-def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]) -> None:
+def _strict(original: Original, dtype: str | None, device: str | None) -> PreTrainedModel:
+    model, problems = _load(original, placement(original.directory, dtype=dtype, device=device))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{directory} does not load strictly: {'; '.join(problems[:3])}{more}",
+            f"{original.directory} does not load strictly: {'; '.join(problems[:3])}{more}",
             expected=f"exactly the tensors of {type(model).__name__}",
             remedy="Check that config.json and the weights belong together",
         )
+    return model
 
 
 def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
     """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
-    checkpoint = read_checkpoint(directory)
-    model = Architecture(checkpoint.config)
-    if not checkpoint.unwrapped:
-        return _load(type(model.outline), directory, place)
-    return _load(type(model.outline), None, place, config=copy.deepcopy(model.config), state_dict=_state(checkpoint))
-
-
-def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return all tensors of a checkpoint, under the names that it has without those of wrappers."""
-    with contextlib.closing(Sources()) as sources:
-        return {info.name: read_tensor(sources, info) for info in checkpoint.tensors}
+    return _load(Original.at(directory), place)
 
 
 def drawn(model: PreTrainedModel, problems: Iterable[str]) -> tuple[str, ...]:
@@ -132,17 +108,30 @@ def are_of_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
     return model.base_model is not model and not any(name.startswith(body) for name in names)
 
 
-def _load(
-    model_class: Any, directory: Path | None, place: Placement, **given: Any
-) -> tuple[PreTrainedModel, list[str]]:
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
-        directory,
-        **given,
-        dtype=place.dtype or "auto",
-        device_map=place.device if place.device != "cpu" else None,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+def _load(original: Original, place: Placement) -> tuple[PreTrainedModel, list[str]]:
+    """Load with the config as the blueprint has it: without kernels that are not here, or that would be fetched."""
+    outline = original.architecture.outline
+    given: dict[str, Any] = {"config": copy.deepcopy(outline.config)}
+    if not original.is_as_filed:
+        given["state_dict"] = _state(original)
+    model_class: Any = type(outline)
+    try:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
+            original.directory if original.is_as_filed else None,
+            **given,
+            dtype=place.dtype or "auto",
+            device_map=place.device if place.device != "cpu" else None,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (ImportError, ValueError, RuntimeError) as error:
+        if (kind := quantisation(original.config_json)) is None:
+            raise
+        raise CheckpointError(
+            f"transformers cannot load the quantised weights ({kind}) here: {' '.join(str(error).split())[:300]}",
+            expected="what that quantisation needs, or a command that runs no model",
+            remedy="Convert it without text, and verify it with --level file",
+        ) from error
     model, info = loaded
     set_plain_generation(model)
     problems = [
@@ -153,13 +142,21 @@ def _load(
     return model.eval(), problems
 
 
+def _state(original: Original) -> dict[str, torch.Tensor]:
+    """Return all tensors of an original, by their names in the module tree."""
+    with contextlib.closing(Sources()) as sources:
+        return {info.name: read_tensor(sources, info) for info in original.tensors}
+
+
 def set_plain_generation(model: PreTrainedModel) -> None:
     """Set aside what a checkpoint asks of generation: it becomes greedy and as long as it is told."""
     settings = getattr(model, "generation_config", None)
     if settings is None:
         return
-    for name, value in _PLAIN_GENERATION.items():
-        setattr(settings, name, value)
+    defaults = {name: value for name, value in vars(GenerationConfig()).items() if not name.startswith("_")}
+    for name, value in (defaults | _PLAIN_GENERATION).items():
+        if name not in _KEPT_OF_GENERATION:
+            setattr(settings, name, value)
     if settings.pad_token_id is None:
         settings.pad_token_id = 0
 

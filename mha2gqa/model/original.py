@@ -10,15 +10,18 @@ its tensors lie where the source's lie, or are made when they are read. Nothing 
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from mha2gqa.families.blueprint import ConfigJson, Spelling
+from mha2gqa.errors import CheckpointError, FamilyError
+from mha2gqa.families.blueprint import ConfigJson, Spelling, fit
 from mha2gqa.files.pieces import TensorInfo
 from mha2gqa.files.reader import Checkpoint, has_weights, read_checkpoint, read_json
 from mha2gqa.files.source import Source, find_source
+from mha2gqa.files.working import refuse_unfinished
+from mha2gqa.files.wrappers import shortened
 from mha2gqa.model.architecture import Architecture
 
 
@@ -74,12 +77,15 @@ class Original:
             SourceError: There is no such directory or repository, or it cannot be reached or read.
             CheckpointError: Its files are missing, malformed, contradictory or unsafe.
         """
-        return cls.read(find_source(model))
+        source = find_source(model)
+        refuse_unfinished(source.directory)
+        return cls.read(source)
 
     @classmethod
     def sketch(cls, model: str | None) -> "Original":
         """Find a model as `find` does; weights that are not here are not fetched, and need not be there."""
         source = find_source(model, small=True)
+        refuse_unfinished(source.directory)
         if has_weights(source.directory):
             return cls.read(source)
         config = read_json(source.directory / "config.json")
@@ -97,7 +103,30 @@ class Original:
 
     @classmethod
     def _of(cls, source: Source, checkpoint: Checkpoint) -> "Original":
-        return cls(source, checkpoint, Origin(model_type=str(checkpoint.config.get("model_type"))))
+        original = cls(source, checkpoint, Origin(model_type=str(checkpoint.config.get("model_type"))))
+        return original._shortened() if checkpoint.tensors else original
+
+    def _shortened(self) -> "Original":
+        """Return the checkpoint without a prefix of the trainer's own, where nothing in the file fits with it."""
+        names = [info.name for info in self.tensors]
+        for prefix, shorter in shortened(names):
+            try:
+                if self._fit(names):
+                    break
+                if self._fit(shorter):
+                    return self._renamed(shorter, prefix)
+            except (CheckpointError, FamilyError):  # said where the model is needed, and what it is needed for
+                break
+        return self
+
+    def _renamed(self, names: Sequence[str], prefix: str) -> "Original":
+        tensors = tuple(replace(info, name=name) for info, name in zip(self.tensors, names, strict=True))
+        prefixes = (*self.checkpoint.unwrapped, prefix)
+        return replace(self, checkpoint=replace(self.checkpoint, tensors=tensors, unwrapped=prefixes))
+
+    def _fit(self, names: Sequence[str]) -> int:
+        """Return how many names of a file are those of the model."""
+        return fit(self.architecture.blueprint, self.architecture.spelling(frozenset(names)), frozenset(names))
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -118,6 +147,11 @@ class Original:
     def name(self) -> str:
         """Hub id or directory."""
         return self.source.hub_id or str(self.source.directory)
+
+    @property
+    def is_as_filed(self) -> bool:
+        """Whether transformers finds in the files themselves what is known of them here."""
+        return self.origin.is_own and not self.checkpoint.unwrapped and self.checkpoint.has_plain_index
 
     def rewritten(self, architecture: Architecture) -> "Original":
         """Return the same files under another config."""

@@ -96,6 +96,8 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         bytes_written=plan.size,
         files=files,
         companions=[str(companion) for companion in original.checkpoint.companions],
+        left_behind=list(original.checkpoint.left_behind),
+        taken_off=[*original.checkpoint.unwrapped, *original.checkpoint.stale],
         added=[*original.origin.files],
         tensors=_tensor_rows(plan),
         recomputed=original.origin.recomputed_kinds(original.tensors),

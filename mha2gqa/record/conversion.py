@@ -131,6 +131,10 @@ class Outcome(Conversion):
     """Weight file -> bytes."""
     companions: list[str]
     """Other files that are copied: tokenizer, templates, code."""
+    left_behind: list[str]
+    """What lies beside the source and is not copied, because nothing tells that it belongs; folders end in a slash."""
+    taken_off: list[str]
+    """What was taken off the source: prefixes of wrappers in its names, keys of its config that no tensor bears out."""
     added: list[str]
     """Files that the source does not have: the code of a class that ships, or a tokenizer in another form."""
     tensors: list[dict[str, Any]] = field(repr=False)
@@ -149,7 +153,7 @@ class Outcome(Conversion):
 _REPORTED = (
     *("command", "source", "output", "written", "model_type", "method", "cache_before", "cache_after", "bytes_read"),
     *("bytes_written", "config_changes", "files", "companions", "tensors", "seconds", "text", "layers", "trials"),
-    *("way", "divergence", "rehosted_from", "added"),
+    *("way", "divergence", "rehosted_from", "added", "left_behind", "taken_off"),
 )
 
 

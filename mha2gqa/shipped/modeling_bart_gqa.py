@@ -12,8 +12,12 @@ of its own in the config: `decoder_key_value_heads` (self-attention of the decod
 
 from typing import Any
 
-import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
+import torch
 from torch import nn
 from transformers import EncoderDecoderCache
 from transformers.integrations.sdpa_attention import repeat_kv
@@ -85,7 +89,7 @@ class GroupedAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=1.0, **kwargs)
-        return self.out_proj(output.flatten(2)), weights
+        return self.out_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows `[B, T, heads·E]` as `[B, heads, T, E]`."""

@@ -11,8 +11,12 @@ caches as many. Cross-attention, where a decoder has it, is untouched.
 
 from typing import Any
 
-import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
+import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -84,7 +88,7 @@ class GroupedSelfAttention(nn.Module):
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return output.flatten(2), weights
+        return output.reshape(*hidden_states.shape[:-1], -1), weights
 
 
 GROUPED = {native: type(native.__name__, (GroupedSelfAttention, native), {}) for native in NATIVE.values()}

@@ -10,6 +10,11 @@ where they are read.
 
 from typing import Any
 
+import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
 import torch
 from torch import nn
 from transformers import (

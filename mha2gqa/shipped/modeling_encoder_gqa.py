@@ -10,8 +10,12 @@ neighbouring query heads. There is no cache that would have to stay small, so no
 
 from typing import Any
 
-import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
+import torch
 from torch import nn
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention as DisentangledSelfAttentionV2

@@ -11,8 +11,12 @@ where a model has it, is untouched.
 
 from typing import Any
 
-import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
+import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -77,7 +81,7 @@ class GPT2GQAAttention(GPT2Attention):
             output, weights = attend(
                 self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
             )
-        return self.resid_dropout(self.c_proj(output.flatten(2))), weights
+        return self.resid_dropout(self.c_proj(output.reshape(*hidden_states.shape[:-1], -1))), weights
 
 
 class GroupedModel:
@@ -91,6 +95,8 @@ class GroupedModel:
             if isinstance(module, GPT2Block):
                 module.attn = GPT2GQAAttention(config, module.attn.layer_idx)
         self.post_init()
+        # GPT-2's own patterns fit the bias of `c_attn` as well, which vLLM would then leave out.
+        self._keys_to_ignore_on_load_unexpected = {r"\.attn\.(masked_)?bias$", r"\.crossattention\.(masked_)?bias$"}
 
 
 for head in ("Model", "LMHeadModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"):

@@ -9,6 +9,11 @@ cache holds as many, and they are repeated where they are read.
 
 from typing import Any
 
+import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
 import torch
 from torch import nn
 from transformers import (
@@ -64,7 +69,7 @@ class MptGQAAttention(MptAttention):
             scores = scores.masked_fill(attention_mask, torch.finfo(query.dtype).min)
         weights = nn.functional.softmax(scores.float(), dim=-1).to(value.dtype)
         weights = nn.functional.dropout(weights, p=self.attn_dropout_p, training=self.training)
-        return self.out_proj((weights @ value).transpose(1, 2).flatten(2)), weights
+        return self.out_proj((weights @ value).transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class GroupedModel:

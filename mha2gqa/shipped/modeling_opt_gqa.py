@@ -9,8 +9,12 @@ holds as many, and each is read by `num_attention_heads / num_key_value_heads` n
 
 from typing import Any
 
-import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
+import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -64,7 +68,7 @@ class OPTGQAAttention(OPTAttention):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=1.0, **kwargs)
-        return self.out_proj(output.flatten(2)), weights
+        return self.out_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class GroupedModel:

@@ -11,8 +11,12 @@ its own in the config: `decoder_key_value_heads` (self-attention of the decoder)
 
 from typing import Any
 
-import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
+import torch
 from torch import nn
 from transformers import EncoderDecoderCache
 from transformers.integrations.sdpa_attention import repeat_kv
@@ -76,7 +80,7 @@ class GroupedAttention(nn.Module):
             *(self, query, key, value, mask),
             **{"dropout": dropout, "scaling": self.scaling, "position_bias": position_bias, **kwargs},
         )
-        return self.o(output.flatten(2)), position_bias, weights
+        return self.o(output.reshape(*hidden_states.shape[:-1], -1)), position_bias, weights
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows `[B, T, heads·E]` as `[B, heads, T, E]`."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from mha2gqa.errors import GroupsError
 from mha2gqa.families.counts import Count, refuse_family
-from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
@@ -58,10 +57,9 @@ class Expand:
         Raises:
             GroupsError: The number is not a multiple of K that divides H.
             FamilyError: The family cannot be expanded.
-            CheckpointError: The weights are quantised.
+            CheckpointError: The weights that would change are quantised.
         """
         model = original.architecture
-        refuse_quantised(model.config_json)
         refuse_family(model.config_json)
         moves = [(one, one.decoder.query_heads if self.heads is None else self.heads) for one in model.counts]
         for count, heads in moves:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 from mha2gqa.errors import GroupsError
 from mha2gqa.families.counts import Count, Move, refuse_family
-from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts import hosts_by_groups, rehost
 from mha2gqa.model.architecture import Architecture
@@ -74,7 +73,7 @@ class KvHeads:
         Raises:
             GroupsError: G is not possible; the message lists what is.
             FamilyError: The family cannot be converted.
-            CheckpointError: The weights are quantised.
+            CheckpointError: The weights that would change are quantised.
         """
         return aim_at_heads(original, self.moves(original.architecture), "loss")
 
@@ -84,9 +83,7 @@ class KvHeads:
         Raises:
             GroupsError: G is not possible; the message lists what is.
             FamilyError: The family cannot be converted.
-            CheckpointError: The weights are quantised.
         """
-        refuse_quantised(model.config_json)
         refuse_family(model.config_json)  # before its model is built, which may be impossible
         wanted = self._by_part(model)
         for part, number in wanted.items():

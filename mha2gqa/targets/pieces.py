@@ -27,6 +27,7 @@ from mha2gqa.files.pieces import (
     path_of,
     whole,
 )
+from mha2gqa.files.quantised import refuse_packed
 from mha2gqa.heads.grouping import Groups, sharing
 from mha2gqa.model.original import Original
 from mha2gqa.targets.target import Pieces
@@ -43,6 +44,8 @@ def rearranged(original: Original, changes: Sequence[Change], layers: Sequence[L
     Raises:
         CheckpointError: A tensor is missing, has another shape than the config says, or is quantised.
     """
+    changed = [name for change in changes for name in change.names]
+    refuse_packed(original.config_json, original.tensors, changed)
     builder = _Builder(original.infos, changes, layers)
     tensors = tuple(builder.build())
     return Pieces(tensors, tuple(sorted(builder.dropped)), builder.groups)

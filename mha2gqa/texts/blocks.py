@@ -72,6 +72,24 @@ def pack(
     return torch.cat([packed_NT.new_full((blocks, 1), bos), packed_NT], dim=1) if opens else packed_NT
 
 
+def check_vocabulary(token: int, vocabulary: int) -> None:
+    """Refuse a token that the model does not know.
+
+    Args:
+        token: The largest that a tokenizer has given.
+        vocabulary: How many the model knows.
+
+    Raises:
+        TextError: It is none of them.
+    """
+    if token >= vocabulary:
+        raise TextError(
+            f"The tokenizer gives token {token}, and the model knows {vocabulary}",
+            expected="the tokenizer of the model",
+            remedy="Check the tokenizer's files beside the weights",
+        )
+
+
 def sample_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, tokens: int, context: int, seed: int
 ) -> torch.Tensor:
@@ -110,6 +128,7 @@ def _starts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, c
     config = model.config.get_text_config(decoder=True)
     bos = tokenizer.bos_token_id if tokenizer is not None else config.bos_token_id
     if bos is not None:
+        check_vocabulary(bos, config.vocab_size)
         return torch.full((count, 1), bos)
     known = len(tokenizer) if tokenizer is not None else config.vocab_size
     generator = torch.Generator().manual_seed(seed)

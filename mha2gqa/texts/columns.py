@@ -35,7 +35,8 @@ def choose_column(name: str, rows: Sequence[Row], column: str | None) -> str:
     if column is not None:
         _require(name, rows, column, "--column")
         return column
-    if "text" in there:
+    texts = [row["text"] for row in rows if isinstance(row.get("text"), str)]
+    if "text" in there and not (_is_no_text(texts) and _chats(rows)):
         return "text"
     _refuse_chats(name, rows, "--column")
     strings = _strings(rows)
@@ -136,13 +137,16 @@ def _is_words(value: Any) -> bool:
 
 
 def _refuse_chats(name: str, rows: Sequence[Row], option: str) -> None:
-    chats = [key for key in _columns(rows) if any(_is_chat(key, row.get(key)) for row in rows)]
-    if chats:
+    if chats := _chats(rows):
         raise TextError(
             f"{name} holds conversations, in {', '.join(map(repr, chats))}; there are {', '.join(_columns(rows))}",
             expected="a column of text",
             remedy=f"Write them as text first (tokenizer.apply_chat_template), or choose another column with {option}",
         )
+
+
+def _chats(rows: Sequence[Row]) -> list[str]:
+    return [key for key in _columns(rows) if any(_is_chat(key, row.get(key)) for row in rows)]
 
 
 def _is_chat(key: str, value: Any) -> bool:

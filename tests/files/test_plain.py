@@ -18,10 +18,10 @@ import torch
 
 from mha2gqa.errors import CheckpointError
 from mha2gqa.files import companions as beside
-from mha2gqa.files import plain
+from mha2gqa.files import finish, plain
 from mha2gqa.files.plain import check_unchanged, depth, look, made_visible, read_json
 from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.targets import output
+from mha2gqa.record import carry
 
 
 def link_out(path: Path) -> None:
@@ -275,13 +275,13 @@ CHANGES = {
 @pytest.mark.parametrize("command", ["convert", "expand"])
 def test_a_source_that_changes_while_it_is_read(tiny, cli, tmp_path, monkeypatch, change, command):
     source = tiny(**({} if command == "convert" else {"num_key_value_heads": 2}))
-    own = output._check_written
+    own = finish.check_written
 
     def check_written(*arguments: object) -> None:
         own(*arguments)
         change(source)
 
-    monkeypatch.setattr(output, "_check_written", check_written)
+    monkeypatch.setattr(finish, "check_written", check_written)
     answer = cli(command, source, *(("-g", 2) if command == "convert" else ()), "-o", "out")
     assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
     assert f"{source}/{CHANGES[change]} while it was read" in answer.err
@@ -292,13 +292,13 @@ def test_a_source_that_changes_while_it_is_read(tiny, cli, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "additional_chat_templates/tools.jinja"])
 def test_a_source_that_vanishes_while_it_is_read(tiny, cli, tmp_path, monkeypatch, name):
     source = tiny()
-    own = output.divide
+    own = carry.divide
 
     def divide(*arguments: object) -> object:
         (source / name).unlink()
         return own(*arguments)
 
-    monkeypatch.setattr(output, "divide", divide)
+    monkeypatch.setattr(carry, "divide", divide)
     answer = cli("convert", source, "-g", 2, "-o", "out")
     assert (answer.code, answer.err.count("\n")) == (1, 1), answer.err
     assert f"{source / name} cannot be opened: No such file or directory" in answer.err

@@ -133,7 +133,7 @@ SOURCES = {
     "persimmon": Source(PersimmonConfig(**WIDE, qk_layernorm=False, layer_norm_eps=1e-3), "nemotron", by_head),
     "gpt2": Source(GPT2Config(**GPTJ, n_inner=INNER), "gpt_bigcode", conv, ENDS),
     "gpt2 scaled by layer": Source(
-        GPT2Config(**GPTJ, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, activation_function="relu"),
+        GPT2Config(**GPTJ, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, activation_function="gelu"),
         "gpt_bigcode",
         conv,
         ENDS,
@@ -154,7 +154,7 @@ SOURCES = {
         ENDS,
     ),
     "opt": Source(
-        OPTConfig(**PLAIN, ffn_dim=INNER, word_embed_proj_dim=D, pad_token_id=0),
+        OPTConfig(**PLAIN, ffn_dim=INNER, word_embed_proj_dim=D, pad_token_id=0, activation_function="gelu"),
         "gpt_bigcode",
         separate,
         ENDS,

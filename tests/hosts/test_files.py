@@ -225,6 +225,7 @@ def test_damaged_sources_are_refused(damage: str, tmp_path: Path) -> None:
         tensors[name][0, 0] = torch.nan
     elif damage == "quantised":
         config["quantization_config"] = {"quant_method": "fp8"}
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     else:
         config["architectures"] = ["GPTNeoXForSequenceClassification"]
     save_file(tensors, source / "model.safetensors", {"format": "pt"})

@@ -32,6 +32,7 @@ from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan
+from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert import automatic
@@ -144,12 +145,14 @@ class _Text:
             seed=options.seed,
             least=_LEAST_BLOCKS,
         )
+        check_vocabulary(int(blocks.tokens_NT.max()), original.architecture.vocabulary)
         return cls(model.requires_grad_(requires_grad=False), blocks)
 
 
 def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text: bool) -> None:
     """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
     architecture = layerwise.files.original.architecture
+    layerwise.files.check_plain(layerwise.plan.aim.layers())
     model_type, kind = architecture.model_type, kind_of(architecture.outline)
     if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mha2gqa.methods import AUTO_METHOD, find_method
 from mha2gqa.record.conversion import Outcome
@@ -36,9 +36,19 @@ def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
     yield "weights", f"{size(report.bytes_read)} -> {size(report.bytes_written)}"
     recomputed = f", {counts['recomputed']} recomputed for the class" if counts["recomputed"] else ""
     yield "tensors", f"{counts['changed']} changed, {counts['copied']} copied{recomputed}"
+    if report.left_behind:
+        yield "left behind", ", ".join(report.left_behind)
+    if report.taken_off:
+        yield "taken off", ", ".join(_taken_off(report.taken_off))
     if report.written:
         speed = report.bytes_read / max(report.seconds, 1e-9)
         yield "writing" if report.layers else "time", f"{report.seconds:.1f} s ({size(int(speed))}/s)"
+
+
+def _taken_off(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        is_prefix = name.endswith(".")
+        yield f"{name} in front of names" if is_prefix else f"{name} in config.json: no tensor is quantised"
 
 
 def _cache(report: Outcome) -> str:

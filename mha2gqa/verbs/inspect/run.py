@@ -15,8 +15,8 @@ from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.families.counts import Count
 from mha2gqa.families.names import MLP
 from mha2gqa.files.pieces import DTYPES
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.source import remote_weight_shapes
-from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts import counted, has_hosts, host_config, hosts_by_groups
 from mha2gqa.hosts.host import Host
@@ -134,8 +134,9 @@ def _counts(original: Original, model: Architecture) -> tuple[list[Count], str]:
     if len(possible) < 2:
         return counts, "There is one KV head, which is the least (MQA)."
     try:
-        refuse_quantised(original.config_json)
-        if original.tensors:
+        if not original.tensors:
+            refuse_quantised(original.config_json)
+        else:
             target = KvHeads(possible[0])
             make_plan(target.host(original), target)
     except Mha2GqaError as refusal:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mha2gqa.errors import SweepError
-from mha2gqa.files.tensors import refuse_quantised
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.hosts import hosts_by_groups
 from mha2gqa.methods import AUTO, METHODS, demand, text_readers
 from mha2gqa.model.original import Original

@@ -25,7 +25,7 @@ import xxhash
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mha2gqa.errors import TextError
+from mha2gqa.texts.blocks import check_vocabulary
 
 TrainingRow: TypeAlias = Mapping[str, Sequence[int]]
 """Lists of numbers by their names: a block, or what else is a row on disk."""
@@ -157,22 +157,8 @@ def tokenise(document: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int)
     ids: list[int] = []
     for start in range(0, len(document), _AT_ONCE):
         ids += tokenizer(document[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]
-    check_vocabulary(ids, vocabulary)
+    check_vocabulary(max(ids, default=0), vocabulary)
     return ids
-
-
-def check_vocabulary(ids: Sequence[int], vocabulary: int) -> None:
-    """Refuse tokens that the model does not know.
-
-    Raises:
-        TextError: There is one.
-    """
-    if ids and max(ids) >= vocabulary:
-        raise TextError(
-            f"The tokenizer gives token {max(ids)}, and the model knows {vocabulary}",
-            expected="the tokenizer of the model",
-            remedy="Check the tokenizer's files beside the weights",
-        )
 
 
 class BlockFile:

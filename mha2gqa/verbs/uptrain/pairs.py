@@ -20,10 +20,11 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 from mha2gqa.errors import TextError
 from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
+from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.documents import Pair, read_pairs
 from mha2gqa.texts.find import SELF
 from mha2gqa.texts.tables import Purpose
-from mha2gqa.verbs.uptrain.blocks import TrainingRow, check_vocabulary, key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import TrainingRow, key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
 from mha2gqa.verbs.uptrain.text import Batch, Keyed, LossFunction
@@ -128,7 +129,7 @@ class Pairs:
             targets = [pair.target for pair in some]
             answers = self.tokenizer(text_target=targets, truncation=True, max_length=self.target_tokens)["input_ids"]
             for pair, ids, labels in zip(some, read, answers, strict=True):
-                check_vocabulary([*ids, *labels], self.vocabulary)
+                check_vocabulary(max([*ids, *labels], default=0), self.vocabulary)
                 yield key_of(pair.source), {"input_ids": ids, "labels": labels}
 
     def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.staging import check_output
-from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.model.load import load_model
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport

@@ -71,6 +71,8 @@ def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Ite
         name = ".".join(path)
         whose = "what this conversion makes of it" if path in changed else "the original's"
         yield finding(f"config.json: {name}", f"is {_show(found)}, not {whose}, {_show(wanted)}")
+    for key in converted.stale:
+        yield finding(f"config.json: {key}", "speaks of a quantisation that no tensor has")
 
 
 def _recorded(pair: Pair) -> tuple[set[tuple[str, ...]], dict[str, Any]]:

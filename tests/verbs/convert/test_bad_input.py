@@ -205,7 +205,6 @@ CONFIGS = [
         }.items()
     ),
     Row("other width", config(head_dim=8), ("has shape [64, 64]", "Expected shape [32, 64]", "Check that config.json")),
-    Row("quantised", config(quantization_config={"quant_method": "gptq"}), ("quantised (gptq)", "fp16", "unquantised")),
 ]
 
 WEIGHTS = [

@@ -1,0 +1,70 @@
+"""Standard streams as they may be found: closed, full, or unable to show every character."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+from mha2gqa.errors import OutputError
+
+
+def open_streams() -> None:
+    """Open what was closed (`>&-`), so that no file of ours takes its place, and let every character be printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+        if mode == "w" and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Told:
+    """Standard output that says in a message of ours that it cannot be written, but not that nobody reads it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._telling():
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with self._telling():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with contextlib.suppress(OSError, ValueError):  # what is left of it goes nowhere, also at the very end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            raise OutputError(
+                f"Standard output cannot be written: {error.strerror}", remedy="Name another place for it"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def told_output() -> Iterator[None]:
+    """Refuse, while the block runs, to print to where nothing can be written.
+
+    Raises:
+        OutputError: Standard output cannot be written.
+    """
+    own = sys.stdout
+    sys.stdout = cast("TextIO", _Told(own))
+    try:
+        yield
+        sys.stdout.flush()
+    except SystemExit:  # after help and versions
+        sys.stdout.flush()
+        raise
+    finally:
+        sys.stdout = own
