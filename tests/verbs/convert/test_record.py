@@ -84,6 +84,8 @@ OUTCOME = Outcome(
     bytes_written=0,
     files={},
     companions=[],
+    left_behind=[],
+    taken_off=[],
     added=[],
     tensors=[],
     recomputed=(),
@@ -183,10 +185,10 @@ def test_a_record_comes_back_as_it_was_written(
     )
     assert made.way == way
     source = Source(directory=tmp_path, name="tiny", hub_id="org/tiny", revision="main")
-    write_record(tmp_path, record_of(made, source, (), {}))
+    write_record(tmp_path, record_of(made, source, (), {}, {}))
     assert read_record(tmp_path).conversion == made
     old = Conversion(**vars(made) | {"command": "convert" if "groups" in options else "expand"})
-    write_record(tmp_path, {name: value for name, value in record_of(old, source, (), {}).items() if name != "targets"})
+    write_record(tmp_path, {name: value for name, value in record_of(old, source, (), {}, {}).items() if name != "targets"})
     assert read_record(tmp_path).conversion == old, "records of before there were targets"
 
 

@@ -123,7 +123,7 @@ def test_samples_never_take_the_place_of_another_file(tmp_path: Path, content: s
     unused: Any = None
     with pytest.raises(TextError, match="holds no samples"):
         write_samples(
-            tmp_path / "notes.txt", unused, unused, tokens=9, context=8, seed=0, progress=lambda done, wanted: None
+            tmp_path / "notes.txt", unused, unused, tokens=9, context=8, seed=0, advance=lambda done, total: None
         )
     assert (tmp_path / "notes.txt").read_text() == content
 
@@ -133,6 +133,6 @@ def test_samples_that_were_cut_off_are_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text(line * 16 + line * 3 + line[:20])
     unused: Any = None
     write_samples(
-        tmp_path / "samples.jsonl", unused, unused, tokens=100, context=8, seed=0, progress=lambda done, wanted: None
+        tmp_path / "samples.jsonl", unused, unused, tokens=100, context=8, seed=0, advance=lambda done, total: None
     )
     assert (tmp_path / "samples.jsonl").read_text() == line * 16
