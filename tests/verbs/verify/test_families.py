@@ -86,10 +86,13 @@ def test_a_speech_model_is_verified_as_far_as_tokens_go(tmp_path: Path) -> None:
     report = run(tmp_path, "fewer")
     assert report.verdict == "within limits"
     assert report.outputs is None
-    assert report.reasons[-1].startswith("The outputs were not compared: the original gives no logits")
+    assert "The outputs were not compared: CanaryForConditionalGeneration reads input_features" in report.reasons[-1]
     assert report.load is not None
-    assert [check.name for check in report.load.checks] == ["strict load", "forward"]
-    assert "does not run on tokens alone" in report.load.checks[1].detail
+    assert [(check.name, check.passed) for check in report.load.checks] == [
+        ("strict load", True),
+        ("forward on noise", None),
+    ]
+    assert "does not run on noise as its input_features" in report.load.checks[1].detail
 
 
 def test_a_sliding_window_stops_the_growth_of_its_layers_cache(tmp_path: Path) -> None:
