@@ -31,7 +31,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from mha2gqa import shipped
-from mha2gqa.errors import CheckpointError, FamilyError
+from mha2gqa.errors import CheckpointError, FamilyError, Mha2GqaError, OutputError
 from mha2gqa.families.limits import REMEDIES, SHIPPED, check_counts
 
 Shape: TypeAlias = tuple[int, ...]
@@ -95,6 +95,8 @@ def _build(config_text: str) -> Blueprint:
 def _accept(model_type: str, build: Callable[[], Built]) -> Built:
     try:
         return build()
+    except Mha2GqaError:
+        raise
     except Exception as error:  # transformers validates with exceptions of every kind, some over several lines
         reason = " ".join(str(error).split())
         raise CheckpointError(
@@ -106,7 +108,11 @@ def _accept(model_type: str, build: Callable[[], Built]) -> Built:
 def _read_config(config_text: str) -> PreTrainedConfig:
     """Read a config as from_pretrained does, with everything that it decodes on the way."""
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / "config.json").write_text(config_text, encoding="utf-8")
+        path = Path(directory) / "config.json"
+        try:
+            path.write_text(config_text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"Writing {path} failed: {error.strerror}", remedy="Free some space there") from error
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         return config
 

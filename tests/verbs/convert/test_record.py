@@ -130,7 +130,12 @@ def test_the_record_says_what_was_done_to_what(source: Path, tmp_path: Path) -> 
     convert(ConvertOptions(model=str(source), groups=2, method="random", seed=7, output=output))
     content = record(output)
     assert content["format"] == 1
+    checksums = content["source"].pop("xxh3_128")
     assert content["source"] == {"path": str(source.resolve()), "hub_id": None, "revision": None}
+    assert checksums == {
+        name: xxhash.xxh3_128_hexdigest(tensor.view(torch.uint8).numpy().tobytes())
+        for name, tensor in load_file(source / "model.safetensors").items()
+    }
     assert content["command"] == "convert"
     assert content["options"] == {"groups": 2, "method": "random", "grouping": "contiguous", "seed": 7}
     assert content["model_type"] == "llama"
