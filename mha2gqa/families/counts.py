@@ -20,6 +20,8 @@ from mha2gqa.families.table import family
 
 Path: TypeAlias = tuple[str, ...]
 
+FORMER_KEYS = ("rope_theta", "partial_rotary_factor", "rope_scaling")
+"""Rotary settings in a config that `rope_parameters` says as well; results of 0.1.0 lack them."""
 _PLAIN_ROTATION = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 """What is said of a rotation at the frequencies of its base."""
 
@@ -140,11 +142,12 @@ def _add_former_keys(config: dict[str, Any]) -> None:
     held = config.get("rope_parameters")
     if not isinstance(held, dict) or "rope_theta" not in held or any(isinstance(one, dict) for one in held.values()):
         return  # layers of several kinds, each with a base of its own, have other former keys in each class
-    for key in ("rope_theta", "partial_rotary_factor"):
+    *plain, scaling = FORMER_KEYS
+    for key in plain:
         if key in held:
             config.setdefault(key, held[key])
     if held.get("rope_type", "default") != "default" or not held.keys() <= _PLAIN_ROTATION:
-        config.setdefault("rope_scaling", dict(held))
+        config.setdefault(scaling, dict(held))
 
 
 def _row(root: Family, config: PreTrainedConfig) -> Family:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mha2gqa.errors import FamilyError, GroupsError
+from mha2gqa.families.counts import FORMER_KEYS
 from mha2gqa.files.pieces import Computed, LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
@@ -115,9 +116,9 @@ def _contradictions(pair: Pair, plan: Plan, *, is_known: bool) -> Iterator[str]:
     conversion = pair.conversion
     if conversion.change.numbers() != plan.change.numbers():
         yield "tells of another change of attention than that of the two configs"
-    if {tuple(one["path"]): one["after"] for one in conversion.config_changes} != {
-        change.path: change.after for change in plan.config_changes
-    }:
+    recorded = {tuple(one["path"]): one["after"] for one in conversion.config_changes}
+    former = {change.path for change in plan.config_changes if change.path[-1] in FORMER_KEYS} - recorded.keys()
+    if recorded != {change.path: change.after for change in plan.config_changes if change.path not in former}:
         yield "lists other changes of config.json than this conversion makes"
     if {*conversion.dropped} != {*plan.pieces.dropped}:
         yield "lists other tensors that were left out than this conversion leaves out"

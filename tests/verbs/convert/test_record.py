@@ -134,13 +134,16 @@ def test_the_record_says_what_was_done_to_what(source: Path, tmp_path: Path) -> 
     assert content["source"] == {"path": str(source.resolve()), "hub_id": None, "revision": None}
     assert checksums == {
         name: xxhash.xxh3_128_hexdigest(tensor.view(torch.uint8).numpy().tobytes())
-        for name, tensor in load_file(source / "model.safetensors").items()
+        for name, tensor in read_tensors(source).items()
     }
     assert content["command"] == "convert"
     assert content["options"] == {"groups": 2, "method": "random", "grouping": "contiguous", "seed": 7}
     assert content["model_type"] == "llama"
     assert (content["source_heads"], content["target_heads"]) == (4, 2)
-    assert content["config_changes"] == [{"path": ["num_key_value_heads"], "before": 4, "after": 2}]
+    assert content["config_changes"] == [
+        {"path": ["num_key_value_heads"], "before": 4, "after": 2},
+        {"path": ["rope_theta"], "before": None, "after": 10000.0},
+    ]
     assert content["groups"] == {f"model.layers.{layer}.self_attn": [[0, 1], [2, 3]] for layer in (0, 1)}
     assert content["dropped"] == []
     packages = ("mha2gqa", "torch", "transformers", "safetensors", "huggingface_hub")
@@ -193,7 +196,9 @@ def test_a_record_comes_back_as_it_was_written(
     write_record(tmp_path, record_of(made, source, (), {}, {}))
     assert read_record(tmp_path).conversion == made
     old = Conversion(**vars(made) | {"command": "convert" if "groups" in options else "expand"})
-    write_record(tmp_path, {name: value for name, value in record_of(old, source, (), {}, {}).items() if name != "targets"})
+    write_record(
+        tmp_path, {name: value for name, value in record_of(old, source, (), {}, {}).items() if name != "targets"}
+    )
     assert read_record(tmp_path).conversion == old, "records of before there were targets"
 
 

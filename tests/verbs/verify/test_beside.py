@@ -50,6 +50,19 @@ def test_every_stranger_that_a_loader_may_read_is_named(made: Path) -> None:
     assert set(findings.values()) == {"is not beside the original, and loaders may read it"}
 
 
+def test_a_result_of_a_version_that_wrote_rotary_settings_once_is_sound(made: Path) -> None:
+    config, record = (json.loads((made / name).read_text()) for name in ("config.json", "mha2gqa.json"))
+    added = {change["path"][-1] for change in record["config_changes"]} - {"num_key_value_heads"}
+    assert "rope_theta" in added
+    record["config_changes"] = [one for one in record["config_changes"] if one["path"][-1] not in added]
+    (made / "mha2gqa.json").write_text(json.dumps(record))
+    (made / "config.json").write_text(json.dumps({key: one for key, one in config.items() if key not in added}))
+    assert check(made).findings == ()
+    del config["num_key_value_heads"]
+    (made / "config.json").write_text(json.dumps(config))
+    assert check(made).findings
+
+
 def test_a_shard_that_no_index_names_is_found(made: Path) -> None:
     save_file({"x": torch.zeros(2)}, made / "model-00003-of-00003.safetensors")
     assert [finding.guilty for finding in check(made).findings] == ["model-00003-of-00003.safetensors"]
