@@ -27,7 +27,7 @@ class Conversion:
     model_type: str
     """Of the result."""
     rehosted_from: str | None = None
-    """Model type of the original, where the result is of another: its own class knows only multi-head attention."""
+    """Model type of the original, where the result is of another."""
     change: Change
     config_changes: list[dict[str, Any]]
     """Path, value before and value after of each key of config.json."""
@@ -43,6 +43,8 @@ class Conversion:
     """What `--method auto` tried; the one with the least loss is the result."""
     divergence: tuple[float, float] | None = None
     """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
+    notes: list[str] = field(default_factory=list)
+    """What else is to be known of the result, as sentences."""
     uptrain: list[Mapping[str, Any]] = field(default_factory=list)
     """Each training that followed: what it was and what it won."""
 
@@ -109,7 +111,7 @@ class Conversion:
 
 _KEPT = (
     *("command", "options", "targets", "model_type", "config_changes", "groups", "dropped", "text", "layers"),
-    *("trials", "uptrain", "divergence", "rehosted_from"),
+    *("trials", "notes", "uptrain", "divergence", "rehosted_from"),
 )
 
 
@@ -137,6 +139,8 @@ class Outcome(Conversion):
     """Name, dtype, shape before and after, and whether it is changed, recomputed for a host, copied or dropped."""
     recomputed: tuple[str, ...]
     """Tensors that were computed for another class, one name for all layers."""
+    cache_at: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Tokens -> bytes of their KV cache before and after, where a window bounds it."""
     seconds: float = 0.0
     """Of writing; reading headers and planning come before."""
 
@@ -149,7 +153,7 @@ class Outcome(Conversion):
 _REPORTED = (
     *("command", "source", "output", "written", "model_type", "method", "cache_before", "cache_after", "bytes_read"),
     *("bytes_written", "config_changes", "files", "companions", "tensors", "seconds", "text", "layers", "trials"),
-    *("way", "divergence", "rehosted_from", "added"),
+    *("way", "divergence", "rehosted_from", "added", "notes", "cache_at"),
 )
 
 
@@ -181,6 +185,7 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         layers=[_parse_layer(layer) for layer in content.get("layers", [])],
         trials=[_parse_trial(trial) for trial in content.get("trials", [])],
         divergence=_parse_divergence(content.get("divergence")),
+        notes=[str(note) for note in content.get("notes", [])],
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
     )
 

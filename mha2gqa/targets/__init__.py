@@ -9,10 +9,12 @@ from typing import Any
 from mha2gqa.targets.expand import Expand
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.target import Chain, Target
+from mha2gqa.targets.window import Window
 
-TARGETS: Mapping[str, type[KvHeads] | type[Expand]] = {
+TARGETS: Mapping[str, type[KvHeads] | type[Expand] | type[Window]] = {
     "kv_heads": KvHeads,
     "expand": Expand,
+    "window": Window,
 }
 """Name in the record -> target."""
 

@@ -3,6 +3,7 @@
 -g 4                        self- and cross-attention; an encoder that a decoder reads stays as it is
 -g 4 --attention encoder    that kind alone
 -g decoder=8,cross=4        each kind its own number
+--window 4096               no head changes: each token sees the last 4096 tokens; also beside -g
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from mha2gqa.errors import OptionError
 from mha2gqa.methods import AUTO, METHODS, demand
 from mha2gqa.options import Option, Options, at_least, one_of, parameters, read, share
+from mha2gqa.units import parse_count
 from mha2gqa.verbs.options import (
     AsJson,
     Column,
@@ -63,6 +65,21 @@ def _attention(value: Any) -> tuple[str, ...]:
     return tuple(_part(name.strip()) for name in names)
 
 
+def _window(value: Any) -> int:
+    """Read W; below 2, transformers' cache would keep everything (a slice from -0 on)."""
+    number = parse_count(str(value))
+    if number < 2:
+        raise ValueError(f"{value} is below 2: the cache of a window keeps the W - 1 tokens before the newest.")
+    return number
+
+
+def _layers(value: Any) -> str:
+    """Read `0-11,14`, and write it in its shortest form."""
+    from mha2gqa.targets.window import parse_layers, write_layers
+
+    return write_layers(parse_layers(str(value)))
+
+
 def _methods() -> tuple[str, ...]:
     return (*METHODS, AUTO)
 
@@ -77,20 +94,29 @@ ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes t
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Convert a checkpoint to fewer KV heads."""
+    """Convert a checkpoint to fewer KV heads, to a sliding window, or to both."""
 
     model: Model = None
     groups: Annotated[
-        int | Mapping[str, int],
+        int | Mapping[str, int] | None,
         Option(
             "KV heads of the result (1 makes MQA); with decoder=8,cross=4 of each kind of attention.",
             parse=_groups,
             metavar="G",
             flags=("--groups", "-g"),
         ),
-    ]
+    ] = None
     """KV heads of the result, G; or of each kind of attention that changes, of `decoder`, `cross` and `encoder`. A
     number alone stands for all kinds but an encoder's."""
+    window: Annotated[
+        int | None, Option("Tokens in reach of each: the last W, also beside --groups.", parse=_window, metavar="W")
+    ] = None
+    """Tokens of a sliding window, W, in the place of `groups` or beside them; None leaves what is there."""
+    window_layers: Annotated[
+        str | None,
+        Option("Layers that get the window, such as 0-11,14. Default: all.", parse=_layers, metavar="LAYERS"),
+    ] = None
+    """Numbers of the layers that get the window, from 0 on."""
     output: Annotated[Path | None, Option("Directory to create.", flags=("--output", "-o"))] = None
     """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
     attention: InitVar[
@@ -137,20 +163,40 @@ class ConvertOptions(Options):
 
     def __post_init__(self, attention: tuple[str, ...] | None) -> None:
         super().__post_init__()
+        self._check_target(attention)
         if attention is not None:
             if not isinstance(self.groups, int):
                 raise OptionError("--attention does not go with a --groups that names the kinds itself.")
             kinds = read(parameters(ConvertOptions)["attention"], attention)
             object.__setattr__(self, "groups", dict.fromkeys(kinds, self.groups))
 
+    def _check_target(self, attention: tuple[str, ...] | None) -> None:
+        """Refuse options that say nothing of what attention shall become, or that go with something else.
+
+        Raises:
+            OptionError: There are such.
+        """
+        if self.groups is None and self.window is None:
+            raise OptionError("Nothing says what attention shall become: give --groups or --window.")
+        if self.window is None and self.window_layers is not None:
+            raise OptionError("--window-layers goes with --window.")
+        heads = {"--method": self.method != "mean", "--grouping": self.grouping != "contiguous"}
+        heads |= {"--refine": self.refine is not None, "--data": bool(self.data), "--attention": attention is not None}
+        for name, is_given in heads.items():
+            if self.groups is None and is_given:
+                raise OptionError(f"{name} goes with --groups: a window alone changes no tensor.")
+
     def recorded(self) -> dict[str, object]:
         """Return the options that change the result, by their names on the command line; those of text only with it."""
-        recorded: dict[str, object] = {
-            "groups": self.groups if isinstance(self.groups, int) else dict(self.groups),
-            "method": self.method,
-            "grouping": self.grouping,
-            "seed": self.seed,
-        }
+        recorded: dict[str, object] = {} if self.window is None else {"window": self.window}
+        recorded |= {} if self.window_layers is None else {"window-layers": self.window_layers}
+        if self.groups is not None:
+            recorded |= {
+                "groups": self.groups if isinstance(self.groups, int) else dict(self.groups),
+                "method": self.method,
+                "grouping": self.grouping,
+            }
+        recorded["seed"] = self.seed
         chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
         if self.data or demand(self.method, self.grouping, self.refine).needs_text:

@@ -10,12 +10,14 @@ from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.kv_heads import KvHeads
-from mha2gqa.targets.plan import make_plan
+from mha2gqa.targets.plan import Plan, make_plan
+from mha2gqa.targets.target import Chain, Target
+from mha2gqa.targets.window import Window, parse_layers
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
 def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
-    """Convert a checkpoint to fewer KV heads.
+    """Convert a checkpoint to fewer KV heads, a window, or both.
 
     Args:
         options: What to convert, and how.
@@ -28,7 +30,7 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
-    original, target = Original.find(options.model), KvHeads(options.groups)
+    original, target = Original.find(options.model), _target(options)
     plan = make_plan(target.host(original), target)
     output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
@@ -46,9 +48,29 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            told=made.told() if made else {},
+            told=(made.told() if made else {}) | {"notes": _notes(options, plan)},
         )
         return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
+
+
+def _target(options: ConvertOptions) -> Target:
+    parts: list[Target] = []
+    if options.window is not None:
+        layers = None if options.window_layers is None else parse_layers(options.window_layers)
+        parts.append(Window(options.window, layers))
+    if options.groups is not None:
+        parts.append(KvHeads(options.groups))
+    return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def _notes(options: ConvertOptions, plan: Plan) -> list[str]:
+    """Return what is to be known of the result: an engine that ignores a window is silent about it."""
+    if options.window is None:
+        return []
+    from mha2gqa.hosts.windows import CLASSES
+
+    engines = CLASSES[plan.result.model_type].engines
+    return [f"{engines} An engine that ignores the window answers as the model without it, and saves nothing by it."]
 
 
 def _whole_layers(options: ConvertOptions) -> bool:

@@ -22,8 +22,8 @@ from mha2gqa.hosts import counted, has_hosts, host_config, hosts_by_groups
 from mha2gqa.hosts.host import Host
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
-from mha2gqa.targets.kv_heads import KvHeads, possible_groups
-from mha2gqa.targets.plan import make_plan, no_effect
+from mha2gqa.targets.kv_heads import KvHeads, no_effect, possible_groups
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.inspect.options import InspectOptions
 
 CONTEXTS = (4096, 32768, 131072)

@@ -25,7 +25,7 @@ from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.verify.levels import FileLevel, Finding
 from mha2gqa.verbs.verify.tensors import Compared, Expected, compare
 
-_RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
+_RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads", "window", "window-layers"}
 """Options whose results follow from the original alone; any other that was used makes the record the only witness."""
 _READ_BY_TOKENIZERS = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "chat_template", "spiece")
 """How the names of files begin whose presence alone changes a tokenizer."""
