@@ -130,7 +130,7 @@ def test_the_three_ways_to_give_an_option_are_one(
     if "config" in parameters(CLASSES[verb]):
         content = {name: value if isinstance(value, bool | dict) else [text] if one.option.is_repeatable else text}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-        assert given(verb, *required(verb, but=name), "--config", "recipe.yaml")[0] == python
+        assert given(verb, *required(verb, but=name), *words, "--config", "recipe.yaml")[0] == python
 
 
 def test_a_mapping_of_a_file_gets_the_entries_of_the_command_line(given: Callable[..., Any]) -> None:

@@ -86,7 +86,7 @@ class Window:
         from mha2gqa.hosts.windows import CLASSES
 
         model, before = original.architecture, windows(original.architecture)
-        has = [self.layers is None or number in self.layers for number in range(len(before))]
+        has = [self.has(number) for number in range(len(before))]
         self._check(model, before, has)
         keys = CLASSES[model.model_type].keys(model.config, self.tokens, has)
         held = [window for window in before if window]
@@ -97,6 +97,10 @@ class Window:
             change=_change(held[0] if held else None, self.tokens, counts),
             pieces=lambda layers: Pieces(tuple(whole(info) for info in original.tensors)),
         )
+
+    def has(self, number: int) -> bool:
+        """Return whether a layer gets the window."""
+        return self.layers is None or number in self.layers
 
     def _is_partial(self, model: Architecture) -> bool:
         count = int(model.text_config.num_hidden_layers)

@@ -21,6 +21,7 @@ from mha2gqa.model.load import load_unchecked
 from mha2gqa.record.pair import Pair
 from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Observed, observe
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
+from mha2gqa.verbs.verify.windows import has_window, window_checks
 
 _BLOCKS, _TOKENS = 2, 24
 _LEAST_VOCABULARY = 96
@@ -88,20 +89,21 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
     """
     started = time.monotonic()
     before, original = models.pair.original.architecture, models.original
-    layers = before.cached
+    layers, after = before.cached, models.pair.result.cached
     ids_BT = _random_tokens(original, before.config_json, seed)
-    cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
+    cached = min([_TOKENS, *(layer.window - 1 for layer in (*layers, *after) if layer.window)])
     seen = observe(original, ids_BT, cached)
     converted = models.converted
     used, cache = _cache_use(layers, original, seen, before), None
     checks = [_strict(models)]
     if converted is not None:
         now = observe(converted, ids_BT, cached)
-        after = models.pair.result.cached
         cache = _cache_use(after, converted, now, before)
         checks += _checks(seen, now, used, cache, original.dtype)
         formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
         checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
+        if has_window(models.pair):
+            checks += window_checks(models.pair, original, converted, _TOLERANCE[original.dtype])
     return LoadLevel(
         checks=tuple(checks),
         original_cache=used,
