@@ -38,7 +38,11 @@ SAMPLES: dict[tuple[str, str], tuple[str, Any]] = {
     ("verify", "tasks"): ("piqa, arc_easy", ("piqa", "arc_easy")),
 }
 """What a parser makes of a text; of other options their types say it."""
-BESIDE: dict[str, dict[str, Any]] = {"task_path": {"tasks": ("piqa",)}, "window_layers": {"window": 8}}
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("verify", "task_path"): {"tasks": ("piqa",)},
+    ("convert", "window_layers"): {"window": 8},
+    ("convert", "cache"): {"groups": "auto"},
+}
 """Options that one goes with."""
 
 
@@ -56,8 +60,10 @@ def sample(verb: str, one: Parameter) -> tuple[str, Any]:
         Path: ("some/where", Path("some/where")),
         str: ("float16", "float16") if one.name == "dtype" else ("word", "word"),
     }
+    if (verb, one.name) in SAMPLES:
+        return SAMPLES[verb, one.name]
     (kind,) = set(getattr(one.hint, "__args__", [one.hint])) & by_type.keys() or [None]
-    return SAMPLES.get((verb, one.name)) or by_type[kind]
+    return by_type[kind]
 
 
 def flag(one: Parameter) -> str:
@@ -121,11 +127,11 @@ def test_the_three_ways_to_give_an_option_are_one(
 ) -> None:
     one = parameters(CLASSES[verb])[name]
     text, value = sample(verb, one)
-    others: Mapping[str, Any] = BESIDE.get(name, {})
+    others: Mapping[str, Any] = BESIDE.get((verb, name), {})
     texts = {other: held[0] if isinstance(held, tuple) else str(held) for other, held in others.items()}
     words = [word for other, beside in texts.items() for word in (f"--{other}", beside)]
     python = CLASSES[verb](**{**REQUIRED.get(verb, {}), **others, name: value})
-    assert python != CLASSES[verb](**REQUIRED.get(verb, {}), **others)
+    assert python != CLASSES[verb](**{**REQUIRED.get(verb, {}), **others})
     assert given(verb, *required(verb, but=name), *words, *line(one, text))[0] == python
     if "config" in parameters(CLASSES[verb]):
         content = {name: value if isinstance(value, bool | dict) else [text] if one.option.is_repeatable else text}

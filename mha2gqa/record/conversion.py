@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mha2gqa.heads.grouping import Groups
+from mha2gqa.methods import AUTO, AUTO_METHOD
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets import TARGETS
 from mha2gqa.targets.target import Change, Effect
@@ -40,7 +41,7 @@ class Conversion:
     layers: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """What a layer method did to each attention module: groups, freedom of keys and values, errors after each step."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
-    """What `--method auto` tried; the one with the least loss is the result."""
+    """What was tried, and what it loses; of `--method auto` the one with the least loss is the result."""
     divergence: tuple[float, float] | None = None
     """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
     notes: list[str] = field(default_factory=list)
@@ -56,14 +57,15 @@ class Conversion:
     @property
     def refinement(self) -> str | None:
         """How layers were improved on text: as asked for, or as `auto` chose."""
-        tried = min(self.trials, key=lambda trial: trial["loss"], default=None)
-        refine: str | None = self.options.get("refine") if tried is None else tried["refine"]
+        is_chosen = self.method == AUTO and self.trials
+        tried = min(self.trials, key=lambda trial: trial["loss"]) if is_chosen else self.options
+        refine: str | None = tried.get("refine")
         return refine
 
     @property
     def way(self) -> str | None:
         """The method and, where layers were improved on text, how: `aligned, distil`; None where nothing was merged."""
-        method = "auto: aligned" if self.trials else self.method
+        method = f"{AUTO}: {AUTO_METHOD}" if self.method == AUTO and self.trials else self.method
         return ", ".join(filter(None, (method, self.refinement))) or None
 
     @property

@@ -88,7 +88,7 @@ def converted_layers(
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, original.directory, plan.size + scratch, force=options.force)
-    known = _Text.find(options, original) if wants_text else None
+    known = Text.find(options, original) if wants_text else None
     with workspace(output, _fingerprint(options, original), keep=needs_text) as directory:
         layerwise = layerwise.at(directory)
         trials: list[automatic.Trial] = []
@@ -121,14 +121,19 @@ def converted_layers(
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """The original, loaded, and the text to run it on."""
 
     model: PreTrainedModel
     blocks: Blocks
 
     @classmethod
-    def find(cls, options: ConvertOptions, original: Original) -> "_Text":
+    def find(cls, options: ConvertOptions, original: Original) -> "Text":
+        """Load the original, and find the text that the options name.
+
+        Raises:
+            Mha2GqaError: It has no tokenizer, does not run on text, or the text is missing or too short.
+        """
         tokenizer = load_tokenizer(original.directory)
         model = load_original(original, dtype=options.dtype, device=options.device)
         _check_runs(model, options)

@@ -67,7 +67,7 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
         before, after = report.divergence
         yield "error joint", f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
-        way = trial["refine"] or AUTO_METHOD
+        way = ", ".join(filter(None, (trial.get("way"), trial["refine"]))) or AUTO_METHOD
         yield f"tried {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
     for note in report.notes:
         yield "note", note

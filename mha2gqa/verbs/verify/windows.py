@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from mha2gqa.errors import TextError
 from mha2gqa.hosts.windows import CLASSES
@@ -82,8 +82,11 @@ def window_checks(pair: Pair, original: PreTrainedModel, converted: PreTrainedMo
 def _entries(model: PreTrainedModel, ids_BT: torch.Tensor, reach: list[int | None]) -> Iterator[Check]:
     """Read past the window, and count what each kind of cache has kept: W - 1 or W entries."""
     length = ids_BT.shape[1]
-    for name, made, less in (("dynamic", DynamicCache, 1), ("static", StaticCache, 0)):
-        store = made(config=model.config, **({} if less else {"max_cache_len": length}))
+    caches: dict[str, Cache] = {
+        "dynamic": DynamicCache(config=model.config),
+        "static": StaticCache(config=model.config, max_cache_len=length),
+    }
+    for less, (name, store) in zip((1, 0), caches.items(), strict=True):
 
         def run(store: Any = store) -> list[int]:
             model(**inputs(model, ids_BT) | {"use_cache": True, "past_key_values": store})
