@@ -19,15 +19,15 @@ WAYS = (
     "--window 128",
     "--window 64",
     "--window 64 --window-layers 0-2",
-    "--groups 4 --method aligned",
-    "--groups 2 --method aligned",
-    "--groups 4 --method aligned --window 64 --window-layers 0-2",
-    "--groups 4 --method aligned --window 128",
-    "--groups auto --cache 50% --method aligned",
-    "--groups auto --cache 25% --method aligned",
-    "--groups 4 --method aligned --refine distil",
-    "--groups auto --cache 50% --method aligned --refine distil",
-    "--groups 4 --method aligned --window 64 --window-layers 0-2 --refine distil",
+    "--groups 4 --method aligned --tokens 64K",
+    "--groups 2 --method aligned --tokens 64K",
+    "--groups 4 --method aligned --tokens 64K --window 64 --window-layers 0-2",
+    "--groups 4 --method aligned --tokens 64K --window 128",
+    "--groups auto --cache 50% --method aligned --tokens 64K",
+    "--groups auto --cache 25% --method aligned --tokens 64K",
+    "--groups 4 --method aligned --tokens 64K --refine distil",
+    "--groups auto --cache 50% --method aligned --tokens 64K --refine distil",
+    "--groups 4 --method aligned --tokens 64K --window 64 --window-layers 0-2 --refine distil",
 )
 """What is added to `mha2gqa convert MODEL`, for a model of four layers with eight heads that reads 512 tokens."""
 
@@ -38,11 +38,12 @@ def measure(model: str | None, way: str, data: tuple[str, ...], tokens: int, fol
 
     from mha2gqa import VerifyOptions, verify
     from mha2gqa.cli import app
+    from mha2gqa.reference.corpus import calibration_files
 
     output = folder / "out"
     words = ["convert", *([model] if model else []), *shlex.split(way), "--output", str(output), "--force", "--json"]
-    uses_text = "auto" in way or "aligned" in way
-    words += [word for one in data for word in ("--data", one)] if uses_text else []
+    calibration = data or (() if model else tuple(map(str, calibration_files())))
+    words += [word for one in calibration for word in ("--data", one)] if "aligned" in way else []
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     made = json.loads(result.stdout)
     report = verify(VerifyOptions(converted=output, data=data, tokens=tokens, levels=("outputs",)))

@@ -60,10 +60,7 @@ class Converted:
 
 @contextlib.contextmanager
 def converted_layers(
-    options: ConvertOptions,
-    plan: Plan,
-    output: Path,
-    progress: Progress,
+    options: ConvertOptions, plan: Plan, output: Path, progress: Progress, *, has_text: bool = False
 ) -> Iterator[Converted]:
     """Make the layers of a conversion; they lie beside the output as long as the block runs.
 
@@ -72,6 +69,7 @@ def converted_layers(
         plan: The conversion without changed layers.
         output: The directory that will be created at last.
         progress: Told of each finished layer, and of everything else that takes long.
+        has_text: Whether text has chosen something already, and so is there for a method that can make use of it.
 
     Raises:
         Mha2GqaError: Text or a tokenizer is missing, the output cannot be written, or the family forbids a step.
@@ -80,7 +78,7 @@ def converted_layers(
     layerwise = _layerwise(options, plan, output, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
     needs_text = demand(options.method, options.grouping, options.refine).needs_text
-    wants_text = needs_text or bool(options.data)
+    wants_text = needs_text or bool(options.data) or has_text
     if plan.changed:
         _check_possible(options, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:

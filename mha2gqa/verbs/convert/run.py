@@ -50,7 +50,7 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             # What runs a model and reads text is half of the package: it is imported where layers ask for it.
             from mha2gqa.verbs.convert.conversion import converted_layers
 
-            made = stack.enter_context(converted_layers(options, plan, output, progress))
+            made = stack.enter_context(converted_layers(options, plan, output, progress, has_text=bool(chosen)))
         request = Request(
             command="convert",
             target=target,
