@@ -58,6 +58,8 @@ class Count:
 
     def encode(self, heads: int) -> int | bool:
         """Return the JSON value that means `heads`."""
+        if self.decoder.family.shares:
+            return self.decoder.query_heads // heads
         return heads == 1 if self.decoder.family.switch else heads
 
 
@@ -190,7 +192,8 @@ def _aliases(config: Any) -> dict[str, str]:
 def _counts(config_json: ConfigJson, decoder: Decoder) -> Iterator[Count]:
     for key in decoder.family.counts:
         path = tuple(key.split("."))
-        for paths, heads in _occurrences(config_json, decoder, path):
+        found = _blocks if "*" in path else _occurrences
+        for paths, heads in found(config_json, decoder, path):
             yield Count(decoder, paths, heads, tuple((*paths[0][:-1], one) for one in decoder.family.mirrors))
 
 
@@ -224,6 +227,17 @@ def _with_copies(config_json: ConfigJson, plan: Blueprint, count: Count, known: 
 def _is_twin(part: dict[str, Any], own: Any) -> bool:
     """Return whether two objects describe the same text model, by its size."""
     return isinstance(own, dict) and all(part.get(key) == own.get(key) for key in ("hidden_size", "num_hidden_layers"))
+
+
+def _blocks(config_json: ConfigJson, decoder: Decoder, key: Path) -> Iterator[tuple[tuple[Path, ...], int]]:
+    """Yield each number that the layers of a list have, the largest first, with the places that hold it."""
+    star = key.index("*")
+    by_value: dict[int, list[Path]] = {}
+    for number, block in enumerate(_look(config_json, (*decoder.path, *key[:star])) or ()):
+        heads = _heads(_look(block, key[star + 1 :]), decoder, key)
+        by_value.setdefault(heads, []).append((*decoder.path, *key[:star], str(number), *key[star + 1 :]))
+    for heads in sorted(by_value, reverse=True):
+        yield tuple(by_value[heads]), heads
 
 
 def _occurrences(config_json: ConfigJson, decoder: Decoder, key: Path) -> Iterator[tuple[tuple[Path, ...], int]]:
@@ -262,7 +276,7 @@ def _heads(value: Any, decoder: Decoder, key: Path) -> int:
         raise CheckpointError(
             f"config.json has {'.'.join((*decoder.path, *key))} = {value!r}", expected="a positive whole number"
         )
-    return value
+    return decoder.query_heads // value if decoder.family.shares else value
 
 
 def _holder(config_json: ConfigJson, path: Path, key: Path) -> Path:
@@ -278,7 +292,7 @@ def _look(content: Any, path: Path) -> Any:
     return content
 
 
-def _enter(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _enter(content: Any, path: Path) -> Any:
     for key in path:
-        content = content.setdefault(key, {})
+        content = content[int(key)] if isinstance(content, list) else content.setdefault(key, {})
     return content

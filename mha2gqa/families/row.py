@@ -70,7 +70,10 @@ class Family:
     """One row: what is special about a model type."""
 
     counts: tuple[str, ...] = ("num_key_value_heads",)
-    """Keys of the decoder's config that hold a number of KV heads; dots lead into nested objects."""
+    """Keys of the decoder's config that hold a number of KV heads; dots lead into nested objects, `*` into each object
+    of a list, one for each layer."""
+    shares: bool = False
+    """The number is that of the query heads which share one KV head."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Count -> the kind of attention that it counts (`decoder`, `cross`, `encoder`), where each has its own."""
     encoder: bool = False

@@ -153,6 +153,7 @@ _SPECIAL: Mapping[str, Family] = {
 }
 
 _SHIPPED: Mapping[str, Family] = {
+    "nemotron-nas": Family(counts=("block_configs.*.attention.n_heads_in_group",), shares=True, freedom=_FREE),
     "opt_gqa": Family(freedom=_FREE),
     "gpt2_gqa": Family(tensors={r"c_attn\.(weight|bias)": TensorRule(fused)}, freedom=_FREE),
     "bloom_gqa": Family(

@@ -62,8 +62,8 @@ def host_config(model: Architecture, groups: int) -> tuple[Host, ConfigJson]:
     """
     objections: list[str] = []
     for host in hosts_of(model.model_type):
-        if not (objection := _objection(host, model, groups)):
-            return host, _config(host, model)
+        if not (objection := objection_to(host, model, groups)):
+            return host, write_config(host, model)
         objections.append(f"{host.model_type} cannot express it, because {objection}")
     possible = hosts_by_groups(model)
     error = GroupsError if possible else FamilyError
@@ -84,7 +84,7 @@ def hosts_by_groups(model: Architecture) -> dict[int, Host]:
     """Return every G that a host of this model allows, H included, and which host; least G first."""
     hosts = hosts_of(model.model_type)
     able = {
-        groups: [host for host in hosts if not _objection(host, model, groups)] for groups in divisors(_heads(model))
+        groups: [host for host in hosts if not objection_to(host, model, groups)] for groups in divisors(_heads(model))
     }
     return {groups: found[0] for groups, found in able.items() if found}
 
@@ -93,14 +93,16 @@ def _heads(model: Architecture) -> int:
     return int(model.text_config.num_attention_heads)
 
 
-def _objection(host: Host, model: Architecture, groups: int) -> str:
+def objection_to(host: Host, model: Architecture, groups: int) -> str:
+    """Return why a host cannot express a model with G = `groups`; empty where it can."""
     name = type(model.outline).__name__
     if name not in host.architectures:
         return f"it has no class like {name}"
     return host.objection(model.config, groups)
 
 
-def _config(host: Host, model: Architecture) -> ConfigJson:
+def write_config(host: Host, model: Architecture) -> ConfigJson:
+    """Return the config.json of a model in the class of a host, with K = H where its own class knows only MHA."""
     architecture = host.architectures[type(model.outline).__name__]
     named = {"model_type": host.model_type, "architectures": [architecture]}
     if host.shipped:

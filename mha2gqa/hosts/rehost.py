@@ -82,7 +82,15 @@ def rehost(original: Original, groups: int) -> Original:
     if not has_hosts(original.architecture):
         return original
     refuse_quantised(original.config_json)
-    host, config = host_config(original.architecture, groups)
+    return written_as(original, *host_config(original.architecture, groups))
+
+
+def written_as(original: Original, host: Host, config: ConfigJson) -> Original:
+    """Return a model in the class of a host, whose config is known.
+
+    Raises:
+        CheckpointError: The weights do not fit the config.
+    """
     if not host.shipped and (tokenizer := tokenizer_class(original.checkpoint)) is not None:
         config["tokenizer_class"] = tokenizer
     target = Architecture(config).blueprint

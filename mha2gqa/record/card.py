@@ -27,10 +27,10 @@ _TEXT = """\
 | | original | this checkpoint |
 |---|---|---|
 {facts}
-| KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
+| KV cache, bytes per token | {cache_before:,} | {cache_after:,} |{cache_at}
 
 {quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
-{architecture}
+{architecture}{notes}
 """
 
 _UNTRAINED = "The architecture and all other weights are those of the original."
@@ -57,12 +57,19 @@ def card_of(outcome: Outcome, source: Source) -> str:
         title=outcome.output.resolve().name,
         base=f"[{base}](https://huggingface.co/{base})" if source.hub_id else base,
         instead=", ".join(fact.instead for fact in facts),
-        facts="\n".join(f"| {fact.label} | {fact.before} | {fact.after} |" for fact in facts),
+        facts="\n".join(
+            f"| {fact.label} | {'none' if fact.before is None else fact.before} | {fact.after} |" for fact in facts
+        ),
         verb="converted" if outcome.command == "convert" else "expanded",
         command=_command_line(outcome, source),
         cache_before=outcome.cache_before,
         cache_after=outcome.cache_after,
+        cache_at="".join(
+            f"\n| KV cache of {tokens:,} tokens, bytes | {before:,} | {after:,} |"
+            for tokens, (before, after) in outcome.cache_at.items()
+        ),
         architecture=_architecture(outcome),
+        notes="".join(f"\n\n{note}" for note in outcome.notes),
         quality=_quality(outcome),
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
@@ -97,7 +104,10 @@ def _quality(outcome: Outcome) -> str:
     if outcome.change.effect != "loss":
         return _QUALITY["repeated"]
     was_improved = outcome.text and ("refine" in outcome.options or outcome.method == AUTO)
-    made = find_method(str(outcome.method)).words
+    made = outcome.change.made
+    if outcome.method is not None:
+        words = find_method(outcome.method).words
+        made = f"{made}, and {words[0].lower()}{words[1:]}" if made else words
     return _QUALITY["refined" if was_improved else "merged"].format(made=made, text=outcome.text)
 
 
@@ -106,8 +116,8 @@ def _architecture(outcome: Outcome) -> str:
         return _UNTRAINED
     computed = ", ".join(f"`{name}`" for name in outcome.recomputed) or "none"
     return (
-        f"The original's class, `{outcome.rehosted_from}`, knows only multi-head attention: this checkpoint is the "
-        f"same model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
+        f"The original's class, `{outcome.rehosted_from}`, {outcome.change.lacks}: this checkpoint is the "
+        f"model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
         f"anything else was done to them: {computed}. All others are those of the original, under other names."
     )
 

@@ -92,6 +92,7 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         written=False,
         cache_before=plan.cache[0],
         cache_after=plan.cache[1],
+        cache_at=plan.cache_at,
         bytes_read=original.size,
         bytes_written=plan.size,
         files=files,

@@ -30,9 +30,12 @@ _FILES = {
     "modeling_opt_gqa": "opt",
     "modeling_t5_gqa": "t5 mt5 umt5",
 }
-MODULES: Mapping[str, str] = {f"{name}_gqa": file for file, names in _FILES.items() for name in names.split()}
+_LAYERED = {"nemotron-nas": "llama"}
+"""Model type of a class whose heads differ by layer -> that of the native class that it is made of."""
+_GROUPED = {f"{name}_gqa": file for file, names in _FILES.items() for name in names.split()}
+MODULES: Mapping[str, str] = _GROUPED | {name: f"modeling_{name.replace('-', '_')}" for name in _LAYERED}
 """Model type of the class -> module of this package."""
-SOURCES = tuple(name.removesuffix("_gqa") for name in MODULES)
+SOURCES = tuple(name.removesuffix("_gqa") for name in _GROUPED)
 """Model types that have a class here."""
 
 
@@ -77,7 +80,7 @@ def _auto_classes(model_type: str) -> dict[str, str]:
     """Return the auto classes that know the native model type, and our class for each."""
     from transformers.models.auto import modeling_auto
 
-    native = model_type.removesuffix("_gqa")
+    native = _LAYERED.get(model_type, model_type.removesuffix("_gqa"))
     ours = architectures(model_type)
     found = {"AutoConfig": _config_class(model_type).__name__}
     for name, auto in vars(modeling_auto).items():

@@ -6,13 +6,17 @@ NEW TARGET = ONE FILE + ONE LINE below.
 from collections.abc import Mapping
 from typing import Any
 
+from mha2gqa.targets.by_layer import HeadsByLayer
 from mha2gqa.targets.expand import Expand
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.target import Chain, Target
+from mha2gqa.targets.window import Window
 
-TARGETS: Mapping[str, type[KvHeads] | type[Expand]] = {
+TARGETS: Mapping[str, type[KvHeads] | type[Expand] | type[HeadsByLayer] | type[Window]] = {
     "kv_heads": KvHeads,
     "expand": Expand,
+    "heads_by_layer": HeadsByLayer,
+    "window": Window,
 }
 """Name in the record -> target."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from mha2gqa.errors import GroupsError
+from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.counts import Count, Move, refuse_family
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts import hosts_by_groups, rehost
@@ -108,12 +108,23 @@ def aim_at_heads(original: Original, moves: Sequence[Move], effect: Effect) -> A
     model = original.architecture
     moved = [(count, heads) for count, heads in moves if count.heads != heads] or moves
     before, after = max(count.heads for count, _ in moved), max(heads for _, heads in moved)
+    changes = model.changes(moves, original.spelling)
+    if before != after and not changes:
+        raise no_effect(model.model_type)
     return Aim(
         original=original,
         result=model.with_heads(moves),
         change=heads_change(before, after, effect),
-        pieces=partial(rearranged, original, model.changes(moves, original.spelling)),
+        pieces=partial(rearranged, original, changes),
         layers=partial(model.attention_layers, moves),
+    )
+
+
+def no_effect(model_type: str) -> FamilyError:
+    """Return the refusal of a model whose tensors do not depend on its number of KV heads."""
+    return FamilyError(
+        f"The number of KV heads in a {model_type!r} config changes no tensor of its transformers class",
+        expected="a class whose K and V are sized by it",
     )
 
 

@@ -77,15 +77,30 @@ class Plan:
         return sum(tensor.size for tensor in self.tensors)
 
     @cached_property
-    def cache(self) -> tuple[int, int]:
-        """Bytes of KV cache a token, before and after, in the dtype that most of the weights have."""
+    def _itemsize(self) -> int:
+        """Bytes of a number in the dtype that most of the weights have."""
         sizes: dict[int, int] = {}
         for tensor in self.tensors:
             itemsize = tensor.size // max(1, tensor.parameters)
             sizes[itemsize] = sizes.get(itemsize, 0) + tensor.size
-        itemsize = max(sizes, key=lambda size: sizes[size])
-        before, after = (cache_bytes(model.cached, itemsize) for model in (self.original.architecture, self.result))
+        return max(sizes, key=lambda size: sizes[size])
+
+    @cached_property
+    def cache(self) -> tuple[int, int]:
+        """Bytes of KV cache a token, before and after, in the dtype that most of the weights have."""
+        sides = (self.original.architecture, self.result)
+        before, after = (cache_bytes(model.cached, self._itemsize) for model in sides)
         return before, after
+
+    @cached_property
+    def cache_at(self) -> dict[int, tuple[int, int]]:
+        """Bytes of KV cache of a text as long as the model reads, before and after; empty where no window bounds it."""
+        most = getattr(self.result.text_config, "max_position_embeddings", None)
+        sides = [self.original.architecture.cached, self.result.cached]
+        if not isinstance(most, int) or not any(layer.window for side in sides for layer in side):
+            return {}
+        before, after = (cache_bytes(side, self._itemsize, most) for side in sides)
+        return {most: (before, after)}
 
     def with_layers(self, layers: Sequence[LayerResult]) -> "Plan":
         """Return the plan with attention layers that a method has changed as a whole."""
@@ -112,14 +127,6 @@ def make_plan(original: Original, target: Target) -> Plan:
     return plan
 
 
-def no_effect(model_type: str) -> FamilyError:
-    """Return the refusal of a model whose tensors do not depend on its number of KV heads."""
-    return FamilyError(
-        f"The number of KV heads in a {model_type!r} config changes no tensor of its transformers class",
-        expected="a class whose K and V are sized by it",
-    )
-
-
 def _config_changes(before: ConfigJson, after: ConfigJson, path: tuple[str, ...] = ()) -> Iterator[ConfigChange]:
     """Yield each key that differs; a change keeps every key, and may add some."""
     for key, value in after.items():
@@ -134,8 +141,6 @@ def _config_changes(before: ConfigJson, after: ConfigJson, path: tuple[str, ...]
 
 def _check_result(plan: Plan, before: Mapping[str, Shape], after: Mapping[str, Shape]) -> None:
     """Hold the plan against what transformers expects for the new config, name by name."""
-    if plan.config_changes and not plan.changed and before == after and plan.change.is_any:
-        raise no_effect(plan.original.architecture.model_type)
     planned = {tensor.name: tensor.shape for tensor in plan.tensors}
     for name, shape in after.items():
         if planned.get(name, shape) != shape or (

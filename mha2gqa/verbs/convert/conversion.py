@@ -61,10 +61,7 @@ class Converted:
 
 @contextlib.contextmanager
 def converted_layers(
-    options: ConvertOptions,
-    plan: Plan,
-    output: Path,
-    progress: Progress,
+    options: ConvertOptions, plan: Plan, output: Path, progress: Progress, *, has_text: bool = False
 ) -> Iterator[Converted]:
     """Make the layers of a conversion; they lie beside the output as long as the block runs.
 
@@ -73,6 +70,7 @@ def converted_layers(
         plan: The conversion without changed layers.
         output: The directory that will be created at last.
         progress: Told of each finished layer, and of everything else that takes long.
+        has_text: Whether text has chosen something already, and so is there for a method that can make use of it.
 
     Raises:
         Mha2GqaError: Text or a tokenizer is missing, the output cannot be written, or the family forbids a step.
@@ -81,7 +79,7 @@ def converted_layers(
     layerwise = _layerwise(options, plan, output, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
     needs_text = demand(options.method, options.grouping, options.refine).needs_text
-    wants_text = needs_text or bool(options.data)
+    wants_text = needs_text or bool(options.data) or has_text
     if plan.changed:
         _check_possible(options, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
@@ -89,7 +87,7 @@ def converted_layers(
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, original.directory, plan.size + scratch, force=options.force)
-    known = _Text.find(options, original) if wants_text else None
+    known = Text.find(options, original) if wants_text else None
     with workspace(output, _fingerprint(options, original), keep=needs_text) as directory:
         layerwise = layerwise.at(directory)
         trials: list[automatic.Trial] = []
@@ -122,14 +120,19 @@ def converted_layers(
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """The original, loaded, and the text to run it on."""
 
     model: PreTrainedModel
     blocks: Blocks
 
     @classmethod
-    def find(cls, options: ConvertOptions, original: Original) -> "_Text":
+    def find(cls, options: ConvertOptions, original: Original) -> "Text":
+        """Load the original, and find the text that the options name.
+
+        Raises:
+            Mha2GqaError: It has no tokenizer, does not run on text, or the text is missing or too short.
+        """
         tokenizer = load_tokenizer(original.directory)
         model = load_original(original, dtype=options.dtype, device=options.device)
         _check_runs(model, options)

@@ -3,6 +3,7 @@
 -g 4                        self- and cross-attention; an encoder that a decoder reads stays as it is
 -g 4 --attention encoder    that kind alone
 -g decoder=8,cross=4        each kind its own number
+--window 4096               no head changes: each token sees the last 4096 tokens; also beside -g
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from mha2gqa.errors import OptionError
 from mha2gqa.methods import AUTO, METHODS, demand
 from mha2gqa.options import Option, Options, at_least, one_of, parameters, read, share
+from mha2gqa.units import parse_count
 from mha2gqa.verbs.options import (
     AsJson,
     Column,
@@ -46,13 +48,17 @@ def _part(name: str) -> str:
     return part
 
 
-def _groups(value: Any) -> int | dict[str, int]:
-    """Read a number, `decoder=8,cross=4`, or the same as a mapping."""
+def _groups(value: Any) -> int | dict[str, int] | tuple[int, ...] | str:
+    """Read a number, `decoder=8,cross=4`, `2,2,4,8` for each layer, `auto`, or the same as a mapping or a sequence."""
+    if isinstance(value, list | tuple):
+        return tuple(_number(str(number)) for number in value)
     if isinstance(value, Mapping):
         return {_part(name): _number(str(number)) for name, number in value.items()}
     text = str(value)
+    if text == AUTO:
+        return text
     if "=" not in text:
-        return _number(text)
+        return tuple(map(_number, text.split(","))) if "," in text else _number(text)
     pairs = [entry.partition("=") for entry in text.split(",")]
     return {_part(name.strip()): _number(number) for name, _, number in pairs}
 
@@ -61,6 +67,29 @@ def _attention(value: Any) -> tuple[str, ...]:
     """Read `self,cross`, or the same as a sequence."""
     names = value.split(",") if isinstance(value, str) else value
     return tuple(_part(name.strip()) for name in names)
+
+
+def _window(value: Any) -> int:
+    """Read W; below 2, transformers' cache would keep everything (a slice from -0 on)."""
+    number = parse_count(str(value))
+    if number < 2:
+        raise ValueError(f"{value} is below 2: the cache of a window keeps the W - 1 tokens before the newest.")
+    return number
+
+
+def _layers(value: Any) -> str:
+    """Read `auto`, or `0-11,14`, which is written in its shortest form."""
+    if value == AUTO:
+        return AUTO
+    from mha2gqa.targets.window import parse_layers, write_layers
+
+    return write_layers(parse_layers(str(value)))
+
+
+def _recorded(groups: int | Mapping[str, int] | tuple[int, ...] | str) -> object:
+    if isinstance(groups, Mapping):
+        return dict(groups)
+    return ",".join(map(str, groups)) if isinstance(groups, tuple) else groups
 
 
 def _methods() -> tuple[str, ...]:
@@ -77,20 +106,37 @@ ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes t
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Convert a checkpoint to fewer KV heads."""
+    """Convert a checkpoint to fewer KV heads, to a sliding window, or to both."""
 
     model: Model = None
     groups: Annotated[
-        int | Mapping[str, int],
+        int | Mapping[str, int] | tuple[int, ...] | str | None,
         Option(
-            "KV heads of the result (1 makes MQA); with decoder=8,cross=4 of each kind of attention.",
+            "KV heads of the result (1 makes MQA); decoder=8,cross=4 of each kind of attention; 2,2,4,8 of each layer; "
+            "auto: of each layer what it needs, under --cache.",
             parse=_groups,
             metavar="G",
             flags=("--groups", "-g"),
         ),
-    ]
+    ] = None
     """KV heads of the result, G; or of each kind of attention that changes, of `decoder`, `cross` and `encoder`. A
     number alone stands for all kinds but an encoder's."""
+    cache: Annotated[
+        float | None,
+        Option("Of --groups auto: share of the KV cache to keep. Default: 50%.", parse=share(1.0), metavar="SHARE"),
+    ] = None
+    """Share of the KV cache that `groups="auto"` may keep, a half where it is None; each layer gets heads
+    by what it loses on text."""
+    window: Annotated[
+        int | None, Option("Tokens in reach of each: the last W, also beside --groups.", parse=_window, metavar="W")
+    ] = None
+    """Tokens of a sliding window, W, in the place of `groups` or beside them; None leaves what is there."""
+    window_layers: Annotated[
+        str | None,
+        Option("Layers that get the window, such as 0-11,14. Default: all.", parse=_layers, metavar="LAYERS"),
+    ] = None
+    """Numbers of the layers that get the window, from 0 on; or `auto` for as many as `max_ppl_increase` allows, by what
+    each loses on text."""
     output: Annotated[Path | None, Option("Directory to create.", flags=("--output", "-o"))] = None
     """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
     attention: InitVar[
@@ -124,7 +170,10 @@ class ConvertOptions(Options):
     steps: Steps = 300
     activation_memory: ActivationMemory = "8GB"
     max_ppl_increase: Annotated[
-        float, Option("What --method auto is content with, such as 1%.", parse=share(), metavar="SHARE")
+        float,
+        Option(
+            "What --method auto and --window-layers auto are content with, such as 1%.", parse=share(), metavar="SHARE"
+        ),
     ] = 0.01
     dtype: Dtype = None
     device: Device = None
@@ -137,20 +186,47 @@ class ConvertOptions(Options):
 
     def __post_init__(self, attention: tuple[str, ...] | None) -> None:
         super().__post_init__()
+        self._check_target(attention)
         if attention is not None:
             if not isinstance(self.groups, int):
                 raise OptionError("--attention does not go with a --groups that names the kinds itself.")
             kinds = read(parameters(ConvertOptions)["attention"], attention)
             object.__setattr__(self, "groups", dict.fromkeys(kinds, self.groups))
 
+    def _check_target(self, attention: tuple[str, ...] | None) -> None:
+        """Refuse options that say nothing of what attention shall become, or that go with something else.
+
+        Raises:
+            OptionError: There are such.
+        """
+        if self.groups is None and self.window is None:
+            raise OptionError("Nothing says what attention shall become: give --groups or --window.")
+        if self.window is None and self.window_layers is not None:
+            raise OptionError("--window-layers goes with --window.")
+        if self.cache is not None and self.groups != AUTO:
+            raise OptionError("--cache goes with --groups auto, and is the share of the KV cache to keep.")
+        if self.groups == AUTO and self.method == AUTO:
+            raise OptionError("--groups auto does not go with --method auto: give one of the two.")
+        if self.groups == AUTO and self.window is not None:
+            raise OptionError("--groups auto does not go with --window: no class has both, heads by layer and windows.")
+        heads = {"--method": self.method != "mean", "--grouping": self.grouping != "contiguous"}
+        heads |= {"--refine": self.refine is not None, "--attention": attention is not None}
+        heads["--data"] = bool(self.data) and self.window_layers != AUTO
+        for name, is_given in heads.items():
+            if self.groups is None and is_given:
+                raise OptionError(f"{name} goes with --groups: a window alone changes no tensor.")
+
     def recorded(self) -> dict[str, object]:
         """Return the options that change the result, by their names on the command line; those of text only with it."""
-        recorded: dict[str, object] = {
-            "groups": self.groups if isinstance(self.groups, int) else dict(self.groups),
-            "method": self.method,
-            "grouping": self.grouping,
-            "seed": self.seed,
-        }
+        recorded: dict[str, object] = {} if self.window is None else {"window": self.window}
+        recorded |= {} if self.window_layers is None else {"window-layers": self.window_layers}
+        if self.groups is not None:
+            recorded |= {
+                "groups": _recorded(self.groups),
+                "method": self.method,
+                "grouping": self.grouping,
+            }
+        recorded["seed"] = self.seed
         chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
         if self.data or demand(self.method, self.grouping, self.refine).needs_text:

@@ -1,21 +1,26 @@
 """`mha2gqa convert`: a checkpoint that keeps less KV cache."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from mha2gqa.errors import CalibrationError
+from mha2gqa.hosts.layered import LLAMA, engines
 from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.conversion import Outcome
+from mha2gqa.targets.by_layer import HeadsByLayer
 from mha2gqa.targets.kv_heads import KvHeads
-from mha2gqa.targets.plan import make_plan
+from mha2gqa.targets.plan import Plan, make_plan
+from mha2gqa.targets.target import Chain, Target
+from mha2gqa.targets.window import Window, parse_layers
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
 def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
-    """Convert a checkpoint to fewer KV heads.
+    """Convert a checkpoint to fewer KV heads, a window, or both.
 
     Args:
         options: What to convert, and how.
@@ -28,7 +33,15 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
-    original, target = Original.find(options.model), KvHeads(options.groups)
+    original = Original.find(options.model)
+    chosen: dict[str, object] = {}
+    if AUTO in (options.groups, options.window_layers):
+        from mha2gqa.verbs.convert.choosing import choose
+
+        _whole_layers(options)
+        choice = choose(options, original, progress)
+        options, chosen = choice.options, choice.told()
+    target = _target(options)
     plan = make_plan(target.host(original), target)
     output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
@@ -37,7 +50,7 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             # What runs a model and reads text is half of the package: it is imported where layers ask for it.
             from mha2gqa.verbs.convert.conversion import converted_layers
 
-            made = stack.enter_context(converted_layers(options, plan, output, progress))
+            made = stack.enter_context(converted_layers(options, plan, output, progress, has_text=bool(chosen)))
         request = Request(
             command="convert",
             target=target,
@@ -46,9 +59,33 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            told=made.told() if made else {},
+            told=(made.told() if made else {}) | chosen | {"notes": _notes(options, plan)},
         )
         return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
+
+
+def _target(options: ConvertOptions) -> Target:
+    parts: list[Target] = []
+    if options.window is not None:
+        layers = None if options.window_layers is None else parse_layers(options.window_layers)
+        parts.append(Window(options.window, layers))
+    if isinstance(options.groups, tuple):
+        parts.append(HeadsByLayer(options.groups))
+    elif isinstance(options.groups, int | Mapping):
+        parts.append(KvHeads(options.groups))
+    return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def _notes(options: ConvertOptions, plan: Plan) -> list[str]:
+    """Return what is to be known of the result: an engine that ignores a window is silent about it."""
+    if plan.result.model_type == LLAMA.model_type:
+        return [engines(plan.result.config)]
+    if options.window is None:
+        return []
+    from mha2gqa.hosts.windows import CLASSES
+
+    honour = CLASSES[plan.result.model_type].engines
+    return [f"{honour} An engine that ignores the window answers as the model without it, and saves nothing by it."]
 
 
 def _whole_layers(options: ConvertOptions) -> bool:
@@ -59,7 +96,7 @@ def _whole_layers(options: ConvertOptions) -> bool:
         MethodError: There is no such method.
     """
     asked = demand(options.method, options.grouping, options.refine)
-    if options.data and not asked.reads_text:
+    if options.data and not asked.reads_text and options.window_layers != AUTO:
         raise CalibrationError(
             f"--method {options.method} makes no use of --data",
             expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",

@@ -28,9 +28,9 @@ def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
     yield "source", f"{report.source} ({report.rehosted_from or report.model_type})"
     yield "output", str(report.output)
     if report.rehosted_from is not None:
-        yield "class", f"{report.model_type}: that of {report.rehosted_from} knows only multi-head attention"
+        yield "class", f"{report.model_type}: that of {report.rehosted_from} {report.change.lacks}"
     for fact in report.change.facts:
-        yield fact.label, fact.arrow + (f", {report.way}" if report.way else "")
+        yield fact.label, fact.arrow + (f", {report.way}" if report.way and fact.name == "heads" else "")
     yield from _layers(report)
     yield "KV cache", _cache(report)
     yield "weights", f"{size(report.bytes_read)} -> {size(report.bytes_written)}"
@@ -55,7 +55,10 @@ def _cache(report: Outcome) -> str:
     if not report.cache_before:
         return "none: an encoder"
     share = report.cache_after / report.cache_before
-    return f"{size(report.cache_before)} -> {size(report.cache_after)} a token ({share:.0%})"
+    told = f"{size(report.cache_before)} -> {size(report.cache_after)} a token ({share:.0%})"
+    for tokens, (before, after) in report.cache_at.items():
+        told += f"; of {tokens:,} tokens {size(before)} -> {size(after)} ({after / before:.1%})"
+    return told
 
 
 def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
@@ -74,8 +77,10 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
         before, after = report.divergence
         yield "error joint", f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
-        way = trial["refine"] or AUTO_METHOD
+        way = ", ".join(filter(None, (trial.get("way"), trial["refine"]))) or AUTO_METHOD
         yield f"tried {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
+    for note in report.notes:
+        yield "note", note
 
 
 def _plan(report: Outcome) -> Iterator[Part]:

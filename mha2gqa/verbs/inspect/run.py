@@ -22,9 +22,10 @@ from mha2gqa.hosts import counted, has_hosts, host_config, hosts_by_groups
 from mha2gqa.hosts.host import Host
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
-from mha2gqa.targets.kv_heads import KvHeads, possible_groups
-from mha2gqa.targets.plan import make_plan, no_effect
+from mha2gqa.targets.kv_heads import KvHeads, no_effect, possible_groups
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.inspect.options import InspectOptions
+from mha2gqa.verbs.inspect.windows import Windows, possible_windows
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
@@ -74,6 +75,8 @@ class InspectReport:
     convertible: bool
     hosts: dict[int, str]
     """G -> model type of the result, where the model's own class knows only MHA; empty elsewhere."""
+    windows: Windows | None
+    """What windows would save; None where nothing is cached that they could bound."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -119,6 +122,7 @@ def inspect(options: InspectOptions) -> InspectReport:
         or f"convert can make {', '.join(map(str, groups[1:]))} of its {groups[0]} KV heads{_as(hosts)}.",
         convertible=not refusal,
         hosts={one: hosts[one].model_type for one in groups if one in hosts},
+        windows=_windows(own, cached, dtype) if counts and not hosts else None,
     )
 
 
@@ -142,6 +146,12 @@ def _counts(original: Original, model: Architecture) -> tuple[list[Count], str]:
     except Mha2GqaError as refusal:
         return counts, str(refusal)
     return counts, ""
+
+
+def _windows(model: Architecture, cached: list[CacheLayer], dtype: str) -> Windows | None:
+    if not any(layer.kept and not layer.cross for layer in cached):
+        return None
+    return possible_windows(model, cached, _itemsize(dtype), CONTEXTS)
 
 
 def _as(hosts: dict[int, Host]) -> str:
@@ -177,8 +187,12 @@ def _kinds(layers: list[dict[Role, int]]) -> list[dict[str, int]]:
     return [{"layers": number, **dict(kind)} for kind, number in kinds.items()]
 
 
+def _itemsize(dtype: str) -> int:
+    return DTYPES[dtype].itemsize if dtype in DTYPES else 2
+
+
 def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) -> GroupRow:
-    itemsize = DTYPES[dtype].itemsize if dtype in DTYPES else 2
+    itemsize = _itemsize(dtype)
     return GroupRow(
         groups=groups,
         bytes_per_token=cache_bytes(cached, itemsize, groups=groups),

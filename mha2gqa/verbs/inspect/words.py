@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mha2gqa.sections import Column, Facts, Part, Section, numbers
 from mha2gqa.units import format_size
 from mha2gqa.verbs.inspect.run import InspectReport
+from mha2gqa.verbs.inspect.windows import Windows
 
 
 def summary(report: InspectReport) -> Iterator[Part]:
@@ -13,6 +14,8 @@ def summary(report: InspectReport) -> Iterator[Part]:
     yield _parameters(report)
     if report.rows:
         yield _caches(report)
+    if report.windows is not None:
+        yield from _windows(report, report.windows)
     yield report.verdict
 
 
@@ -60,3 +63,23 @@ def _caches(report: InspectReport) -> Section:
         for row in report.rows
     )
     return Section((*numbers("KV heads", "cache a token", *cross, *contexts, "of now"), Column("TP sizes")), rows)
+
+
+def _windows(report: InspectReport, windows: Windows) -> Iterator[Part]:
+    """Yield what windows would save: shares are of what the KV heads that there are keep at that length."""
+    if windows.rows:
+        now = report.rows[0].bytes_at
+        contexts = (f"at {tokens // 1024}k" for tokens in now)
+        rows = tuple(
+            (
+                f"{row.window:,}",
+                row.host,
+                *(f"{format_size(size)} ({size / max(1, now[tokens]):.1%})" for tokens, size in row.bytes_at.items()),
+            )
+            for row in windows.rows
+        )
+        yield Section((*numbers("window"), Column("class"), *numbers(*contexts)), rows)
+    if windows.refusal:
+        yield f"No window: {windows.refusal}"
+    elif windows.by_layer:
+        yield f"Single layers can have a window, too (--window-layers), as {windows.by_layer}."

@@ -24,6 +24,7 @@ from mha2gqa.record.pair import Pair
 from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Observed, observe
 from mha2gqa.verbs.verify.judge import FORWARD, NOISE
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
+from mha2gqa.verbs.verify.windows import has_window, window_checks
 
 _BLOCKS, _TOKENS = 2, 24
 _LEAST_VOCABULARY = 96
@@ -157,18 +158,19 @@ _NOT_RUN = _Run((), None, None)
 
 def _run_both(models: Models, seed: int) -> _Run:
     before, original, converted = models.pair.original.architecture, models.original, models.converted
-    layers = before.cached
+    layers, after = before.cached, models.pair.result.cached
     ids_BT = _random_tokens(original, before.config_json, seed)
-    cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
+    cached = min([_TOKENS, *(layer.window - 1 for layer in (*layers, *after) if layer.window)])
     seen = observe(original, ids_BT, cached)
     used = _cache_use(layers, original, seen, before)
     if converted is None:
         return _Run((), used, None)
     now = observe(converted, ids_BT, cached)
-    after = models.pair.result.cached
     cache = _cache_use(after, converted, now, before)
     formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
-    checks = _checks(seen, now, used, cache, original)
+    checks = [*_checks(seen, now, used, cache, original)]
+    if has_window(models.pair):
+        checks += window_checks(models.pair, original, converted, _TOLERANCE[original.dtype])
     return _Run((*checks, *_cross_cache_check(seen.cross_cache, now.cross_cache, formula)), used, cache)
 
 

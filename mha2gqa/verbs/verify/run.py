@@ -22,6 +22,7 @@ from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
 from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs, find_text
 from mha2gqa.verbs.verify.tensors import head_similarity
+from mha2gqa.verbs.verify.windows import beyond_windows
 
 
 def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
@@ -38,6 +39,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         Mha2GqaError: It cannot be verified: something is missing, or the two do not belong together.
     """
     pair = find_pair(options.converted, options.against)
+    options = beyond_windows(pair, options)
     _check_places(options, pair)
     suite = find_tasks(options.tasks, options.task_path, pair.original.architecture.outline) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)

@@ -1,0 +1,97 @@
+"""Loss against the cache that is left: windows, heads by layer, uniform heads: `python benchmarks/windows.py --help`.
+
+Converts a checkpoint in each way of `WAYS` by the command that users have, and lets `verify` measure the loss above the
+original's on held-out text, with the 95 % interval of the paired difference. The cache is that of a text as long as the
+model reads. Ways that the JSON file holds already are not measured again; a result is kept as soon as it is there.
+"""
+
+import json
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from quality import describe_machine
+
+WAYS = (
+    "--window 256",
+    "--window 128",
+    "--window 64",
+    "--window 64 --window-layers 0-2",
+    "--groups 4 --method aligned --tokens 64K",
+    "--groups 2 --method aligned --tokens 64K",
+    "--groups 4 --method aligned --tokens 64K --window 64 --window-layers 0-2",
+    "--groups 4 --method aligned --tokens 64K --window 128",
+    "--groups auto --cache 50% --method aligned --tokens 64K",
+    "--groups auto --cache 25% --method aligned --tokens 64K",
+    "--groups 4 --method aligned --tokens 64K --refine distil",
+    "--groups auto --cache 50% --method aligned --tokens 64K --refine distil",
+    "--groups 4 --method aligned --tokens 64K --window 64 --window-layers 0-2 --refine distil",
+)
+"""What is added to `mha2gqa convert MODEL`, for a model of four layers with eight heads that reads 512 tokens."""
+
+
+def measure(model: str | None, way: str, data: tuple[str, ...], tokens: int, folder: Path) -> dict[str, Any]:
+    """Convert in one way, and compare the outputs."""
+    from typer.testing import CliRunner
+
+    from mha2gqa import VerifyOptions, verify
+    from mha2gqa.cli import app
+    from mha2gqa.reference.corpus import calibration_files
+
+    output = folder / "out"
+    words = ["convert", *([model] if model else []), *shlex.split(way), "--output", str(output), "--force", "--json"]
+    calibration = data or (() if model else tuple(map(str, calibration_files())))
+    words += [word for one in calibration for word in ("--data", one)] if "aligned" in way else []
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    made = json.loads(result.stdout)
+    report = verify(VerifyOptions(converted=output, data=data, tokens=tokens, levels=("outputs",)))
+    if report.outputs is None or report.outputs.loss is None:
+        raise typer.BadParameter(f"{model} has no next token to predict")
+    loss, whole = report.outputs.loss, made["cache_at"] or {0: (made["cache_before"], made["cache_after"])}
+    before, after = next(iter(whole.values()))
+    found = {"heads": made.get("heads_after"), "class": made["model_type"], "trials": made["trials"]}
+    return found | {"cache": after / before, "loss": loss.difference, "interval": loss.interval}
+
+
+def format_table(runs: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table, the largest cache first."""
+    lines = ["| convert | class | cache | loss, nats a token |", "|---|---|---|---|"]
+    for way, run in sorted(runs.items(), key=lambda one: -one[1]["cache"]):
+        heads = f" ({run['heads']})" if "auto" in way else ""
+        low, high = run["interval"] or (float("nan"),) * 2
+        loss = f"{run['loss']:+.4f} ({low:+.4f} to {high:+.4f})"
+        lines.append(f"| `{way}`{heads} | {run['class']} | {run['cache']:.1%} | {loss} |")
+    return "\n".join(lines)
+
+
+def main(
+    model: Annotated[str | None, typer.Argument(help="Checkpoint. Default: the reference.")] = None,
+    way: Annotated[list[str] | None, typer.Option(help="Instead of those for the reference; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Text, to choose by and to measure on; repeatable.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to measure on.")] = 18_432,
+    json_file: Annotated[Path, typer.Option("--json", help="Keep results here; go on with those there.")] = Path(
+        "benchmarks/results/windows.json"
+    ),
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    show: Annotated[bool, typer.Option(help="Only show what there is.")] = False,
+) -> None:
+    """Measure what each way to keep less cache loses."""
+    runs = json.loads(json_file.read_text())["runs"] if json_file.exists() else {}
+    if not show:
+        import torch
+
+        torch.set_num_threads(threads)
+        for one in way or WAYS:
+            if one in runs:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                runs[one] = measure(model, one, tuple(data or ()), tokens, Path(folder))
+            content = {"machine": describe_machine(threads), "tokens": tokens, "runs": runs}
+            json_file.write_text(json.dumps(content, indent=1) + "\n")
+    print(format_table(runs))
+
+
+if __name__ == "__main__":
+    typer.run(main)

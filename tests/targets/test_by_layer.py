@@ -1,0 +1,167 @@
+"""Heads by layer: the result is each layer as its own number of heads alone would make it, put together.
+
+The oracle is a Llama of transformers whose attention modules are those of uniform conversions, taken layer by layer.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, PreTrainedModel, StaticCache
+
+from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
+from mha2gqa.errors import CalibrationError, CheckpointError, FamilyError, GroupsError, OptionError
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.load import load_model
+from mha2gqa.targets.window import parse_layers, windows
+from mha2gqa.verbs.convert import choosing
+from mha2gqa.verbs.convert.choosing import best_plans, longest_within
+from tests.hosts.test_windows import IDS, apart, source_model, stepwise
+from tests.verbs.verify.subjects import save_text, save_tokenizer
+
+GROUPS = (1, 4, 2, 2)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    model = source_model("llama", vocab_size=128, num_key_value_heads=4, max_position_embeddings=64, rms_norm_eps=1e-3)
+    model.save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def by_hand(source: Path, tmp_path: Path) -> LlamaForCausalLM:
+    """Put a model together of uniform conversions."""
+    model = LlamaForCausalLM.from_pretrained(source)
+    for number, groups in enumerate(GROUPS):
+        output = tmp_path / f"uniform-{groups}"
+        if not output.exists():
+            convert(ConvertOptions(model=str(source), groups=groups, output=output))
+        model.model.layers[number].self_attn = load_model(output).model.layers[number].self_attn
+    return model.eval()
+
+
+@torch.no_grad()
+def test_each_layer_is_what_its_own_number_makes_of_it(source: Path, tmp_path: Path) -> None:
+    """Logits to the last bit, strict load, caches of G heads each, either cache, generation, saved and loaded again."""
+    outcome = convert(ConvertOptions(model=str(source), groups=GROUPS, output=tmp_path / "result"))
+    assert (outcome.model_type, outcome.rehosted_from, outcome.added) == (
+        "nemotron-nas",
+        "llama",
+        ["modeling_nemotron_nas.py"],
+    )
+    assert outcome.cache_after / outcome.cache_before == sum(GROUPS) / 16
+    model, wanted = load_model(tmp_path / "result"), by_hand(source, tmp_path)(input_ids=IDS, use_cache=False).logits
+    assert type(model).__name__ == "DeciLMForCausalLM"
+    assert apart(model(input_ids=IDS, use_cache=False).logits, wanted) == 0
+    for store in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=IDS.shape[1])):
+        assert apart(stepwise(model, store, [9, *[1] * (IDS.shape[1] - 9)]), wanted) < 1e-5
+        assert [layer.keys.shape[1] for layer in store.layers] == [*GROUPS]
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    plain = model.generate(IDS, use_cache=False, **settings)
+    for way in ({}, {"cache_implementation": "static"}):
+        assert torch.equal(model.generate(IDS, **way, **settings), plain)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert apart(again(input_ids=IDS, use_cache=False).logits, wanted) == 0
+    report = verify(VerifyOptions(converted=tmp_path / "result", levels=("file", "load")))
+    assert not report.findings and report.file and not report.file.checksummed
+
+
+def test_engines_read_blocks_as_objects(source: Path, tmp_path: Path) -> None:
+    convert(ConvertOptions(model=str(source), groups=GROUPS, output=tmp_path / "result"))
+    config, model = json.loads((tmp_path / "result" / "config.json").read_text()), load_model(tmp_path / "result")
+    assert [block.attention.n_heads_in_group for block in model.config.block_configs] == [4, 1, 2, 2]
+    assert {block["ffn"]["ffn_mult"] for block in config["block_configs"]} == {3 * 96 / (2 * 64)}
+    assert "transformers alone" in (tmp_path / "result" / "README.md").read_text()  # 96 is no multiple of 256
+
+
+def test_auto_keeps_to_the_budget_and_to_the_least_measured_loss(source: Path, tmp_path: Path) -> None:
+    save_tokenizer(source)
+    save_text(tmp_path / "text.txt", 4000)
+    options = {"method": "aligned", "data": (str(tmp_path / "text.txt"),), "context": 32, "tokens": 2048}
+    outcome = convert(
+        ConvertOptions(model=str(source), groups="auto", cache=0.5, output=tmp_path / "result", **options)
+    )
+    tried = {trial["way"]: trial["loss"] for trial in outcome.trials}
+    chosen = outcome.options["groups"]
+    assert "2,2,2,2" in tried and chosen in tried
+    assert tried[chosen] == min(tried.values())
+    assert outcome.cache_after / outcome.cache_before <= 0.5
+    assert all(sum(map(int, plan.split(","))) <= 8 for plan in tried)
+    assert outcome.way == "aligned"
+
+
+@pytest.mark.parametrize(("limit", "layers"), [(0.15, "0"), (0.4, "0-2"), (5.0, None)])
+def test_auto_gives_the_window_to_as_many_layers_as_the_limit_allows(
+    limit: float, layers: str | None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are made up, a tenth of a nat for each layer with a window: a random model may win by one."""
+    save_tokenizer(source)
+    save_text(tmp_path / "text.txt", 4000)
+    monkeypatch.setattr(choosing, "mean_loss", lambda model, _: 1 + 0.1 * sum(map(bool, reach(model))))
+    options = {"data": (str(tmp_path / "text.txt"),), "context": 32, "tokens": 1024, "window": 8}
+    outcome = convert(
+        ConvertOptions(
+            model=str(source), window_layers="auto", max_ppl_increase=limit, output=tmp_path / "out", **options
+        )
+    )
+    assert outcome.options.get("window-layers") == layers
+    assert sum(map(bool, reach(load_model(tmp_path / "out")))) == (4 if layers is None else len(parse_layers(layers)))
+    with pytest.raises(CalibrationError, match=r"layer 0 alone raises the perplexity by 10.52%"):
+        convert(ConvertOptions(model=str(source), window_layers="auto", output=tmp_path / "none", **options))
+
+
+def reach(model: PreTrainedModel) -> list[int | None]:
+    return windows(Architecture(json.loads(model.config.to_json_string(use_diff=False))))
+
+
+def test_the_knapsack_is_exact() -> None:
+    """Every plan by brute force: the same best ones, in the same order."""
+    generator = torch.Generator().manual_seed(0)
+    losses = [
+        {groups: float(torch.rand((), generator=generator)) / groups for groups in (1, 2, 4)} | {8: 0.0}
+        for _ in range(4)
+    ]
+    plans = [(a, b, c, d) for a in losses[0] for b in losses[1] for c in losses[2] for d in losses[3]]
+    within = [plan for plan in plans if sum(plan) <= 14]
+    wanted = sorted(within, key=lambda plan: sum(losses[number][groups] for number, groups in enumerate(plan)))[:4]
+    assert best_plans(losses, 14, 4) == wanted
+
+
+def test_the_longest_within_a_limit_is_measured_and_not_believed() -> None:
+    single = [0.1, 0.2, 0.3, 0.4]
+    assert max(n for n, loss in longest_within(lambda n: 0.1 * n, single, 0.35).items() if loss <= 0.35) == 3
+    measured = longest_within(lambda n: 0.3 * n, single, 0.65)
+    assert measured == {3: pytest.approx(0.9), 2: pytest.approx(0.6)}
+    assert longest_within(lambda n: 1.0, single, 0.5).keys() == {2, 1}
+
+
+def test_what_cannot_be_is_refused(source: Path, tmp_path: Path) -> None:
+    for groups, says in (((1, 2), "2 numbers, and the model 4 layers"), ((1, 3, 2, 2), "Layer 1 has 4 KV heads")):
+        with pytest.raises(GroupsError, match=says):
+            convert(ConvertOptions(model=str(source), groups=groups, output=tmp_path / "out"))
+    with pytest.raises(FamilyError, match="without a window"):
+        convert(ConvertOptions(model=str(source), groups=GROUPS, window=8, output=tmp_path / "out"))
+    source_model("qwen2").save_pretrained(tmp_path / "qwen2")
+    with pytest.raises(FamilyError, match="own number of KV heads"):
+        convert(ConvertOptions(model=str(tmp_path / "qwen2"), groups=GROUPS, output=tmp_path / "out"))
+    for asked in (
+        {"groups": 2, "cache": 0.5},
+        {"groups": "auto", "method": "auto"},
+        {"groups": "auto", "cache": 0.5, "window": 8},
+    ):
+        with pytest.raises(OptionError, match="auto"):
+            ConvertOptions(**{"groups": "auto", **asked})
+    with pytest.raises(GroupsError, match="less than one KV head"):
+        convert(ConvertOptions(model=str(source), groups="auto", cache=0.2, output=tmp_path / "out"))
+
+
+def test_blocks_that_are_no_plain_llama_are_refused(source: Path, tmp_path: Path) -> None:
+    """Real Nemotron-NAS checkpoints leave out layers; the class that ships does not, and says so."""
+    output = convert(ConvertOptions(model=str(source), groups=GROUPS, output=tmp_path / "result")).output
+    config = json.loads((output / "config.json").read_text())
+    config["block_configs"][1]["attention"]["no_op"] = True
+    (output / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="block 1 leaves out"):
+        convert(ConvertOptions(model=str(output), groups=1, output=tmp_path / "out"))
