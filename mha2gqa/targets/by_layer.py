@@ -15,7 +15,7 @@ from mha2gqa.families.changes import Change as TensorChange
 from mha2gqa.families.changes import find_changes
 from mha2gqa.families.counts import Count, Move, rewrite
 from mha2gqa.families.modules import attention_layers
-from mha2gqa.files.tensors import refuse_quantised
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.choice import objection_to, write_config
 from mha2gqa.hosts.layered import LLAMA

@@ -14,7 +14,7 @@ from typing import Any
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.counts import refuse_family
 from mha2gqa.files.pieces import whole
-from mha2gqa.files.tensors import refuse_quantised
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.target import Aim, Change, Fact, Pieces
