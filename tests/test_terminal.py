@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mha2gqa import console
 from mha2gqa.cli import main
 from mha2gqa.terminal import open_streams
 
@@ -35,6 +36,7 @@ def test_nobody_who_reads_is_no_error(tiny: Callable[..., Path], tmp_path: Path,
     tiny()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mha2gqa", "inspect", "source"])
+    monkeypatch.setattr(console.out, "quiet", False)  # rich sets it for the rest of the process
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as nobody, pytest.raises(SystemExit):

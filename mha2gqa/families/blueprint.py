@@ -73,7 +73,7 @@ def _without_kernels(content: Any) -> Any:
     """Return a config without the kernels that it names: here nothing is computed, and elsewhere torch's will do."""
     if not isinstance(content, dict):
         return content
-    names = ((key, value) for key, value in content.items() if not _KERNEL.fullmatch(key) or value in _EVERYWHERE)
+    names = ((key, value) for key, value in content.items() if not _KERNEL.fullmatch(str(key)) or value in _EVERYWHERE)
     return {key: _without_kernels(value) for key, value in names}
 
 

@@ -12,7 +12,7 @@ from mha2gqa.targets import plan as planning
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.verbs.convert import run as converting
 from mha2gqa.verbs.expand import run as expanding
-from mha2gqa.verbs.verify import file_level
+from mha2gqa.verbs.verify import expectation
 from tests.families.tiny import save_tiny
 
 Run = Callable[..., Any]
@@ -27,7 +27,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[planning.Plan]:
         made.append(planning.make_plan(*arguments))
         return made[-1]
 
-    for module in (converting, expanding, file_level):
+    for module in (converting, expanding, expectation):
         monkeypatch.setattr(module, "make_plan", make_plan)
     return made
 

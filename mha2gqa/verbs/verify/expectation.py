@@ -8,6 +8,7 @@ by a method whose result they are not (`_contradicted`) is one, too.
 """
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.counts import FORMER_KEYS
+from mha2gqa.families.names import KEYS_AND_VALUES
 from mha2gqa.files.pieces import Computed, LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
@@ -33,6 +35,8 @@ from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.convert.layerwise import Layerwise
 from mha2gqa.verbs.verify.tensors import views
 
+_PART = re.compile(rf"(?:^|\.)({'|'.join(map(re.escape, KEYS_AND_VALUES))})(?:\.linear)?\.weight$")
+"""Projections of keys alone, or of values alone."""
 _POOLINGS = ("mean", "first", "random")
 """Methods whose result tells that it is theirs."""
 _PROBED = 2
@@ -90,12 +94,14 @@ def expect(pair: Pair, tensors: Sequence[TensorInfo], directory: Path) -> Expect
     told = _told_by_heads(plan, tensors, conversion)
     if told is not None:
         problem = f"says that the method was {conversion.way!r}, and heads are the result of {told!r}"
-        return Expectation(plan, told, trained, (problem,))
+        is_free = any({layer.keys, layer.values} != {"fixed"} for layer in plan.aim.layers())
+        is_true = told == conversion.method or not (is_free or conversion.refinement)
+        return Expectation(plan, told, trained, () if is_true else (problem,))
     remade = remake(plan, tensors, conversion, directory)
     if remade is not None:
         plan, said = remade
         problems = (f"says that the method was {conversion.way!r}, and layers are the result of {said!r}",)
-        is_true = conversion.text is None and conversion.way == said
+        is_true = said == conversion.method  # a refinement that gained nothing anywhere leaves what was merged
         problems = (*(() if is_true else problems), *_contradictions(pair, plan, is_known=True))
         return Expectation(plan, None, trained, problems, is_remade=True)
     plan = _with_layers(plan)
@@ -154,19 +160,42 @@ def remake(
             continue
         layerwise.files.directory.mkdir()
         layerwise.from_weights(_PROBED)
-        if is_telling(_same_parts(plan, layerwise.results(), found)):
-            layerwise.from_weights()
+        if not is_telling(_same_parts(plan, layerwise.results(), found)[0]):
+            continue
+        layerwise.from_weights()
+        same = _same_parts(plan, layerwise.results(), found)[1]
+        if method != claimed or _is_untrained(conversion, same, _parts(plan)):
             return plan.with_layers(layerwise.results()), method
     return None
 
 
-def _same_parts(plan: Plan, layers: Sequence[LayerResult], found: Mapping[str, TensorInfo]) -> set[str]:
-    """Return the parts, keys and values, of the layers that were made again and are the same."""
-    merged = {tensor.name: parts_of(tensor) for tensor in plan.changed if len(tensor.shape) > 1}
+def _same_parts(
+    plan: Plan, layers: Sequence[LayerResult], found: Mapping[str, TensorInfo]
+) -> tuple[set[str], dict[str, bool]]:
+    """Return the parts, keys and values, of layers that were made again and are the same; and which tensors are."""
+    merged = _parts(plan)
     made = [info for layer in layers for info in layer.tensors if info.name in merged and info.name in found]
     with contextlib.closing(Sources()) as sources:
         same = [one for one in made if is_made(found[one.name], whole(one), Pool(pooling(None), 0), sources)]
-    return {part for info in same for part in merged[info.name]}
+    return {part for info in same for part in merged[info.name]}, {info.name: info in same for info in made}
+
+
+def _is_untrained(conversion: Conversion, same: Mapping[str, bool], parts: Mapping[str, set[str]]) -> bool:
+    """Return whether layers are as they were merged, whatever refinement is claimed.
+
+    Args:
+        conversion: What the record says.
+        same: Name of each tensor of keys or values -> whether it is what the method gives.
+        parts: Name -> which of both it holds.
+    """
+    if conversion.refinement is None:
+        return True
+    layers: dict[str, dict[str, bool]] = {}
+    for name, is_same in same.items():
+        layers.setdefault(name.rpartition(".")[0].rpartition(".")[0], {}).update(dict.fromkeys(parts[name], is_same))
+    # Every refinement changes values, and `distil` and `joint` then train keys and values of a layer or leave both.
+    is_mixed = any(found.get("v") and not found.get("k", True) for found in layers.values())
+    return is_mixed or (bool(same) and all(same.values()))
 
 
 def _with_layers(plan: Plan) -> Plan:
@@ -192,10 +221,10 @@ def _told_by_heads(plan: Plan, tensors: Sequence[TensorInfo], conversion: Conver
     """Return the pooling of which keys and values of some layers are the result, byte for byte; None without one.
 
     A tensor tells nothing where several poolings give the same: where the heads that were merged were equal. What the
-    record says is no contradiction where that method itself pools so, and heads were sorted before, or values refitted.
+    record says is no contradiction where that method itself pools so, and heads were sorted before, or values refitted,
+    or training gained nothing in some layers, which then stay as they were merged: of it, all layers have to tell.
     """
-    refine = conversion.refinement
-    own = conversion.method if refine in (None, "refit") else None
+    own, owned = conversion.method, dict[str, bool]()
     found = {info.name: info for info in tensors}
     merged = [one for one in plan.changed if len(one.shape) > 1 and one.name in found]
     seed, told = int(conversion.options.get("seed", 0) or 0), dict[str, set[str]]()
@@ -204,16 +233,25 @@ def _told_by_heads(plan: Plan, tensors: Sequence[TensorInfo], conversion: Conver
             same = [
                 name for name in _POOLINGS if is_made(found[tensor.name], tensor, Pool(pooling(name), seed), sources)
             ]
+            owned[tensor.name] = same == [own]
             if len(same) == 1 and same[0] != own:
                 parts = told.setdefault(same[0], set())
                 parts |= parts_of(tensor)
                 if is_telling(parts):
                     return same[0]
-    return None
+    is_own = own in _POOLINGS and conversion.refinement and _is_untrained(conversion, owned, _parts(plan))
+    return own if is_own else None
+
+
+def _parts(plan: Plan) -> dict[str, set[str]]:
+    """Return which parts of a layer the matrices hold that were merged, by name."""
+    return {tensor.name: parts_of(tensor) for tensor in plan.changed if len(tensor.shape) > 1}
 
 
 def parts_of(tensor: OutputTensor) -> set[str]:
     """Return which of a layer's parts were merged in a tensor: `k`, `v`, or `kv`."""
+    if (part := _PART.search(tensor.name)) is not None:
+        return {KEYS_AND_VALUES[part[1]]}
     return {piece.part for piece in tensor.pieces if isinstance(piece, Merge)}
 
 

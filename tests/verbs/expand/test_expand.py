@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from mha2gqa.errors import GroupsError
+from mha2gqa.families.counts import FORMER_KEYS
+from mha2gqa.families.table import family
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.expand.options import ExpandOptions
@@ -65,6 +67,13 @@ def tensor_bytes(directory: Path) -> dict[str, tuple[torch.dtype, torch.Size, by
     }
 
 
+def said(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config says, without what it says again in keys that its class does not read."""
+    again = {*FORMER_KEYS, *family(str(config.get("model_type"))).mirrors}
+    inner = {key: said(value) if isinstance(value, dict) else value for key, value in config.items()}
+    return {key: one for key, one in inner.items() if key not in again}
+
+
 def convert_back(expanded: Path, groups: int, method: str) -> Path:
     output = expanded.with_name(f"back-{method}")
     convert(ConvertOptions(model=str(expanded), groups=groups, method=method, output=output))
@@ -86,7 +95,7 @@ def test_expanding_changes_no_answer_and_can_be_undone(case: Case, heads: int, t
     for method in ("mean", "first"):
         back = convert_back(expanded, case.source_heads, method)
         assert tensor_bytes(back) == tensor_bytes(original)
-        assert read_config(back) == read_config(original)
+        assert said(read_config(back)) == said(read_config(original))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -154,4 +163,4 @@ def test_the_nested_count_is_the_one_that_is_rewritten(tmp_path: Path) -> None:
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("original", "expanded"))
     assert after[TEXT[0]].pop(TEXT[1]) == 4
     assert before[TEXT[0]].pop(TEXT[1]) == 2
-    assert after == before
+    assert said(after) == said(before)
