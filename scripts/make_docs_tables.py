@@ -6,7 +6,6 @@ A page has a place for each, between `<!-- name -->` and `<!-- end -->`; what st
 pages against `pages()`, so nothing of it is ever stale.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from importlib import import_module
@@ -33,10 +32,11 @@ def pages() -> dict[str, str]:
 def _filled(path: str, tables: Mapping[str, str]) -> str:
     text = (DOCS / path).read_text(encoding="utf-8")
     for name, table in tables.items():
-        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = place.subn(lambda match, table=table: f"{match[1]}\n{table}\n{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"{path} has {found} places for the table {name!r}, not one")
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        if text.count(start) != 1:
+            raise ValueError(f"{path} has {text.count(start)} places for the table {name!r}, not one")
+        before, _, after = text.partition(start)
+        text = f"{before}{start}\n{table}\n{end}{after.partition(end)[2]}"
     return text
 
 
