@@ -21,7 +21,7 @@ def command(options: DemoOptions) -> None:
     directory, tokens = options.directory, options.tokens
     with console.waiting("converting and evaluating the reference checkpoint ..."):
         rows = tuple(measure(directory, tokens))
-    console.print_report([_win(rows), _results(rows)])
+    console.print_report([_win(rows), _results(rows), ""])
     console.print_report(inspection.summary(inspect(InspectOptions())))
     with console.bars(Training) as progress:
         recovered = recover(directory, tokens, progress)
