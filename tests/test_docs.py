@@ -27,20 +27,21 @@ SHELL = re.compile(r"(\$ |torchrun .* -m )?mha2gqa ")
 ELSEWHERE = re.compile(r"Hub|GPU|minute")
 
 
-def code(page: Path) -> Iterator[str]:
-    """Yield the lines of a page that are code, each in one piece."""
+def code(page: Path) -> Iterator[list[str]]:
+    """Yield the blocks of a page that are code: their lines, each in one piece."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for block in re.findall(r"^```.*?\n(.*?)^```|^((?:    \S.*\n)+)", text, re.MULTILINE | re.DOTALL):
-        yield from "".join(block).splitlines()
+        yield [line.strip() for line in "".join(block).splitlines()]
 
 
 def commands(page: Path, *, transcripts: bool) -> list[tuple[list[str], str]]:
     """Return the words of each command of a page, and its comment; usage lines, with brackets, are none."""
     found = []
-    for line in map(str.strip, code(page)):
-        said, _, comment = line.partition(" #")
-        if "[" not in said and (SHELL if transcripts else OURS).match(said):
-            found += [(shlex.split(one), comment) for one in COMMAND.findall(said)]
+    for block in code(page):
+        is_transcript = block[0].startswith("$ ")  # the rest of it is what was printed, which may name commands, too
+        for said, _, comment in (line.partition(" #") for line in block if transcripts or not is_transcript):
+            if "[" not in said and (SHELL if transcripts else OURS).match(said):
+                found += [(shlex.split(one), comment) for one in COMMAND.findall(said)]
     return found
 
 
