@@ -28,9 +28,9 @@ ELSEWHERE = re.compile(r"Hub|GPU|minute")
 
 
 def code(page: Path) -> Iterator[list[str]]:
-    """Yield the blocks of a page that are code: their lines, each in one piece."""
+    """Yield the blocks of a page that are code, which blank lines do not end: their lines, each in one piece."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for block in re.findall(r"^```.*?\n(.*?)^```|^((?:    \S.*\n)+)", text, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```.*?\n(.*?)^```|^((?:    [^\n]+\n+)+)", text, re.MULTILINE | re.DOTALL):
         yield [line.strip() for line in "".join(block).splitlines()]
 
 
