@@ -64,8 +64,10 @@ def _problem(report: Verification) -> str:
 
 
 def _remedy(made: Conversion) -> str:
-    more = "take more KV heads" if "kv_heads" in made.targets else "keep more of the cache"
-    next_step = {None: "refine it", "refit": "distil it"}.get(made.refinement, "uptrain it")
+    has_fewer_heads = not {"kv_heads", "heads_by_layer"}.isdisjoint(made.targets)
+    more = "take more KV heads" if has_fewer_heads else "keep more of the cache"
+    refined = {None: "refine it", "refit": "distil it"}.get(made.refinement, "uptrain it")
+    next_step = refined if has_fewer_heads else "uptrain it"
     return f"{'uptrain it longer' if made.uptrain else next_step}, or {more}"
 
 
