@@ -11,7 +11,10 @@ FAST := -m "not slow" tests/heads tests/methods tests/targets tests/record tests
 	tests/test_options.py tests/test_units.py tests/test_console.py tests/verbs/convert/test_convert.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check fast browser clean
+# The pages' generator advertises its successor otherwise.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test check fast docs dist browser clean
 
 demo: $(READY)
 	$(BIN)/mha2gqa demo demo
@@ -19,7 +22,7 @@ demo: $(READY)
 test: $(READY) browser
 	$(MAKE) check
 
-check: $(READY)
+check: $(READY) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -29,6 +32,13 @@ fast: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(FAST)
+
+# A link that leads nowhere fails; not with --quiet, which hides warnings from the count of --strict, too.
+docs: $(READY)
+	$(BIN)/mkdocs build
+
+dist: $(READY)
+	$(BIN)/hatchling build
 
 browser:
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq && \
@@ -41,4 +51,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo dist site

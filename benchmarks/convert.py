@@ -3,7 +3,7 @@
     write_checkpoint          a random bf16 Llama of a known size, written in bounded memory
     command, measure          one contender as a process of its own and a final sync: wall, CPU and peak memory
     check_output              a result is held against float64 means, so that no no-op can be timed
-    run_rounds, format_table  the turns, and the Markdown that goes into the README
+    run_rounds, format_table  the turns, and the Markdown that goes into docs/
 
 Contenders take turns, one place later in each round; ratios are taken inside a round. No path is printed. Linux only.
 """

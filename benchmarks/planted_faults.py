@@ -1,6 +1,6 @@
 """What `verify` finds: faults planted one at a time in conversions of a tiny model, each way to convert for itself.
 
-    python benchmarks/planted_faults.py                      # writes docs/planted-faults.md
+    python benchmarks/planted_faults.py                      # writes docs/reference/planted-faults.md
     python benchmarks/planted_faults.py --ways mean          # prints that column alone
 
 The faults are `plant.py`'s. The files are verified first; where nothing is found there, both models are loaded and run,
@@ -28,7 +28,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "refit": {"method": "aligned", "refine": "refit"},
 }
 """Column -> options of `convert`."""
-PAGE = Path(__file__).parents[1] / "docs/planted-faults.md"
+PAGE = Path(__file__).parents[1] / "docs/reference/planted-faults.md"
 LEVELS: tuple[tuple[Any, ...], ...] = (("file",), ("load",), ("outputs",))
 NAMED, MISSED, REFUSED = "record alone", "**not found**", "refused"
 _GROUPS, _CONTEXT = 2, 32

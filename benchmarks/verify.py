@@ -2,7 +2,7 @@
 
     write_pair      a random bf16 Llama with a large vocabulary and few layers, and its conversion
     measure         one way to compare, in a process of its own: peak memory over what both loaded models hold, and time
-    format_table    the Markdown that goes into the README
+    format_table    the Markdown that goes into docs/
 
 Beside `verify` stands the usual way, which takes the logits of whole batches. Linux only: peaks are
 read from /proc.

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mha2gqa.verbs.uptrain.run import uptrain
     from mha2gqa.verbs.verify.run import verify
 
+__version__ = "0.1.0"
+
 _COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "uptrain", "verify")
 
 __all__ = [

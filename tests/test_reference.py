@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def test_the_demo_shows_what_each_way_costs(
     monkeypatch.setattr("mha2gqa.verbs.demo.run.UPTRAINED", 4)
     run = cli("demo", str(tmp_path), "--tokens", "2048")
     assert run.code == 0
+    assert run.out.startswith("50% of the KV cache for +"), "what was won comes first"
     assert "held-out loss" in run.out
-    assert "verdict  different" in run.out
+    assert re.search(r"verdict  different: perplexity \+\d+\.\d %, above the default limit of 1 %: distil it", run.out)
     assert "Different" in (tmp_path / "report.html").read_text()
     original = held_out_loss(CHECKPOINT, 2048)
     losses = {path.name: held_out_loss(path, 2048) - original for path in tmp_path.iterdir() if path.is_dir()}

@@ -213,13 +213,12 @@ def _encoders_and_speech() -> Iterator[Case]:
     )
 
 
-CASES: tuple[Case, ...] = (
-    *_causal(),
-    *_causal_variants(),
-    *_grouped_sources(),
-    *_multimodal(),
-    *_encoders_and_speech(),
-)
+KINDS: Mapping[str, tuple[Case, ...]] = {
+    "language models": (*_causal(), *_causal_variants(), *_grouped_sources()),
+    "models with a text tower, which alone is converted": (*_multimodal(),),
+    "encoders, encoder-decoders (of these the decoder) and speech": (*_encoders_and_speech(),),
+}
+CASES: tuple[Case, ...] = tuple(case for cases in KINDS.values() for case in cases)
 """Every conversion that the contract tests make."""
 
 _REFUSED: dict[Refusal, str] = {

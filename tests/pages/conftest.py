@@ -1,6 +1,7 @@
 """A real browser for the tests of the pages: Debian's Chromium, headless, driven by selenium.
 
 browser.open(page, width=390, scheme="dark")    shows HTML from disk, as a reader would open it
+browser.show(address, ...)                      the same with a page that is somewhere
 browser.run("return ...")                       JavaScript in the page; the pages themselves have none
 browser.messages(), browser.requests()          what the console said and what was asked for since `open`
 """
@@ -31,12 +32,15 @@ class Browser:
     def open(self, content: str, *, width: int = 1180, scheme: str = "light", media: str = "screen") -> None:
         page = self.directory / "report.html"
         page.write_text(content, encoding="utf-8")
+        self.show(page.as_uri(), width=width, scheme=scheme, media=media)
+
+    def show(self, address: str, *, width: int = 1180, scheme: str = "light", media: str = "screen") -> None:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.messages(), self.requests()
-        self.driver.get(page.as_uri())
+        self.driver.get(address)
 
     def run(self, script: str) -> Any:
         return self.driver.execute_script(script)

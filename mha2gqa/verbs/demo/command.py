@@ -1,11 +1,11 @@
-"""`demo` on the command line: the reports of the verbs that it runs, one after the other."""
+"""`demo` on the command line: what was won comes first, then the reports of the verbs that it runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mha2gqa import console
-from mha2gqa.sections import Section, numbers
+from mha2gqa.sections import Paragraph, Section, numbers
 from mha2gqa.verbs.demo.options import DemoOptions
-from mha2gqa.verbs.demo.run import DemoRow, measure, prove, recover
+from mha2gqa.verbs.demo.run import CALIBRATION, GROUPS, DemoRow, measure, prove, recover
 from mha2gqa.verbs.inspect import words as inspection
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.inspect.run import inspect
@@ -19,10 +19,10 @@ _TITLES = ("checkpoint", "KV heads", "method", "cache a token", "held-out loss",
 def command(options: DemoOptions) -> None:
     """Run the tour, and print each result as it comes."""
     directory, tokens = options.directory, options.tokens
-    console.print_report(inspection.summary(inspect(InspectOptions())))
     with console.waiting("converting and evaluating the reference checkpoint ..."):
-        table = _results(measure(directory, tokens))
-    console.print_report([table])
+        rows = tuple(measure(directory, tokens))
+    console.print_report([_win(rows), _results(rows), ""])
+    console.print_report(inspection.summary(inspect(InspectOptions())))
     with console.bars(Training) as progress:
         recovered = recover(directory, tokens, progress)
     if recovered is not None:
@@ -31,6 +31,17 @@ def command(options: DemoOptions) -> None:
         report = prove(directory, tokens, progress)
     console.print_report(verification.summary(report))
     console.print_page(directory)
+
+
+def _win(rows: Sequence[DemoRow]) -> Paragraph:
+    """Return in words what the first conversions won, and what it cost."""
+    original, by_method = rows[0], {row.method: row for row in rows if row.kv_heads == GROUPS[0]}
+    best, mean = by_method["aligned-refit"], by_method["mean"]
+    cost, pooled = (row.perplexity / original.perplexity - 1 for row in (best, mean))
+    return Paragraph(
+        f"{best.cache_per_token / original.cache_per_token:.0%} of the KV cache for {cost:+.1%} perplexity, by aligned "
+        f"heads refitted on {CALIBRATION:,} tokens; a mean of heads, as in the GQA paper, costs {pooled:+.0%}.\n"
+    )
 
 
 def _results(rows: Iterable[DemoRow]) -> Section:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+from mha2gqa.record.conversion import Conversion
 from mha2gqa.sections import Column, Part, Row, Section
+from mha2gqa.verbs.verify.judge import LOSSY
 from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, FileLevel, HeadLevel, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 
@@ -38,9 +40,35 @@ def _sections(report: Verification) -> Iterator[Section]:
     rows = tuple((finding.level, finding.guilty, finding.problem) for finding in report.findings)
     if rows:
         yield _section(("level", "what", "finding"), rows)
-    first = report.reasons[:1] if not rows else ()
-    notes = report.reasons[len(rows) :] if rows else report.reasons[1:]
-    yield _section((), [("verdict", f"{report.verdict}. {' '.join((*first, *notes))}".rstrip())])
+    yield _section((), [("verdict", _verdict(report))])
+
+
+def _verdict(report: Verification) -> str:
+    findings = report.findings
+    if not findings:
+        return f"{report.verdict}. {' '.join(report.reasons)}".rstrip()
+    notes = report.reasons[len(findings) :]
+    return " ".join((f"{report.verdict}: {_problem(report)}.", *notes))
+
+
+def _problem(report: Verification) -> str:
+    """Return what is wrong first, and what to do about it, for somebody who has never met a limit."""
+    first, limits, loss = report.findings[0], report.limits, report.outputs and report.outputs.loss
+    if first.level != "outputs":
+        return f"{first.guilty} {first.problem}; do not use the checkpoint, make it again"
+    problem = f"{first.guilty} {first.problem}"
+    if loss and not loss.increase <= limits.max_ppl_increase:
+        named = "default limit" if limits == LOSSY else "limit"
+        problem = f"perplexity {100 * loss.increase:+.1f} %, above the {named} of {100 * limits.max_ppl_increase:g} %"
+    return f"{problem}: {_remedy(report.conversion)}" if report.conversion.effect == "loss" else problem
+
+
+def _remedy(made: Conversion) -> str:
+    has_fewer_heads = not {"kv_heads", "heads_by_layer"}.isdisjoint(made.targets)
+    more = "take more KV heads" if has_fewer_heads else "keep more of the cache"
+    refined = {None: "refine it", "refit": "distil it"}.get(made.refinement, "uptrain it")
+    next_step = refined if has_fewer_heads else "uptrain it"
+    return f"{'uptrain it longer' if made.uptrain else next_step}, or {more}"
 
 
 def _section(titles: Row, rows: Iterable[Row], *, numbers: bool = False) -> Section:

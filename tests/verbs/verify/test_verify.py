@@ -42,7 +42,8 @@ def test_a_pooled_model_is_different_and_the_one_record_here_is_found(cli: Cli, 
         "perplexity",
         "model.layers.1.self_attn",
         "top-1 agreement",
-        "verdict  different.",
+        "verdict  different: perplexity +",
+        " %, above the default limit of 1 %: refine it, or take more KV heads.",
     ):
         assert words in run.out, run.out
     assert run.err == ""
@@ -67,6 +68,7 @@ def test_within_the_users_limits_the_exit_code_is_0(cli: Cli, subject: Path) -> 
         run = cli("verify", "converted", *TEXT, *wide, name, value)
         assert run.code == 3
         assert "the limit is" in run.out
+        assert "default" not in run.out
 
 
 def test_the_report_is_one_json_object(cli: Cli, subject: Path) -> None:
