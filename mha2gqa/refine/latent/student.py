@@ -4,8 +4,10 @@ Attention holds zeros until `install`. The student is a model of the host's clas
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from mha2gqa.families.blueprint import blueprint
@@ -23,8 +25,9 @@ def build_latent_student(original: PreTrainedModel, host: LatentHost) -> PreTrai
     """
     plan = blueprint(host.config)
     state = original.state_dict()
-    tensors = {recipe.name: _made(recipe, state, plan.module_shapes[recipe.name]) for recipe in host.others()}
     like = next(original.parameters())
+    recipes = host.others(like.dtype)
+    tensors = {recipe.name: _made(recipe, state, plan.module_shapes[recipe.name]) for recipe in recipes}
     for name, shape in plan.module_shapes.items():
         if name not in tensors:
             tensors[name] = like.new_zeros(shape)
@@ -36,7 +39,8 @@ def build_latent_student(original: PreTrainedModel, host: LatentHost) -> PreTrai
     student.tie_weights()
     _fill_buffers(student, like.device)
     student.set_attn_implementation(original.config._attn_implementation)
-    return student.requires_grad_(requires_grad=False).eval()
+    student.requires_grad_(requires_grad=False).eval()
+    return student
 
 
 def _made(recipe: Recipe, state: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
@@ -50,6 +54,7 @@ def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Compute what the class computes for itself: the rotary speeds, which a model on the meta device has not."""
     for module in model.modules():
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            made = type(module)(module.config)  # type: ignore[operator,arg-type]
+            build: Any = type(module)
+            made: nn.Module = build(module.config)
             for name, buffer in made.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)

@@ -49,6 +49,8 @@ class Fitted:
     """Share of the scores' energy."""
     values_lost: float
     """Share of the energy of what is read of values."""
+    lost: float
+    """What the fit lessens, as a share of the energy of the layer's output."""
     rounds: int
 
 
@@ -94,6 +96,7 @@ def fit(
         ),
         scores_lost=1 - found.scores / problem.scores if problem.scores else 0.0,
         values_lost=1 - found.values / problem.values if problem.values else 0.0,
+        lost=beta * (problem.total - found.kept) / problem.values if problem.values else 0.0,
         rounds=found.rounds,
     )
 
@@ -109,6 +112,11 @@ class _Found:
     scores: float
     values: float
     rounds: int
+
+    @property
+    def kept(self) -> float:
+        """Energy of scores and values together."""
+        return self.scores + self.values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +142,11 @@ class _Problem:
     """Energy of the scores, in the unit of costs."""
     values: float
     """Energy of what is read of values, in the same unit."""
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.scores + self.values
 
     @classmethod
     def of(
@@ -170,13 +183,12 @@ class _Problem:
 
     def solve(self) -> "_Found":
         """Find cached rows, and what reads them."""
-        mixing_NM, total, before = self.start_NM, self.scores + self.values, 0.0
+        mixing_NM, before = self.start_NM, 0.0
         for rounds in range(1, _ROUNDS + 1):
             found = self._reads(mixing_NM, rounds)
-            kept = found.scores + found.values
-            if kept - before <= _ENOUGH * (total - kept) + _ROUNDING * total:
+            if found.kept - before <= _ENOUGH * (self.total - found.kept) + _ROUNDING * self.total:
                 break
-            mixing_NM, before = self._rows(found), kept
+            mixing_NM, before = self._rows(found), found.kept
         return found
 
     def _reads(self, mixing_NM: torch.Tensor, rounds: int) -> "_Found":

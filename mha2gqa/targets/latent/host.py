@@ -121,6 +121,10 @@ class LatentHost:
         tensors = attention_tensors(heads, known, self.shape, scale, fold, linear(dtype))
         return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
-    def others(self) -> Iterator[Recipe]:
-        """Give all other tensors, each with what it is made of."""
-        return other_tensors(self.source.plan, self.source.facts, self.shape)
+    def others(self, dtype: torch.dtype) -> Iterator[Recipe]:
+        """Give all other tensors, each with what it is made of.
+
+        Args:
+            dtype: Of the host's file.
+        """
+        return other_tensors(self.source.plan, self.source.facts, self.shape, linear(dtype))

@@ -131,7 +131,7 @@ def objection(config_json: ConfigJson, plan: Blueprint) -> str:
     model_type = str(plan.config.model_type)
     if family(model_type).latent:
         return "its attention is latent already"
-    found = (check(plan) for check in (_kind, _settings, _tensors, _family, _rotary))
+    found = (check(plan) for check in (_kind, _settings, _tensors, _rotary, _family))
     return next(filter(None, found), "") or _layers(config_json, plan)
 
 

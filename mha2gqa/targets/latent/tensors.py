@@ -75,7 +75,7 @@ def attention_tensors(
     lift_HUE = heads.turning_lift_HRE.double()[:, order_R]
     return {
         **_queries(q_HEX * scale, lift_HUE, known.query_inputs, shape, norm),
-        **_affine("kv_a_proj_with_mqa", down_NX, shape),
+        **_affine("kv_a_proj_with_mqa", down_NX, shape, norm),
         "kv_a_layernorm.weight": torch.full_like(size_C, norm.gain),
         "kv_b_proj.weight": up_HUC.flatten(0, 1),
         "o_proj.weight": fold.written(heads.o_HDF.transpose(0, 1).flatten(1), fold.branch),
@@ -87,21 +87,23 @@ def _queries(
 ) -> dict[str, torch.Tensor]:
     """Return the query projection; with biases, one that writes a latent of the queries, and one that reads it."""
     if shape.queries is None:
-        return {"q_proj.weight": torch.cat([q_HEX, lift_HRE @ q_HEX], dim=1).flatten(0, 1)}
+        return {
+            "q_proj.weight": torch.cat([q_HEX, lift_HRE @ q_HEX], dim=1).flatten(0, 1)[:, : shape.inputs] * norm.lift
+        }
     rows_ZX = q_HEX.flatten(0, 1)
     size_Z = _sizes(inputs, rows_ZX)
     even_HEE = torch.eye(shape.width, dtype=lift_HRE.dtype, device=lift_HRE.device).expand(len(q_HEX), -1, -1)
     lift_HUE = torch.cat([even_HEE, lift_HRE], dim=1)
     return {
-        **_affine("q_a_proj", rows_ZX / size_Z[:, None] * norm.factor, shape),
+        **_affine("q_a_proj", rows_ZX / size_Z[:, None] * norm.factor, shape, norm),
         "q_a_layernorm.weight": torch.full_like(size_Z, norm.gain),
         "q_b_proj.weight": torch.block_diag(*lift_HUE) * size_Z,
     }
 
 
-def _affine(name: str, rows_NX: torch.Tensor, shape: HostShape) -> dict[str, torch.Tensor]:
+def _affine(name: str, rows_NX: torch.Tensor, shape: HostShape, norm: Linear) -> dict[str, torch.Tensor]:
     """Return a projection; the constant 1 among the inputs, where there is one, meets the bias."""
-    weight_ND, constant_NX = rows_NX[:, : shape.inputs], rows_NX[:, shape.inputs :]
+    weight_ND, constant_NX = rows_NX[:, : shape.inputs] * norm.lift, rows_NX[:, shape.inputs :]
     if not shape.has_bias:
         return {f"{name}.weight": weight_ND}
     return {f"{name}.weight": weight_ND, f"{name}.bias": constant_NX.sum(dim=1)}
@@ -113,7 +115,7 @@ def _sizes(inputs: Metric, rows_NX: torch.Tensor) -> torch.Tensor:
     return torch.where(size_N > 0, size_N, torch.ones_like(size_N))
 
 
-def other_tensors(plan: Blueprint, facts: Facts, shape: HostShape) -> Iterator[Recipe]:
+def other_tensors(plan: Blueprint, facts: Facts, shape: HostShape, norm: Linear) -> Iterator[Recipe]:
     """Give the host's tensors outside of attention's projections, each with what it is made of.
 
     Names are those of both module trees; a fused projection of the source is cut.
@@ -122,6 +124,7 @@ def other_tensors(plan: Blueprint, facts: Facts, shape: HostShape) -> Iterator[R
         plan: Blueprint of the source.
         facts: Of the source.
         shape: Widths of the host.
+        norm: How small the latent is kept before its norm.
     """
     fold, names = Folding.of(facts), plan.module_shapes
     yield _written("model.embed_tokens.weight", fold, fold.embedding, outputs=1)
@@ -130,8 +133,8 @@ def other_tensors(plan: Blueprint, facts: Facts, shape: HostShape) -> Iterator[R
         yield _same("lm_head.weight")
     for layer in range(facts.layers):
         block = f"model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield _norm(f"{block}{norm}.weight", facts, 1.0, beside=f"{block}mlp.down_proj.weight")
+        for name, factor in (("input_layernorm", 1 / norm.lift), ("post_attention_layernorm", 1.0)):
+            yield _norm(f"{block}{name}.weight", facts, factor, beside=f"{block}mlp.down_proj.weight")
         fused = f"{block}mlp.gate_up_proj.weight"
         for part, name in enumerate((f"{block}mlp.gate_proj.weight", f"{block}mlp.up_proj.weight")):
             is_fused = fused in names
