@@ -11,6 +11,7 @@ Legend: B sequences of a batch, T tokens, C tokens of a chunk, V vocabulary.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch.func import functional_call
@@ -18,7 +19,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.refine.distil import DistilOptions, entry_size
 from mha2gqa.refine.replay import model_inputs
 from mha2gqa.refine.student import install
@@ -29,10 +29,22 @@ _CHUNK = 512
 """Positions whose logits are in fp32 at a time."""
 
 
+class Trained(Protocol):
+    """A module of which some parameters are trained."""
+
+    @property
+    def module(self) -> str:
+        """Path in the module tree."""
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """Its parameters that are trained, without its own name."""
+
+
 def train_jointly(
     original: PreTrainedModel,
     student: PreTrainedModel,
-    layers: Sequence[AttentionLayer],
+    layers: Sequence[Trained],
     training_BT: Sequence[torch.Tensor],
     aside_BT: Sequence[torch.Tensor],
     dtypes: Mapping[str, torch.dtype],

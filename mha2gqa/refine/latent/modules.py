@@ -23,15 +23,15 @@ _NORMED = (("kv_a_proj_with_mqa", "kv_a_layernorm"), ("q_a_proj", "q_a_layernorm
 """Projections of the host's attention, and the norm behind each: over its first rows."""
 
 
-def trained_names(module: nn.Module) -> list[str]:
+def trained_names(free: nn.Module) -> list[str]:
     """Return the parameters of a module without norms that training changes: all it has."""
-    return [name for name, _ in module.named_parameters()]
+    return [name for name, _ in free.named_parameters()]
 
 
 @torch.no_grad()
-def without_norms(module: nn.Module) -> nn.Module:
-    """Return a copy in fp32 whose projections do what the norms behind them did."""
-    free = copy.deepcopy(module).float()
+def without_norms(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy in a dtype whose projections do what the norms behind them did."""
+    free = copy.deepcopy(module).to(dtype)
     for projection, norm, gain_N in _normed(module):
         for parameter in free.get_submodule(projection).parameters():
             parameter[: len(gain_N)] *= _column(gain_N / EPS**0.5, parameter)

@@ -33,9 +33,9 @@ from mha2gqa.targets.latent.host import LatentHost
 from mha2gqa.targets.latent.tensors import Folding
 
 RATE = 0.03
-"""Step size of `distil` at the start, as a share of the mean absolute entry of each tensor. The reference to an eighth of
-its cache loses .051 with it and .057 with 0.1; to a quarter .009, and .015 with 0.1, which most of its layers do not
-bear."""
+"""Step size of `distil` at the start, as a share of the mean absolute entry of each tensor. The reference, to an eighth
+of its cache, loses .051 with it and .057 with 0.1; to a quarter .009, and .015 with 0.1, which three of four layers do
+not bear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class LatentRefiner:
         return Statistics(received.metric(), moments.statistics().query_inputs)
 
     def _distil(self, module: nn.Module, steps: Steps) -> None:
-        free = without_norms(module)
+        free = without_norms(module, torch.float32)
         distil(free, trained_names(free), steps.training, self._options, self._student.device)
         with_norms(module, free)
 

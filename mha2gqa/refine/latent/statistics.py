@@ -67,8 +67,7 @@ class ReceivedMoment:
         self._layer = layer
         self._inputs_BTX: torch.Tensor | None = None
         self._sum_XX: torch.Tensor | None = None
-        self._counted, self._squared = 0.0, 0.0
-        """Sums of what tokens count, and of the squares."""
+        self._tokens = 0
 
     def watch(self, model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
         """Add up whatever the model's own module of the layer is given from now on."""
@@ -84,12 +83,10 @@ class ReceivedMoment:
         """
         if self._sum_XX is None:
             raise CalibrationError(f"{self._layer.module} was not run on the calibration text")
-        width = len(self._sum_XX)
-        moment_XX = self._sum_XX / self._counted
-        even_XX = torch.eye(width, dtype=moment_XX.dtype, device=moment_XX.device) * (moment_XX.trace() / width)
-        # As `statistics.Moments` does, with as many tokens as count evenly would have to be for sums as uneven.
-        tokens = self._counted**2 / self._squared
-        return Full((moment_XX * tokens + even_XX * (1 + width / tokens)) / (tokens + width))
+        width, sum_XX = len(self._sum_XX), self._sum_XX
+        even_XX = torch.eye(width, dtype=sum_XX.dtype, device=sum_XX.device) * (sum_XX.trace() / width)
+        # As `statistics.Moments`: every query gives attention of 1, so tokens count as much in all as they are.
+        return Full((sum_XX + even_XX * (width / self._tokens)) / (self._tokens + width))
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._inputs_BTX = args[0]
@@ -105,8 +102,7 @@ class ReceivedMoment:
         counted_NX = x_NX * count_N.sqrt()[:, None]
         moment_XX = symmetric_product(counted_NX.mT, counted_NX.mT).double()
         self._sum_XX = moment_XX if self._sum_XX is None else self._sum_XX + moment_XX
-        self._counted += float(count_N.sum())
-        self._squared += float(count_N.square().sum())
+        self._tokens += len(x_NX)
 
 
 @contextlib.contextmanager

@@ -70,20 +70,25 @@ def host_shape(layers: list[AttentionLayer], key: RotaryKey, latent: int) -> Hos
         key: The shared rotary key.
         latent: C.
     """
-    first = layers[0]
-    width = next(block.before.shape[1] for block in first.blocks if block.part == "k")
+    first, (width, value_width) = layers[0], head_widths(layers[0])
     biased = {block.part for layer in layers for block in layer.blocks if block.name.endswith("bias")}
     has_output_bias = any(f"{layer.output.removesuffix('weight')}bias" in layer.shapes for layer in layers)
     return HostShape(
         inputs=first.inputs,
         heads=first.query_heads,
         width=width,
-        value_width=first.shapes[first.output][1] // first.query_heads,
+        value_width=value_width,
         rotary=key.width,
         latent=latent,
         has_bias=bool(biased) or has_output_bias,
         queries=first.query_heads * width if "q" in biased else None,
     )
+
+
+def head_widths(layer: AttentionLayer) -> tuple[int, int]:
+    """Return E and F of a layer of the source."""
+    width = next(block.before.shape[1] for block in layer.blocks if block.part == "k")
+    return width, layer.shapes[layer.output][1] // layer.query_heads
 
 
 def host_config(config_json: ConfigJson, plan: Blueprint, shape: HostShape, key: RotaryKey) -> ConfigJson:

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.heads.attention import NOTHING_KNOWN, AttentionHeads
@@ -47,13 +46,13 @@ def whole_latent(heads: Sequence[AttentionHeads]) -> int:
     )
 
 
-def fitted_host(model: PreTrainedModel, host: LatentHost, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def fitted_host(model: PreTrainedModel, host: LatentHost) -> PreTrainedModel:
     """The host in memory, every layer fitted without text."""
     source = host.source
     student = build_latent_student(model, host)
     for layer, heads in zip(source.layers, heads_of(source, model), strict=True):
         found = fit(heads, None, host.key, host.latent, source.scaling(layer))
-        tensors = host.attention(layer, found.heads, NOTHING_KNOWN, dtype)
+        tensors = host.attention(layer, found.heads, NOTHING_KNOWN, model.dtype)
         install(student.get_submodule(layer.module), tensors)
     return student
 

@@ -122,6 +122,18 @@ def test_the_host_is_what_transformers_loads(case: str, tmp_path: Path) -> None:
         assert sum(state.shape[-1] for state in states) == host.latent + host.key.width
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", ["llama, GQA", "llama, tied, large eps", "qwen2: biases of q, k and v"])
+def test_16_bits_lose_what_16_bits_lose(case: str, dtype: torch.dtype) -> None:
+    model_type, overrides = CASES[case]
+    model = tiny_model(tiny_config(model_type, **overrides)).to(dtype)
+    student = fitted_host(model, whole_host(model))
+    own, found = (logits(one).float() for one in (model, student))
+    exact = logits(model.float())
+    own_error, error = (float((one - exact).square().mean().sqrt()) for one in (own, found))
+    assert error < 3 * own_error
+
+
 def test_generation_is_the_same_with_and_without_a_cache() -> None:
     model = tiny_model(tiny_config("llama", num_key_value_heads=2))
     student = fitted_host(model, whole_host(model))

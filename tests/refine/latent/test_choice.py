@@ -1,0 +1,63 @@
+"""A cache is divided by loss on text kept aside, and a portable ladder chosen by the fit."""
+
+import pytest
+import torch
+
+from mha2gqa.refine.latent.choice import Known, Trial, best_portable, choose, score
+from mha2gqa.refine.latent.statistics import gather_received
+from mha2gqa.targets.latent.host import LatentHost, LatentSource
+from mha2gqa.targets.latent.rope import portable_keys
+from mha2gqa.texts.perplexity import mean_loss
+from tests.families.oracle import input_ids
+from tests.families.tiny import tiny_config, tiny_model
+from tests.targets.latent.models import config_json
+
+CACHE, WIDTHS = 48, (8, 16, 24)
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    model = tiny_model(tiny_config("llama"))
+    source = LatentSource.of(config_json(model.config))
+    batches = [input_ids(48, seed=seed) for seed in range(4)]
+    return Known(model, source, gather_received(model, source.layers, batches, lambda *_: None))
+
+
+@pytest.fixture(scope="module")
+def aside(known: Known) -> list[torch.Tensor]:
+    """What the model itself would say next, so that whatever changes it loses."""
+    ids = input_ids(4, seed=9)
+    return [known.original.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=0, eos_token_id=None)]
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free", "portable"])
+def test_the_division_that_loses_the_least_is_chosen(known: Known, aside: list[torch.Tensor], free: bool) -> None:
+    trials: list[Trial] = []
+    best = choose(known, CACHE, WIDTHS, aside, trials.append, free=free)
+    assert [trial.key.width for trial in trials] == list(WIDTHS)
+    assert all(trial.latent + trial.key.width == CACHE for trial in trials)
+    assert best.loss == min(trial.loss for trial in trials) > mean_loss(known.original, aside)
+    assert len({trial.loss for trial in trials}) == len(trials)
+
+
+def test_the_score_is_the_loss_of_the_student(known: Known, aside: list[torch.Tensor]) -> None:
+    key = best_portable(known, 16, 32)
+    trial = score(known, key, 32, aside)
+    ids = aside[0]
+    found = torch.log_softmax(logits_of(known.student(LatentHost(known.source, key, 32)), ids), -1)[:, :-1]
+    assert trial.loss == pytest.approx(-float(found.gather(-1, ids[:, 1:, None]).mean()), rel=1e-5)
+
+
+def test_the_ladder_is_the_one_that_the_fit_prefers(known: Known) -> None:
+    lost = {
+        key.name: sum(known.fitted(layer, key, 32).lost for layer in known.source.layers)
+        for key in portable_keys(known.source.rotary, 8, context=known.source.context)
+    }
+    assert len(lost) > 2
+    assert best_portable(known, 16, 32).name == min(lost, key=lambda name: lost[name])
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=ids).logits
+    return found
