@@ -11,7 +11,7 @@ compared by their outputs on calibration text, of which the criterion needs the 
 the mean of heads that have little in common is smaller than they are, by the root of their number when nothing.
 Multiplying by that root is common; here a head gets the root mean square of the norms, the same number in that case.
 
-Legend: as in `mha2gqa/heads.py`, and G groups, R KV heads of a group, P planes or blocks, N rows of one.
+Legend: as in `mha2gqa/heads/attention.py`, and G groups, R KV heads of a group, P planes or blocks, N rows of one.
 """
 
 from dataclasses import replace
@@ -22,8 +22,7 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.heads.attention import AttentionHeads, Statistics
 from mha2gqa.heads.grouping import Groups
 from mha2gqa.heads.metric import Full
-from mha2gqa.methods.mean import mean
-from mha2gqa.methods.pooled import pooled
+from mha2gqa.methods import layer_method
 
 _ROUNDS, _ENOUGH = 100, 1e-5
 """Rounds of generalised Procrustes analysis at most, and the gain (as a share) that ends it; the authors' numbers."""
@@ -31,12 +30,12 @@ _ROUNDS, _ENOUGH = 100, 1e-5
 
 def mean_norm(heads: AttentionHeads, groups: Groups, statistics: Statistics | None = None) -> AttentionHeads:
     """Return the mean of each group's keys and values, scaled to the root mean square of their norms."""
-    return restore_norms(pooled(mean, 0)(heads, groups, statistics), heads, groups)
+    return restore_norms(layer_method("mean", 0)(heads, groups, statistics), heads, groups)
 
 
 def procrustes(heads: AttentionHeads, groups: Groups, statistics: Statistics | None = None) -> AttentionHeads:
     """Return the mean of each group's keys and values after `align`."""
-    return pooled(mean, 0)(align(heads, groups, statistics), groups, statistics)
+    return layer_method("mean", 0)(align(heads, groups, statistics), groups, statistics)
 
 
 def procrustes_norm(heads: AttentionHeads, groups: Groups, statistics: Statistics | None = None) -> AttentionHeads:

@@ -22,12 +22,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts, rewrite
-from mha2gqa.families.modules import attention_layers
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions, distil
-from mha2gqa.refine.merge import Merge
+from mha2gqa.refine.descend import Descent, distil
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.prior import Prior
 from mha2gqa.refine.refit import refit
 from mha2gqa.refine.refit_values import refit_values, rows_of_mixtures
@@ -141,9 +139,9 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
     )
     model = LlamaForCausalLM(config).eval().requires_grad_(requires_grad=False)
     content = config.to_dict()
-    source = blueprint(content)
-    targets = [(count, options.groups) for count in find_counts(content, source)]
-    (layer,) = attention_layers(content, source, targets)
+    source = Architecture(content)
+    moves = [(count, options.groups) for count in source.counts]
+    (layer,) = source.attention_layers(moves)
     weights = {name: tensor.bfloat16() for name, tensor in own_tensors(model, layer).items()}
     prior = Prior(model.model.embed_tokens.weight, options.width, torch.device("cpu"))
     merges: dict[str, Callable[[], object]] = {
@@ -158,11 +156,11 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
         "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
     ids = torch.randint(32000, (options.tokens // options.context, options.context))
-    student = build_student(model, rewrite(content, targets), [layer])
-    merged = Merge(method="mean", grouping="contiguous", seed=0)(layer, own_tensors(model, layer), None)
+    student = build_student(model, source.with_heads(moves).config, [layer])
+    merged = LayerMerge(method="mean", grouping="contiguous", seed=0)(layer, own_tensors(model, layer), None)
     install(student.get_submodule(layer.module), merged.tensors)
     memory = Activations(8 << 30, Path(tempfile.gettempdir()))
-    pairs = list(
+    examples = list(
         zip(
             Replay(student, [ids], memory).calls(layer.module),
             Replay(model, [ids], memory).outputs(layer.module),
@@ -170,17 +168,17 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
         )
     )
     module, device = student.get_submodule(layer.module), torch.device("cpu")
-    step = DistilOptions(steps=1)
+    step = Descent(steps=1)
     passes: dict[str, Callable[[], object]] = {
         f"plain forward ({options.tokens:,} tokens)": lambda: model.model(ids, use_cache=False),
         "the same with statistics": lambda: gather_statistics(model.model, [_inner(layer)], [ids], lambda *_: None),
     }
     once |= {
-        "refit of the outputs alone": lambda: refit(module, "o_proj", pairs, device),
-        "distil, one step": lambda: distil(module, layer.changed, pairs, step, device),
+        "refit of the outputs alone": lambda: refit(module, "o_proj", examples, device),
+        "distil, one step": lambda: distil(module, layer.changed, examples, step, device),
     }
     slow: dict[str, Callable[[], object]] = {
-        "refit of values and outputs": lambda: refit_values(module, "o_proj", pairs, device, merged)
+        "refit of values and outputs": lambda: refit_values(module, "o_proj", examples, device, merged)
     }
     return [merges, passes, once, slow]
 
@@ -189,13 +187,13 @@ def merge(
     method: str, grouping: str, layer: AttentionLayer, tensors: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Merge a layer without statistics."""
-    return Merge(method=method, grouping=grouping, seed=0)(layer, tensors, None).tensors
+    return LayerMerge(method=method, grouping=grouping, seed=0)(layer, tensors, None).tensors
 
 
 def with_prior(prior: Prior, layer: AttentionLayer, tensors: dict[str, torch.Tensor]) -> None:
     """Merge a layer as `--method aligned` does without text."""
     guess = prior.statistics(None, has_bias=False)
-    Merge(method="aligned", grouping="contiguous", seed=0)(layer, tensors, guess)
+    LayerMerge(method="aligned", grouping="contiguous", seed=0)(layer, tensors, guess)
     prior.add(tensors[layer.output])
 
 

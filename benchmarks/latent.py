@@ -25,7 +25,7 @@ import torch
 from latent_ways import MAKERS, Subject
 
 from mha2gqa.files.source import find_source
-from mha2gqa.texts.perplexity import mean_loss
+from mha2gqa.texts.blocks import mean_loss
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from mha2gqa.families.attention import AttentionLayer, gather, scatter
 from mha2gqa.heads.attention import AttentionHeads, Statistics
 from mha2gqa.heads.grouping import contiguous
 from mha2gqa.heads.metric import Metric
-from mha2gqa.methods.aligned.leading import firm, leading_mixtures
+from mha2gqa.methods.aligned.basis import firm, leading_mixtures
 from mha2gqa.methods.aligned.planes import complex_grams, leading_vectors
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.student import install, own_tensors
@@ -54,7 +54,8 @@ def _of_rank(rows_KEX: torch.Tensor, inputs: Metric, rank: int) -> torch.Tensor:
     mixing = leading_mixtures(torch.eye(len(rows), dtype=rows.dtype), gram, min(rank, len(rows)))
     seen = mixing @ gram
     lift = torch.linalg.solve(firm(seen @ mixing.mT, rows.dtype), seen).mT
-    return (lift @ mixing @ rows).view(rows_KEX.shape).to(rows_KEX)
+    found_KEX: torch.Tensor = (lift @ mixing @ rows).view(rows_KEX.shape).to(rows_KEX)
+    return found_KEX
 
 
 def _unmerged(layer: AttentionLayer, tensors: Mapping[str, torch.Tensor]) -> AttentionLayer:

@@ -18,9 +18,10 @@ from latent_baselines import joint_pca, low_rank
 from transformers import PreTrainedModel
 
 from mha2gqa.model.load import context_length, load_model, load_tokenizer
+from mha2gqa.model.original import Original
 from mha2gqa.reference.corpus import calibration_files, held_out_files, read_documents
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.latent.choice import Known, Trial, choose
 from mha2gqa.refine.latent.refiner import RATE, LatentRefiner
 from mha2gqa.refine.latent.statistics import gather_received
@@ -68,7 +69,7 @@ class Subject:
     @cached_property
     def source(self) -> LatentSource:
         """What is known of it."""
-        return LatentSource.of(json.loads((self.directory / "config.json").read_text(encoding="utf-8")))
+        return LatentSource.of(Original.at(self.directory).architecture)
 
     @cached_property
     def evaluation(self) -> list[torch.Tensor]:
@@ -149,7 +150,7 @@ def latent(subject: Subject, cache: int, *, refine: Refinement | None) -> PreTra
     if refine is None:
         return subject.known.student(host)
     student = build_latent_student(subject.original, host)
-    options = DistilOptions(steps=subject.options.steps, rate=RATE)
+    options = Descent(steps=subject.options.steps, rate=RATE)
     with tempfile.TemporaryDirectory() as folder:
         memory = Activations(8 << 30, Path(folder))
         refiner = LatentRefiner(subject.original, student, host, subject.calibration, refine, options, memory)

@@ -66,7 +66,7 @@ def measure(trial: Trial, folder: Path, tokens: int, eval_tokens: int) -> dict[s
         eval_tokens: Of held-out text.
     """
     from mha2gqa.files.source import reference_directory
-    from mha2gqa.texts.perplexity import held_out_loss
+    from mha2gqa.texts.blocks import held_out_loss
     from mha2gqa.verbs.convert.options import ConvertOptions
     from mha2gqa.verbs.convert.run import convert
 

@@ -18,10 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mha2gqa.methods import METHODS, Method
+
+_TURNED = "The heads of each group were turned towards one another and averaged"
 BASELINES = {
-    "mean-norm": "baselines:mean_norm",
-    "procrustes": "baselines:procrustes",
-    "procrustes-norm": "baselines:procrustes_norm",
+    "mean-norm": Method("baselines:mean_norm", "The heads of each group were averaged, rescaled", streams=False),
+    "procrustes": Method("baselines:procrustes", _TURNED, streams=False, reads_text=True),
+    "procrustes-norm": Method("baselines:procrustes_norm", f"{_TURNED}, rescaled", streams=False, reads_text=True),
 }
 """Methods that the package does not have."""
 
@@ -98,11 +101,10 @@ def measure(arguments: str) -> dict[str, Any]:
     import torch
 
     from mha2gqa.files.source import find_source
-    from mha2gqa.methods import LAYER_METHODS
 
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
-    LAYER_METHODS.update(BASELINES)
+    METHODS.update(BASELINES)
     directory = find_source(job.model).directory
     if not job.way:
         return _evaluate(directory, job)
@@ -137,9 +139,8 @@ def _convert(job: Job, output: Path) -> tuple[float, int, int]:
 def _evaluate(directory: Path, job: Job) -> dict[str, Any]:
     """Return the loss in nats a token, and of how many tokens it is the mean."""
     from mha2gqa.model.load import context_length, load_model, load_tokenizer
-    from mha2gqa.texts.blocks import pack
+    from mha2gqa.texts.blocks import mean_loss, pack
     from mha2gqa.texts.documents import read_documents
-    from mha2gqa.texts.perplexity import mean_loss
 
     model = load_model(directory, dtype="float32", device="cpu")
     context = context_length(model.config, job.settings.context)

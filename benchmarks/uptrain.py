@@ -35,6 +35,7 @@ def measure(arguments: str) -> dict[str, Any]:
     import torch
     from transformers import Trainer, TrainerCallback
 
+    from mha2gqa.progress import QUIET
     from mha2gqa.verbs.uptrain.options import UptrainOptions
     from mha2gqa.verbs.uptrain.plan import plan_job
     from mha2gqa.verbs.uptrain.text import prepare_text
@@ -57,11 +58,10 @@ def measure(arguments: str) -> dict[str, Any]:
         )
         job = plan_job(options)
         job.load()
-        if job.goal.objective == "lm":
+        if job.subject.objective == "lm":
             job.original = None
         (Path(folder) / "work").mkdir()
-        quiet = lambda stage, done, total: None  # noqa: E731
-        text = prepare_text(Path(folder) / "work", job.reading, job.original, quiet)
+        text = prepare_text(Path(folder) / "work", job.reading, job.original, QUIET)
         stamps: list[float] = []
 
         class Clock(TrainerCallback):

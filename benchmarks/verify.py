@@ -23,11 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from mha2gqa import ConvertOptions, VerifyOptions, convert
 from mha2gqa.files.source import reference_directory
 from mha2gqa.model.load import load_tokenizer
+from mha2gqa.record.pair import find_pair
 from mha2gqa.texts.find import Blocks
 from mha2gqa.verbs.verify.judge import LOSSY
-from mha2gqa.verbs.verify.loading import Models
+from mha2gqa.verbs.verify.load_level import Models
 from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs
-from mha2gqa.verbs.verify.pair import find_pair
 
 MB = 1e6
 WAYS = {"verify": "`mha2gqa verify`, outputs level", "whole": "logits of whole batches, `log_softmax`, `kl_div`"}

@@ -1,15 +1,6 @@
 """mha2gqa: convert a multi-head attention checkpoint to grouped-query or multi-query attention.
 
-Map of the package, lowest layer first; imports run one way:
-`errors`, `quantities` (numbers as people write them), `options` (what can be asked), `symmetric` (half a product),
-`metric` (what inputs are like), `heads` (the heads of a layer), `grouping` (which of them share one), `shipped`
-(model classes that go with a result), `families` (how model types keep attention), `merging` (how heads become one),
-`checkpoint` (bytes), `hosts` (other classes for models whose own knows only MHA), `devices`, `models` and `texts`
-(models to run, where, and what they read), `targets`, `rearrange` and `plan` (everything that will be done),
-`calibration` (what text tells, layers improved by it), `layerwise`, `automatic` and `conversion` (whole layers
-changed, from options to files), `output` (doing it), `evaluation` (what it is worth), `training` (winning it back),
-`timing` (how fast it is), `sweeping` (many conversions compared), `reports` (pages and cards), `commands` (one verb
-each), `console` and `cli`.
+`docs/develop/map.md` is the map of the folders; imports run one way, from the verbs down to the numbers of one head.
 
     from mha2gqa import ConvertOptions, convert
     report = convert(ConvertOptions(model="path/or/hub-id", groups=4))
@@ -21,8 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
+from mha2gqa.progress import Progress
 from mha2gqa.verbs.bench.options import BenchOptions
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.uptrain.options import UptrainOptions
@@ -45,6 +38,7 @@ __all__ = [
     "ExpandOptions",
     "InspectOptions",
     "Mha2GqaError",
+    "Progress",
     "SweepOptions",
     "UptrainOptions",
     "VerifyOptions",

@@ -33,6 +33,10 @@ class Mha2GqaError(Exception):
         return " ".join(f"{sentence.rstrip('.')}." for sentence in sentences if sentence)
 
 
+class OptionError(Mha2GqaError):
+    """An option has a value that it cannot have; on the command line that is wrong usage."""
+
+
 class SourceError(Mha2GqaError):
     """The model that was named cannot be found, reached or opened."""
 
@@ -55,6 +59,10 @@ class OutputError(Mha2GqaError):
 
 class TextError(Mha2GqaError):
     """The text to work on is missing, unreadable or too short, or there is no tokenizer for it."""
+
+
+class MethodError(Mha2GqaError):
+    """There is no method of that name."""
 
 
 class CalibrationError(Mha2GqaError):

@@ -12,9 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from mha2gqa.cli import VERBS
+
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
-    "errors units",
+    "errors progress",
+    "units",
+    "options sections",
+    "console",
     "shipped",
     "heads",
     "methods reference",
@@ -24,15 +29,16 @@ LAYERS = (
     "hosts",
     "texts",
     "targets",
+    "record",
     "refine",
     "pages",
+    "verbs.options",
     "verbs.convert verbs.inspect",
     "verbs.expand",
     "verbs.verify",
     "verbs.uptrain verbs.bench",
     "verbs.sweep",
     "verbs.demo",
-    "console",
     "cli",
     "__main__",
 )
@@ -120,6 +126,25 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
     assert result.returncode == 0, result.stderr
 
 
+def test_convert_reads_little() -> None:
+    """By streaming it needs neither what runs a model nor what reads text; who follows it has less to read."""
+    script = (
+        "import sys, mha2gqa.verbs.convert.run; print(*(name for name in sys.modules if name.startswith('mha2gqa')))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = [TREES[name] for name in result.stdout.split()]
+    assert not {"mha2gqa.refine.refine", "mha2gqa.texts.find"} & {*result.stdout.split()}
+    assert len(loaded) <= 80
+    assert sum(max(node.end_lineno or 0 for node in tree.body) for tree in loaded) <= 9000
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_functions_are_short(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
 @pytest.mark.parametrize("module", TREES)
 def test_every_module_says_what_it_is(module: str) -> None:
     docstring = ast.get_docstring(TREES[module])
@@ -127,10 +152,15 @@ def test_every_module_says_what_it_is(module: str) -> None:
     assert docstring.splitlines()[0].endswith((".", ":"))
 
 
-@pytest.mark.parametrize("module", [name for name in TREES if name.split(".")[1:2] != ["console"]])
+@pytest.mark.parametrize("module", sorted(TREES.keys() - {"mha2gqa.console"}))
 def test_only_the_console_prints(module: str) -> None:
     assert not {name for name in imported(TREES[module]) if name.split(".")[0] == "rich"}
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("print", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write")
+
+
+def test_only_the_command_line_has_it_print() -> None:
+    users = {module for module, others in OWN.items() if "mha2gqa.console" in others}
+    assert users == {"mha2gqa.cli", *(f"mha2gqa.verbs.{verb}.command" for verb in VERBS)}

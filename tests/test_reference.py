@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mha2gqa.reference.corpus import CALIBRATION, HELD_OUT, calibration_files, held_out_files, training_files
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.texts.blocks import held_out_loss
 from tests.conftest import Run
 
 CHECKPOINT = Path(__file__).parents[1] / "mha2gqa/reference/checkpoint"

@@ -2,9 +2,9 @@
 
 `gather` and `scatter` know only rows: which ones belong to which head of which part. Where that comes from is
 `modules.py`'s. Tensors go by their names in the module tree, which are the same few for every family, whatever a
-file calls them. What is done with the heads is up to `merging`.
+file calls them. What is done with the heads is up to a method.
 
-Legend: as in `heads.py`.
+Legend: as in `heads/attention.py`.
 """
 
 from collections.abc import Mapping

@@ -6,21 +6,17 @@ with a sliding window no more tokens than fit into it, and latent attention (MLA
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, by_module
-from mha2gqa.families.changes import Change, find_changes
+from mha2gqa.families.blueprint import Blueprint
+from mha2gqa.families.changes import Change
 from mha2gqa.families.counts import Count, decoders
+from mha2gqa.families.names import CROSS_ATTENTION, WINDOWS
 
-_CROSS = ("cross_attn", "encoder_attn", "crossattention", "cross_attention", "encdecattention")
-_WINDOWS = {
-    "sliding_attention": "sliding_window",
-    "hybrid_sliding": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
-}
-"""Kind of a layer -> config key of its window; layers of other kinds keep every token."""
+Dependent: TypeAlias = Iterable[tuple[Count, Change]]
+"""Numbers of KV heads, each with tensors of the module tree that depend on it."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,17 @@ class CacheLayer:
         return min(context, self.window or context)
 
 
-def cache_layers(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) -> list[CacheLayer]:
+def cache_layers(plan: Blueprint, dependent: Dependent) -> list[CacheLayer]:
     """Return the layers that have a KV cache, in the order of the module tree.
 
     Args:
-        config_json: The config.
-        plan: Its blueprint.
-        counts: Its numbers of KV heads; empty for latent attention.
+        plan: The blueprint.
+        dependent: What depends on each of its numbers of KV heads.
     """
-    if not counts:
-        return _latent_layers(plan)
     found: dict[str, CacheLayer] = {}
-    for count, change in _cached_changes(config_json, plan, counts):
-        _add(found, plan, count, change)
+    for count, change in dependent:
+        if change.rule.cached:
+            _add(found, plan, count, change)
     return [found[module] for module in dict.fromkeys(_tree_order(plan, found))]
 
 
@@ -78,33 +72,19 @@ def cross_cache_bytes(layers: list[CacheLayer], itemsize: int, groups: int | Non
     return sum(layer.numbers(groups) for layer in layers if layer.cross) * itemsize
 
 
-def cross_projections(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) -> frozenset[str]:
-    """Return the tensors, as named in the module tree, that compute the keys and values of cross-attention.
-
-    Args:
-        config_json: The config.
-        plan: Its blueprint.
-        counts: Its numbers of KV heads.
-    """
-    changes = [change for _, change in _cached_changes(config_json, plan, counts)]
+def cross_projections(dependent: Dependent) -> frozenset[str]:
+    """Return the tensors, as named in the module tree, that compute the keys and values of cross-attention."""
+    changes = [change for _, change in dependent if change.rule.cached]
     there = ((name, change.module(name)) for change in changes for name, (shape, _) in change.names.items() if shape)
     return frozenset(name for name, module in there if is_cross_attention(module))
 
 
 def is_cross_attention(module: str) -> bool:
     """Return whether an attention module reads the keys and values of another sequence, by its name."""
-    return any(word in module.lower() for word in _CROSS)
+    return any(word in module.lower() for word in CROSS_ATTENTION)
 
 
-def _cached_changes(config_json: ConfigJson, plan: Blueprint, counts: list[Count]) -> Iterator[tuple[Count, Change]]:
-    """Yield the tensors whose rows the cache holds, with the count that they depend on."""
-    for count in counts:
-        for change in find_changes(config_json, plan, by_module, count, _another(count)):
-            if change.rule.cached:
-                yield count, change
-
-
-def _another(count: Count) -> int:
+def another(count: Count) -> int:
     """Return a number of heads that differs from the config's, so that the difference shows."""
     family, queries = count.decoder.family, count.decoder.query_heads
     least = 2 if family.groups == "even" else 1
@@ -139,7 +119,7 @@ def _window(config: Any, attention: Any) -> int | None:
     """Return the window by the kind of the layer, as transformers' own cache does; without kinds all have it."""
     kinds, layer = getattr(config, "layer_types", None), getattr(attention, "layer_idx", None)
     kind = kinds[layer] if kinds and layer is not None else "sliding_attention"
-    window = getattr(config, _WINDOWS.get(kind, ""), None)
+    window = getattr(config, WINDOWS.get(kind, ""), None)
     return window if isinstance(window, int) else None
 
 
@@ -147,7 +127,7 @@ def _tree_order(plan: Blueprint, found: dict[str, CacheLayer]) -> list[str]:
     return [name for name, _ in plan.model.named_modules(remove_duplicate=False) if name in found]
 
 
-def _latent_layers(plan: Blueprint) -> list[CacheLayer]:
+def latent_layers(plan: Blueprint) -> list[CacheLayer]:
     """Return one layer per MLA module: the compressed K/V and the shared rotary key of each token."""
     config = next((one.config for one in decoders(plan) if one.family.latent), None)
     if config is None:

@@ -14,7 +14,8 @@ from mha2gqa.errors import FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint
 from mha2gqa.families.counts import Count, rewrite
 from mha2gqa.families.layouts import Geometry, Layout, separate
-from mha2gqa.families.table import PLAIN, TensorRule
+from mha2gqa.families.names import PLAIN
+from mha2gqa.families.row import TensorRule
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Change:
         if name in self.known:
             return self.names[name][1] if name in self.names else None
         return self._shapes.get((self._tail(name), shape)) if self.pattern.search(name) else None
+
+    def reversed(self) -> "Change":
+        """Return the same change the other way round."""
+        names = {name: (after, before) for name, (before, after) in self.names.items()}
+        known = (self.known - names.keys()) | {name for name, (before, _) in names.items() if before is not None}
+        return replace(self, names=names, known=known, before=self.after, after=self.before)
 
     def _tail(self, name: str) -> str:
         module = self.module(name)

@@ -6,15 +6,16 @@ is missing from the file counts with the default of its class, and is written ex
 """
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedConfig
 
 from mha2gqa.errors import CheckpointError, FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
-from mha2gqa.families.table import Family, family
+from mha2gqa.families.row import Family
+from mha2gqa.families.table import family
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -50,6 +51,10 @@ class Count:
     def encode(self, heads: int) -> int | bool:
         """Return the JSON value that means `heads`."""
         return heads == 1 if self.decoder.family.switch else heads
+
+
+Move: TypeAlias = tuple[Count, int]
+"""A number of KV heads of a config, and what it becomes."""
 
 
 def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
@@ -101,18 +106,19 @@ def decoders(plan: Blueprint) -> list[Decoder]:
     return [Decoder(path, config, _row(root, config)) for path, config in found]
 
 
-def rewrite(config_json: ConfigJson, counts: list[tuple[Count, int]]) -> ConfigJson:
+def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
     """Return a copy of a config with each count set to its new number of heads."""
     result = copy.deepcopy(config_json)
-    for count, heads in counts:
+    for count, heads in moves:
         for path in count.paths:
             _enter(result, path[:-1])[path[-1]] = count.encode(heads)
     return result
 
 
 def _row(root: Family, config: PreTrainedConfig) -> Family:
+    """Return a decoder's own row; where it is plain, the model around it says how it is stored."""
     own = family(config.model_type)
-    return root if own == Family() else own
+    return replace(root, freedom=own.freedom) if own == Family(freedom=own.freedom) else own
 
 
 def _text_path(config: PreTrainedConfig) -> Path:

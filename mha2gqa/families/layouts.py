@@ -1,8 +1,8 @@
 """How the heads of Q, K and V lie in one tensor of a file: the order of its rows.
 
 A layout answers one question: which rows of axis 0 belong to which head. Everything else follows
-from it: `plan.py` walks the rows of the target layout in file order and finds, for each run of rows,
-the source heads that it is made of. Convert (many source heads to one), expand (one to many) and a
+from it: `targets/pieces.py` walks the rows of the target layout in file order and finds, for each run of
+rows, the source heads that it is made of. Convert (many source heads to one), expand (one to many) and a
 change of layout (falcon's `[H, 3, E]` to `[q; k; v]`) are that same walk.
 
 No tensors here, only numbers of rows.

@@ -2,5 +2,5 @@
 
 `source` finds the directory (`hub` downloads it), `reader` lists its tensors as byte ranges, `pickles`
 the same for `.bin` files, `pieces` says what an output tensor is made of, `pool` merges heads, `streams`
-moves bytes, `writer` makes the files, `staging` the directory, `record` and `card` describe it.
+moves bytes, `writer` makes the files, `staging` the directory, `finish` all of that in order.
 """

@@ -1,7 +1,7 @@
 """Makes one head of the heads of a group: reads their bytes, merges, rounds; a few rows at a time.
 
-The only place of the package where numbers are computed with. Which heads belong together was planned
-before, how they are merged is a method of `merging`.
+For methods that stream, and for `verify`, which makes the same heads again. Which heads belong together was planned
+before (`targets/pieces.py`), how they become one is a pooling of `methods`; whole layers are `refine/merge.py`'s.
 
 Legend: R heads of a group, N numbers of one head.
 """
@@ -15,7 +15,7 @@ import xxhash
 from mha2gqa.errors import CheckpointError
 from mha2gqa.files.pieces import DTYPES, Fold, Merge, Span
 from mha2gqa.files.streams import Sources
-from mha2gqa.methods.kinds import Pooling
+from mha2gqa.methods import Pooling
 
 _SLICE = 1 << 18
 """Numbers of the heads of a group that are in memory at a time, per thread; larger ones fragment the heap."""

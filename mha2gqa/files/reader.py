@@ -8,7 +8,7 @@ adapters. Headers only; no tensor is read and nothing is executed. Pickles are `
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,25 +30,6 @@ _LEFT_BEHIND = {"config.json", "README.md", RECORD}
 
 
 @dataclass(frozen=True)
-class Rehosted:
-    """What was done to a checkpoint to have it in another class than its own (`hosts`), before anything else."""
-
-    model_type: str
-    """Of the source."""
-    sources: Mapping[str, tuple[str, ...]]
-    """Tensor -> the source's tensors, by their names in its file, that it is made of or stands for."""
-    recomputed: frozenset[str]
-    """Tensors whose bytes are not those of one of the source's."""
-    dropped: tuple[TensorInfo, ...]
-    """Tensors of the source's file that hold no weights."""
-    modules: Mapping[str, str]
-    """Attention module -> the one of the source's class whose output is the same; empty where names are the same."""
-    files: Mapping[str, str]
-    """Files to write beside the weights, name -> text: the code of a class that ships with the checkpoint, or a
-    tokenizer in the form that the class reads."""
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that passed every check that headers allow."""
 
@@ -60,8 +41,6 @@ class Checkpoint:
     """The `__metadata__` of the first safetensors file."""
     companions: tuple[Path, ...]
     """Files to copy beside the weights, relative to the directory: tokenizer, templates, code."""
-    rehosted: Rehosted | None = None
-    """None where the class is the one that wrote the files."""
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:

@@ -37,7 +37,12 @@ class Source:
         """The MODEL argument that names it again on another machine; empty for the reference checkpoint."""
         if self.hub_id:
             return f"{self.hub_id}@{self.revision}"
-        return "" if self.directory == reference_directory() else self.name
+        return "" if self.is_reference else self.name
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the checkpoint that ships with the package."""
+        return self.directory.resolve() == reference_directory().resolve()
 
 
 def find_source(model: str | None, *, small: bool = False) -> Source:

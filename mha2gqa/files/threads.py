@@ -5,48 +5,43 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 
-Task = TypeVar("Task")
-Progress: TypeAlias = Callable[[int, int], object]
-"""Told the number of bytes that were written since the last call, and how many there are in all."""
+from mha2gqa.progress import Advance
 
+Item = TypeVar("Item")
 
 _THREADS = 3
 """They wait for the disk as much as they compute: measured, three are faster than two and than four on two cores."""
 
 
-def ignore_progress(size: int, total: int) -> None:
-    """Take note of nothing."""
-
-
 def run_on_threads(
-    tasks: Sequence[Task], execute: Callable[[Task, Callable[[int], object]], object], progress: Progress, total: int
+    items: Sequence[Item], execute: Callable[[Item, Callable[[int], object]], object], advance: Advance, total: int
 ) -> None:
-    """Execute the tasks on threads; the first exception, Ctrl-C too, stops the others at their next run of bytes.
+    """Execute work on threads; the first exception, Ctrl-C too, stops the others at their next run of bytes.
 
     Args:
-        tasks: The tasks.
-        execute: Does one, and tells of the bytes that it has done.
-        progress: Told of them, too.
-        total: Bytes of all tasks.
+        items: What is to be worked on, each by one thread.
+        execute: Works on one, and tells of the bytes that it has done.
+        advance: Told of them, too.
+        total: Bytes of all items.
     """
-    pending: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    for task in tasks:
-        pending.put(task)
+    pending: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for item in items:
+        pending.put(item)
     stop = threading.Event()
 
-    def advance(size: int) -> None:
+    def tell(size: int) -> None:
         if stop.is_set():
             raise CancelledError
-        progress(size, total)
+        advance(size, total)
 
     def work() -> None:
         try:
             while not stop.is_set():
-                execute(pending.get_nowait(), advance)
+                execute(pending.get_nowait(), tell)
         except (queue.Empty, CancelledError):
             pass
         except BaseException:

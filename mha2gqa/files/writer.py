@@ -19,10 +19,10 @@ from mha2gqa.files.pieces import Copy, OutputTensor, VirtualFile
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.files.streams import BLOCK, Sources, Writer, should_drop_behind
-from mha2gqa.files.threads import Progress, run_on_threads, single_torch_thread
-from mha2gqa.methods.kinds import Pooling
+from mha2gqa.files.threads import run_on_threads, single_torch_thread
+from mha2gqa.progress import Advance
 
-_TASK = 64 << 20
+_RUN = 64 << 20
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
@@ -67,20 +67,18 @@ def write_weights(
     directory: Path,
     files: Sequence[OutputFile],
     *,
-    method: Pooling,
-    seed: int,
+    pool: Pool,
     metadata: dict[str, str],
-    progress: Progress,
+    advance: Advance,
 ) -> dict[str, str]:
     """Write the files, and an index when there are several.
 
     Args:
         directory: Where to write; must exist.
         files: What to write.
-        method: Makes one head of the heads of a group.
-        seed: Seed of the methods that draw numbers; each group gets a generator of its own.
+        pool: Makes one head of the heads of a group.
         metadata: The `__metadata__` of the source; `format: pt` is added.
-        progress: Told of every run of bytes written.
+        advance: Told of every run of bytes written.
 
     Returns:
         Tensor name -> XXH3-128 checksum of its bytes, in hexadecimal.
@@ -88,7 +86,6 @@ def write_weights(
     Raises:
         CheckpointError: A source file ends early, or K/V hold NaN or infinity.
     """
-    pool = Pool(method, seed)
     total = sum(file.size for file in files)
     drop_behind = should_drop_behind(total)
     checksums: dict[str, str] = {}
@@ -96,13 +93,13 @@ def write_weights(
         sources = Sources()
         stack.callback(sources.close)
         stack.enter_context(single_torch_thread())
-        tasks: list[_Task] = []
+        runs: list[_TensorRun] = []
         for file in files:
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, descriptor)
-            tasks += _start_file(descriptor, file, metadata | {"format": "pt"}, drop_behind)
-        run_on_threads(tasks, lambda task, advance: checksums.update(task.run(sources, pool, advance)), progress, total)
-        for descriptor in dict.fromkeys(task.descriptor for task in tasks):
+            runs += _start_file(descriptor, file, metadata | {"format": "pt"}, drop_behind)
+        run_on_threads(runs, lambda run, tell: checksums.update(run.write(sources, pool, tell)), advance, total)
+        for descriptor in dict.fromkeys(run.descriptor for run in runs):
             os.fsync(descriptor)
             if drop_behind:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -112,7 +109,7 @@ def write_weights(
 
 
 @dataclass(frozen=True)
-class _Task:
+class _TensorRun:
     """A run of whole tensors that lie behind one another in a file; one thread writes it."""
 
     descriptor: int
@@ -120,7 +117,7 @@ class _Task:
     tensors: tuple[OutputTensor, ...]
     drop_behind: bool
 
-    def run(self, sources: Sources, pool: Pool, progress: Callable[[int], object]) -> dict[str, str]:
+    def write(self, sources: Sources, pool: Pool, tell: Callable[[int], object]) -> dict[str, str]:
         """Write the tensors; return their checksums."""
         writer = Writer(self.descriptor, self.offset, drop_behind=self.drop_behind)
         checksums = {}
@@ -128,31 +125,31 @@ class _Task:
             checksum = xxhash.xxh3_128()
             for piece in tensor.pieces:
                 if isinstance(piece, Copy):
-                    writer.copy(sources, piece.span, checksum.update, progress)
+                    writer.copy(sources, piece.span, checksum.update, tell)
                 else:
                     for view in pool.slices(sources, piece):
                         checksum.update(view)
                         writer.write(view)
-                        progress(len(view))
+                        tell(len(view))
             checksums[tensor.name] = checksum.hexdigest()
         writer.finish()
         return checksums
 
 
-def _start_file(descriptor: int, file: OutputFile, metadata: dict[str, str], drop_behind: bool) -> list[_Task]:
-    """Write the header of a file and return the tasks that write its tensors."""
+def _start_file(descriptor: int, file: OutputFile, metadata: dict[str, str], drop_behind: bool) -> list[_TensorRun]:
+    """Write the header of a file and return the runs of its tensors."""
     header = _header(file, metadata)
     Writer(descriptor, 0, drop_behind=False).write(memoryview(header))
-    tasks: list[_Task] = []
+    runs: list[_TensorRun] = []
     offset = start = len(header)
     run: list[OutputTensor] = []
     for tensor in file.tensors:
         run.append(tensor)
         offset += tensor.size
-        if offset - start >= _TASK or tensor is file.tensors[-1]:
-            tasks.append(_Task(descriptor, start, tuple(run), drop_behind))
+        if offset - start >= _RUN or tensor is file.tensors[-1]:
+            runs.append(_TensorRun(descriptor, start, tuple(run), drop_behind))
             start, run = offset, []
-    return tasks
+    return runs
 
 
 def _header(file: OutputFile, metadata: dict[str, str]) -> bytes:

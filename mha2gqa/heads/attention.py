@@ -1,8 +1,8 @@
 """The heads of one attention layer, free of any family's way to store them.
 
-`families` makes an `AttentionHeads` of a layer's tensors and tensors of it again; a method of `merging`
-turns one into another with fewer KV heads. What may be changed without changing what the layer computes
-(its freedom) is said here by name, and decided in `families/freedom.py`.
+`families` makes an `AttentionHeads` of a layer's tensors and tensors of it again; a method turns one into
+another with fewer KV heads. What may be changed without changing what the layer computes (its freedom) is
+said here by name, and decided in `families/table.py`.
 
 Legend: H query heads, K KV heads, R = H/K query heads per KV head, E width of a key head, F width of a value
 head, X inputs (the model's width, and one more that is always 1 where there are biases), D outputs,

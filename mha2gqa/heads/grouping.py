@@ -67,6 +67,7 @@ def similar(heads: int, groups: int, loss: Callable[[Sequence[int]], float], see
 def _matched(pairs: list[list[float]]) -> Groups:
     from networkx import Graph, min_weight_matching
 
+    # A partition into pairs is a perfect matching of all heads, and the least one is found in polynomial time.
     graph = Graph()
     for one, other in itertools.combinations(range(len(pairs)), 2):
         graph.add_edge(one, other, weight=(pairs[one][other] + pairs[other][one]) / 2)
@@ -74,6 +75,7 @@ def _matched(pairs: list[list[float]]) -> Groups:
 
 
 def _swapped(pairs: list[list[float]], groups: int, seed: int) -> Groups:
+    # Larger groups have no such algorithm. A sum over pairs stands for a group's loss, which it takes a merge to know.
     heads, generator = len(pairs), random.Random(seed)  # noqa: S311 (no secret)
     starts = [list(range(heads)), *(generator.sample(range(heads), heads) for _ in range(_STARTS))]
     best = min((_descend(start, pairs, heads // groups) for start in starts), key=lambda found: found[0])[1]

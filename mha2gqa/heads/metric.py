@@ -3,7 +3,7 @@
 An error E in a row of weights costs E M Eᵀ with M the second moment of what the row is multiplied with. A merge
 asks for no more than `gram`s and `energies` of rows, so a moment need not be a full matrix: `Even` is none at all
 (inputs that are uncorrelated and of equal size), `Full` one that was measured, `LowRank` a guess that costs a
-hundredth of the arithmetic. Where these come from is `calibration`'s.
+hundredth of the arithmetic. Where these come from is `refine`'s (`statistics.py`, `prior.py`).
 
 Legend: N rows, X inputs, S columns of a factor.
 """
@@ -13,7 +13,10 @@ from typing import Protocol
 
 import torch
 
-from mha2gqa.heads.symmetric import symmetric_product
+_LARGE = 512
+"""From this size on, half a product saves more than its pieces cost."""
+_PIECES = 4
+"""With so many, five eighths are computed."""
 
 
 class Metric(Protocol):
@@ -78,6 +81,7 @@ class LowRank:
 
     def gram(self, rows_NX: torch.Tensor) -> torch.Tensor:
         """Return R diag(d) Rᵀ + (R F)(R F)ᵀ."""
+        # Two products with N·X and N·S numbers in the place of one with X·X: M itself is never made.
         seen_NS = rows_NX @ self.factor_XS
         return symmetric_product(rows_NX * self.diagonal_X, rows_NX) + symmetric_product(seen_NS, seen_NS)
 
@@ -88,3 +92,19 @@ class LowRank:
     def like(self, tensor: torch.Tensor) -> "LowRank":
         """Return the metric in a tensor's dtype and on its device."""
         return LowRank(self.diagonal_X.to(tensor), self.factor_XS.to(tensor))
+
+
+def symmetric_product(left_NX: torch.Tensor, right_NX: torch.Tensor) -> torch.Tensor:
+    """Return `left @ rightᵀ`, `[..., N, N]`, of which the caller knows that it is symmetric."""
+    size = left_NX.shape[-2]
+    if left_NX.ndim > 2 or size < _LARGE:
+        return left_NX @ right_NX.mT
+    # Block columns from the diagonal down, each mirrored to the right of it: the pieces above are never multiplied.
+    product = left_NX.new_empty(size, size)
+    step = -(-size // _PIECES)
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        below = left_NX[start:] @ right_NX[start:stop].mT
+        product[start:, start:stop] = below
+        product[start:stop, stop:] = below[stop - start :].mT
+    return product

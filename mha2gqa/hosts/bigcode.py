@@ -124,3 +124,9 @@ GPT_NEO = Host(
     architectures={"GPTNeoForCausalLM": "GPTBigCodeForCausalLM", "GPTNeoModel": "GPTBigCodeModel"},
     modules=("transformer.h.{}.attn.attention", "transformer.h.{}.attn"),
 )
+
+HOSTS = {
+    "gpt2": GPT2,
+    "gpt_neo": GPT_NEO,
+}
+"""Model type of the source -> its host."""

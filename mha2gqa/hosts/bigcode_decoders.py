@@ -165,3 +165,10 @@ XGLM = Host(
     architectures={"XGLMForCausalLM": "GPTBigCodeForCausalLM"},
     modules=("model.layers.{}.self_attn", "transformer.h.{}.attn"),
 )
+
+HOSTS = {
+    "opt": OPT,
+    "biogpt": BIOGPT,
+    "xglm": XGLM,
+}
+"""Model type of the source -> its host."""

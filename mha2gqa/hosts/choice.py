@@ -5,10 +5,11 @@ The tensors are `rehost.py`'s; which hosts there are is `table.py`'s.
 
 from mha2gqa import shipped
 from mha2gqa.errors import FamilyError, GroupsError
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, blueprint
+from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.host import Host
-from mha2gqa.hosts.table import HOSTS
+from mha2gqa.hosts.table import HOSTS, hosts_of
+from mha2gqa.model.architecture import Architecture
 
 _KEPT_KEYS = ("dtype", "torch_dtype", "transformers_version", "task_specific_params", "quantization_config")
 """Keys of the source's config.json that mean the same in every class, and are kept as they stand."""
@@ -19,65 +20,64 @@ _KEPT_VALUES = (
 """Keys that are written as transformers reads them, because the classes' defaults differ."""
 
 
-def has_hosts(config_json: ConfigJson) -> bool:
+def has_hosts(model: Architecture) -> bool:
     """Return whether the class of a model type knows only MHA, and others are tried for it."""
-    return config_json.get("model_type") in HOSTS
+    return model.config_json.get("model_type") in HOSTS
 
 
-def host_config(config_json: ConfigJson, groups: int) -> tuple[Host, ConfigJson]:
+def host_config(model: Architecture, groups: int) -> tuple[Host, ConfigJson]:
     """Return the host that a model type of `HOSTS` is written in for G = `groups`, and its config.json with K = H.
 
     Raises:
         FamilyError: None can express this model.
         GroupsError: None can with this number of KV heads.
     """
-    source = blueprint(config_json)
     objections: list[str] = []
-    for host in HOSTS[source.config.model_type]:
-        if not (objection := _objection(host, source, groups)):
-            return host, _config(host, config_json, source)
+    for host in hosts_of(model.model_type):
+        if not (objection := _objection(host, model, groups)):
+            return host, _config(host, model)
         objections.append(f"{host.model_type} cannot express it, because {objection}")
-    possible = hosts_by_groups(config_json)
+    possible = hosts_by_groups(model)
     error = GroupsError if possible else FamilyError
     raise error(
-        f"The transformers class of {source.config.model_type!r} knows only multi-head attention, and this model "
+        f"The transformers class of {model.model_type!r} knows only multi-head attention, and this model "
         f"cannot be written in another with --groups {groups}: {'; '.join(objections)}",
         expected=f"one of {', '.join(map(str, possible))}" if possible else "",
     )
 
 
-def config_with_heads(config_json: ConfigJson) -> ConfigJson:
-    """Return the config by which the KV heads of a model are counted: its own, or a host's with K = H."""
-    hosts = hosts_by_groups(config_json) if has_hosts(config_json) else {}
-    return host_config(config_json, max(hosts))[1] if hosts else config_json
+def counted(model: Architecture) -> Architecture:
+    """Return the architecture by which the KV heads of a model are counted: its own, or a host's with K = H."""
+    hosts = hosts_by_groups(model) if has_hosts(model) else {}
+    return Architecture(host_config(model, max(hosts))[1]) if hosts else model
 
 
-def hosts_by_groups(config_json: ConfigJson) -> dict[int, Host]:
+def hosts_by_groups(model: Architecture) -> dict[int, Host]:
     """Return every G that a host of this model allows, H included, and which host; least G first."""
-    source = blueprint(config_json)
-    hosts = HOSTS.get(source.config.model_type, ())
+    hosts = hosts_of(model.model_type)
     able = {
-        groups: [host for host in hosts if not _objection(host, source, groups)] for groups in divisors(_heads(source))
+        groups: [host for host in hosts if not _objection(host, model, groups)] for groups in divisors(_heads(model))
     }
     return {groups: found[0] for groups, found in able.items() if found}
 
 
-def _heads(source: Blueprint) -> int:
-    return int(source.config.get_text_config(decoder=True).num_attention_heads)
+def _heads(model: Architecture) -> int:
+    return int(model.text_config.num_attention_heads)
 
 
-def _objection(host: Host, source: Blueprint, groups: int) -> str:
-    name = type(source.model).__name__
+def _objection(host: Host, model: Architecture, groups: int) -> str:
+    name = type(model.outline).__name__
     if name not in host.architectures:
         return f"it has no class like {name}"
-    return host.objection(source.config, groups)
+    return host.objection(model.config, groups)
 
 
-def _config(host: Host, config_json: ConfigJson, source: Blueprint) -> ConfigJson:
-    architecture = host.architectures[type(source.model).__name__]
+def _config(host: Host, model: Architecture) -> ConfigJson:
+    architecture = host.architectures[type(model.outline).__name__]
     named = {"model_type": host.model_type, "architectures": [architecture]}
     if host.shipped:
-        return config_json | host.config(source.config) | named | {"auto_map": shipped.auto_map(host.model_type)}
-    kept = {key: config_json[key] for key in _KEPT_KEYS if key in config_json}
-    values = {key: getattr(source.config, key) for key in _KEPT_VALUES if hasattr(source.config, key)}
-    return named | values | host.config(source.config) | kept
+        auto_map = {"auto_map": shipped.auto_map(host.model_type)}
+        return model.config_json | host.config(model.config) | named | auto_map
+    kept = {key: model.config_json[key] for key in _KEPT_KEYS if key in model.config_json}
+    values = {key: getattr(model.config, key) for key in _KEPT_VALUES if hasattr(model.config, key)}
+    return named | values | host.config(model.config) | kept

@@ -75,3 +75,8 @@ PERSIMMON = Host(
     objection=_objection,
     architectures={"PersimmonForCausalLM": "NemotronForCausalLM", "PersimmonModel": "NemotronModel"},
 )
+
+HOSTS = {
+    "persimmon": PERSIMMON,
+}
+"""Model type of the source -> its host."""

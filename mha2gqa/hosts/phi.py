@@ -170,3 +170,10 @@ GPT_NEOX = Host(
     architectures={"GPTNeoXForCausalLM": "PhiForCausalLM", "GPTNeoXModel": "PhiModel"},
     modules=("gpt_neox.layers.{}.attention", "model.layers.{}.self_attn"),
 )
+
+HOSTS = {
+    "gptj": GPTJ,
+    "codegen": CODEGEN,
+    "gpt_neox": GPT_NEOX,
+}
+"""Model type of the source -> its host."""

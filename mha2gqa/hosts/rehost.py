@@ -1,56 +1,103 @@
 """Writes a checkpoint in the class of a host: G = K, every logit equal, ready to be converted as any other.
 
-`rehost` changes no file. It gives a `Checkpoint` with the host's config, whose tensors lie where the source's lie
-when they are only renamed, and are made when they are read otherwise (`made.py`). A checkpoint whose class has a
-number of KV heads comes back as it is. Which host is taken is `choice.py`'s, what becomes what is `table.py`'s.
+`rehost` changes no file. It gives an `Original` with the host's config, whose tensors lie where the source's lie
+when they are only renamed, and otherwise are made when their bytes are read (`MadeFile`). One whose class has a number
+of KV heads comes back as it is. Its tokenizer stays readable: loaders choose the tokenizer's class by
+`tokenizer_config.json`, then `config.json`, then the model type, and some model types read `tokenizer.json` alone,
+which older checkpoints do not have. Which host is taken is `choice.py`'s, what becomes what is `table.py`'s.
 """
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, blueprint, find_spelling
-from mha2gqa.files.pieces import DTYPES, TensorInfo, path_of
-from mha2gqa.files.reader import Checkpoint, Rehosted
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape
+from mha2gqa.files.pieces import DTYPES, TensorInfo, VirtualFile, path_of
+from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import read_tensor, refuse_quantised
 from mha2gqa.hosts.choice import has_hosts, host_config
 from mha2gqa.hosts.host import Host, Recipe
-from mha2gqa.hosts.made import MadeFile, Recent
-from mha2gqa.hosts.tokenizer import tokenizer_class, tokenizer_files
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.original import Origin, Original
+
+_KEPT = 4
+"""Finished tensors that are kept, as readers take them in runs of bytes: one for each thread of the writer, and one."""
+_FILE = "tokenizer.json"
+_VOCABULARIES = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
-def rehost(checkpoint: Checkpoint, groups: int) -> Checkpoint:
-    """Return a checkpoint in a class that can have `groups` KV heads: its own, or a host's.
+class Recent:
+    """The tensors that were made last, as bytes; shared between threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: int, make: Callable[[], torch.Tensor]) -> memoryview:
+        """Return the bytes of a tensor, made now unless they are kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        content = make().contiguous().view(-1).view(torch.uint8).numpy().data
+        with self._lock:
+            self._kept[key] = content
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return content
+
+
+@dataclass(frozen=True, eq=False)
+class MadeFile(VirtualFile):
+    """A tensor that is made when it is read."""
+
+    path: Path
+    make: Callable[[], torch.Tensor] = field(repr=False)
+    recent: Recent = field(repr=False)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the tensor's bytes from `offset` on."""
+        view[:] = self.recent.get(id(self), self.make)[offset : offset + len(view)]
+
+
+def rehost(original: Original, groups: int) -> Original:
+    """Return a model in a class that can have `groups` KV heads: its own, or a host's.
 
     Raises:
         FamilyError: There are hosts of the model type, and none can express this model.
         GroupsError: None can with this number of KV heads.
         CheckpointError: The weights are quantised, or do not fit the config.
     """
-    if not has_hosts(checkpoint.config):
-        return checkpoint
-    refuse_quantised(checkpoint.config)
-    host, config = host_config(checkpoint.config, groups)
-    if not host.shipped and (tokenizer := tokenizer_class(checkpoint)) is not None:
+    if not has_hosts(original.architecture):
+        return original
+    refuse_quantised(original.config_json)
+    host, config = host_config(original.architecture, groups)
+    if not host.shipped and (tokenizer := tokenizer_class(original.checkpoint)) is not None:
         config["tokenizer_class"] = tokenizer
-    source, target = blueprint(checkpoint.config), blueprint(config)
-    recipes = list(_fitting(host, source, target, _Finder(checkpoint, source)))
-    return _checkpoint(checkpoint, host, config, recipes, target)
+    target = Architecture(config).blueprint
+    recipes = list(_fitting(host, original.architecture.blueprint, target, _Finder(original)))
+    return _written(original, host, config, recipes, target)
 
 
 class _Finder:
     """Finds the source's tensors in its file by their names in the module tree."""
 
-    def __init__(self, checkpoint: Checkpoint, source: Blueprint) -> None:
+    def __init__(self, original: Original) -> None:
+        source = original.architecture.blueprint
         self._model = source.model
-        self.infos = {info.name: info for info in checkpoint.tensors}
+        self.infos = original.infos
         self.shapes = source.module_shapes
-        self._names = _file_names(source, find_spelling(source, self.infos.keys() | set()))
+        self._names = _file_names(original)
         self._prefix = f"{source.model.base_model_prefix}."
 
     def tied(self, name: str) -> TensorInfo | None:
@@ -69,11 +116,12 @@ class _Finder:
         return info
 
 
-def _file_names(source: Blueprint, spelling: Spelling) -> dict[str, str]:
+def _file_names(original: Original) -> dict[str, str]:
     """Return the name in the file of each tensor of the module tree that a file has under one name."""
+    source = original.architecture.blueprint
     state = {name: torch.empty(shape, device="meta") for name, shape in source.module_shapes.items()}
-    names = {id(tensor): name for name, tensor in state.items()}
-    return {names[id(tensor)]: name for name, tensor in spelling.write(source, state).items() if id(tensor) in names}
+    names, written = {id(tensor): name for name, tensor in state.items()}, original.spelling.write(source, state)
+    return {names[id(tensor)]: name for name, tensor in written.items() if id(tensor) in names}
 
 
 def _fitting(
@@ -102,28 +150,27 @@ def _unfit(name: str, problem: str, shape: Shape | None) -> CheckpointError:
     )
 
 
-def _checkpoint(
-    checkpoint: Checkpoint,
+def _written(
+    original: Original,
     host: Host,
     config: ConfigJson,
     recipes: list[tuple[Recipe, str, list[TensorInfo]]],
     target: Blueprint,
-) -> Checkpoint:
-    places = {info.name: place for place, info in enumerate(checkpoint.tensors)}
+) -> Original:
+    places = {info.name: place for place, info in enumerate(original.tensors)}
     recipes = sorted(recipes, key=lambda one: places[one[2][0].name])
-    recent = Recent()
-    shapes = target.module_shapes
+    recent, shapes = Recent(), target.module_shapes
     used = {info.name for _, _, sources in recipes for info in sources}
-    rehosted = Rehosted(
-        model_type=str(checkpoint.config["model_type"]),
-        sources={name: tuple(info.name for info in sources) for _, name, sources in recipes},
+    origin = Origin(
+        model_type=original.origin.model_type,
         recomputed=frozenset(name for recipe, name, _ in recipes if not _is_same(recipe)),
-        dropped=tuple(info for info in checkpoint.tensors if info.name not in used),
-        modules=_modules(host, blueprint(checkpoint.config), target),
-        files=shipped.files(host.model_type) if host.shipped else tokenizer_files(checkpoint),
+        dropped=tuple(info for info in original.tensors if info.name not in used),
+        modules=_modules(host, original.architecture.blueprint, target),
+        files=shipped.files(host.model_type) if host.shipped else tokenizer_files(original.checkpoint),
+        is_own=False,
     )
     tensors = tuple(_info(recipe, name, sources, shapes[name], recent) for recipe, name, sources in recipes)
-    return replace(checkpoint, config=config, tensors=tensors, rehosted=rehosted)
+    return Original(original.source, replace(original.checkpoint, config=config, tensors=tensors), origin)
 
 
 def _is_same(recipe: Recipe) -> bool:
@@ -174,3 +221,28 @@ def _modules(host: Host, source: Blueprint, target: Blueprint) -> Mapping[str, s
 def _in_tree(name: str, plan: Blueprint) -> str:
     is_bare = plan.model.base_model is plan.model
     return name.removeprefix(f"{plan.model.base_model_prefix}.") if is_bare else name
+
+
+def tokenizer_class(checkpoint: Checkpoint) -> str | None:
+    """Return the tokenizer's class that the source's config or model type stands for; None without a tokenizer."""
+    names = {companion.name for companion in checkpoint.companions}
+    if not names & {_FILE, *_VOCABULARIES}:
+        return None
+    model_type = str(checkpoint.config["model_type"])
+    name: str | None = checkpoint.config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model_type)
+    return name
+
+
+def tokenizer_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return `tokenizer.json` where the source has only the files that its own tokenizer class reads.
+
+    Tokenizers without such a form (BioGPT's, for one) stay as they are, and are loaded by their own class.
+    """
+    names = {companion.name for companion in checkpoint.companions}
+    if _FILE in names or not names.intersection(_VOCABULARIES):
+        return {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    except Exception:  # of every kind: one that cannot be loaded here is copied as it is
+        return {}
+    return {_FILE: tokenizer.backend_tokenizer.to_str()} if isinstance(tokenizer, PreTrainedTokenizerFast) else {}

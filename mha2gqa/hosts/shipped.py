@@ -57,5 +57,5 @@ def _objection(config: PreTrainedConfig, groups: int) -> str:
     return f"its encoder and decoder have different numbers of heads ({heads})" if len(heads) > 1 else ""
 
 
-SHIPPED: Mapping[str, Host] = {name.removesuffix("_gqa"): _host(name) for name in shipped.MODULES}
+HOSTS: Mapping[str, Host] = {source: _host(f"{source}_gqa") for source in shipped.SOURCES}
 """Model type of the source -> the host that ships."""

@@ -110,3 +110,9 @@ GPT_NEOX_JAPANESE = Host(
     modules=("gpt_neox_japanese.layers.{}.attention", "model.layers.{}.self_attn"),
     last_differs=True,
 )
+
+HOSTS = {
+    "gpt_neox": GPT_NEOX,
+    "gpt_neox_japanese": GPT_NEOX_JAPANESE,
+}
+"""Model type of the source -> its host."""

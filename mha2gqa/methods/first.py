@@ -1,11 +1,6 @@
 """The first head of each group, a baseline of the GQA paper."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def first(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,11 +1,6 @@
 """Mean pooling, the conversion of the GQA paper."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def mean(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -18,8 +13,9 @@ def mean(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         heads_RN: The R heads of a group, N numbers each, in the dtype of accumulation.
         generator: Not used.
     """
+    # Heads that `expand` has repeated must come back to the bit. The sum of copies of a 16-bit number is exact in fp32.
     if heads_RN.dtype.itemsize < 8:
         return heads_RN.mean(dim=0)
-    # There may be no wider dtype than the source's: the mean of equal heads is then exact only so.
+    # In fp64 the source may be as wide as the sum: (x + x + x) / 3 need not be x then, x + the mean of zeros is.
     first_N = heads_RN[0]
     return first_N + (heads_RN - first_N).mean(dim=0)

@@ -1,11 +1,6 @@
 """New heads drawn at random, the lower baseline of the GQA paper."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def random(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

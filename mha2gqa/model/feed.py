@@ -1,74 +1,46 @@
 """Runs models of every kind on blocks of tokens: what they are fed, and their logits a few positions at a time.
 
-A causal model reads the tokens, an encoder-decoder reads them in both halves, a masked model reads them
-unmasked; a model without a head ("embedding") gives hidden states and no logits. `Body` runs everything below
-the output projection once and then gives the logits of any range of positions through the class's own forward,
-scaling and soft-capping included, so that the logits of a whole block are never in memory.
+A decoder reads the tokens, an encoder-decoder reads them in both halves, a masked model reads them unmasked; which
+kind a model is of says `kind.py`. `Body` runs everything below the output projection once and then gives the logits of
+any range of positions through the class's own forward, scaling and soft-capping included, so that the logits of a
+whole block are never in memory.
 
 Legend: B blocks of a batch, T tokens of a block, C positions of a chunk, V vocabulary.
 """
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
 
-Kind: TypeAlias = Literal["causal", "encoder-decoder", "masked", "embedding"]
+from mha2gqa.model.kind import kind_of
+
 Result = TypeVar("Result")
+Logits: TypeAlias = Callable[[slice], torch.Tensor]
+"""Gives the logits `[B, C, V]` of a range of positions."""
 
-_HEADLESS = frozenset(
-    name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)
-)
 _PROBED = 12
 """Positions on which chunked logits are held against whole ones before they are relied on."""
 _REORDERED = 1e-4
 """What the order of the sums in an output projection changes, as a fraction of the largest logit."""
 
 
-def kind_of(model: PreTrainedModel) -> Kind:
-    """Return how a model is fed."""
-    if model.config.is_encoder_decoder:
-        return "encoder-decoder"
-    names = {kind.__name__ for kind in type(model).__mro__}  # a class that ships is one of transformers' own, too
-    if names & {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}:
-        return "masked"
-    return "embedding" if names & _HEADLESS else "causal"
-
-
-def answers_text_with_text(model: PreTrainedModel) -> bool:
-    """Return whether a class reads a text and writes another."""
-    names = {kind.__name__ for kind in type(model).__mro__}
-    return bool(names & {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()})
-
-
-def sees_ahead(model: PreTrainedModel) -> bool:
-    """Return whether a class that has a causal form is built as an encoder: its logits know the tokens they predict."""
-    named = model.config.model_type.removesuffix("_gqa") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return kind_of(model) == "causal" and named and getattr(model.config, "is_decoder", None) is False
-
-
-def inputs(
-    model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor | None = None
-) -> dict[str, torch.Tensor]:
-    """Return the keyword arguments of a forward pass on blocks of tokens.
+def inputs(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor | None = None) -> dict[str, Any]:
+    """Return the keyword arguments of a forward pass on blocks of tokens, which keeps no cache.
 
     Args:
         model: Who reads them.
         ids_BT: What a decoder, or the only half, reads.
         encoder_ids_BT: What the encoder of an encoder-decoder reads; None is the same.
     """
-    if kind_of(model) != "encoder-decoder":
-        return {"input_ids": ids_BT.to(model.device)}
+    fed = {"input_ids": ids_BT.to(model.device), "use_cache": False}
+    if not kind_of(model).has_encoder:
+        return fed
     encoded_BT = ids_BT if encoder_ids_BT is None else encoder_ids_BT
-    return {"input_ids": encoded_BT.to(model.device), "decoder_input_ids": ids_BT.to(model.device)}
+    return fed | {"input_ids": encoded_BT.to(model.device), "decoder_input_ids": fed["input_ids"]}
 
 
 def attempt(run: Callable[[], Result]) -> Result | str:
@@ -95,24 +67,18 @@ class Body:
         """Whether logits are made a few positions at a time."""
         return self._inner is not None
 
-    def read(self, ids_BT: torch.Tensor, **more: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-        """Run the model on a batch, and return what gives the logits `[B, C, V]` of a range of positions.
+    def read(self, ids_BT: torch.Tensor) -> Logits:
+        """Run the model on a batch, and return what gives its logits."""
+        return self.answer(inputs(self.model, ids_BT))
 
-        What a forward is given besides the tokens (`position_ids`) is `more`.
-        """
-        return self.answer(inputs(self.model, ids_BT) | more)
-
-    def answer(self, given: Mapping[str, torch.Tensor]) -> Callable[[slice], torch.Tensor]:
+    def answer(self, given: Mapping[str, Any]) -> Logits:
         """Run the model as `read` does, on the keyword arguments of its forward."""
-        fed = dict(given) | self._no_cache()
+        fed = dict(given) | {"use_cache": False}
         if self._inner is None:
             logits_BTV = self._logits(fed)
             return lambda positions: logits_BTV[:, positions]
         output = self._run_inner(fed)
         return lambda positions: self._logits(fed, replaced=_cut(output, positions))
-
-    def _no_cache(self) -> dict[str, Any]:
-        return {"use_cache": False} if kind_of(self.model) in ("causal", "encoder-decoder") else {}
 
     def _logits(self, fed: dict[str, Any], replaced: Any = None) -> torch.Tensor:
         if replaced is None:
@@ -145,7 +111,7 @@ class Body:
         return seen[0]
 
     def _is_exact(self, probe_BT: torch.Tensor) -> bool:
-        fed = inputs(self.model, probe_BT) | self._no_cache()
+        fed = inputs(self.model, probe_BT)
         whole_BTV = self._logits(fed)
         half = slice(probe_BT.shape[1] // 2, None)
         chunk_BCV = attempt(lambda: self._logits(fed, replaced=_cut(self._run_inner(fed), half)))

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import Blueprint, Shape, blueprint, find_spelling
+from mha2gqa.families.blueprint import Shape
 from mha2gqa.files.pieces import DTYPES, LayerResult, TensorInfo
-from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.heads.grouping import contiguous
+from mha2gqa.model.original import Original
 
 
 @dataclass(frozen=True)
 class LayerFiles:
-    """Reads the layers of one checkpoint, and writes changed ones into a directory."""
+    """Reads the layers of the original, and writes changed ones into a directory."""
 
-    checkpoint: Checkpoint
+    original: Original
     directory: Path
 
     def read(self, layer: AttentionLayer) -> dict[str, torch.Tensor]:
@@ -36,25 +36,26 @@ class LayerFiles:
 
     def read_module(self, module: str) -> dict[str, torch.Tensor]:
         """Return the source's tensors of any module; empty if the file lacks one."""
-        parameters = self._plan.model.get_submodule(module).named_parameters()
-        shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
-        return self._read(module, shapes, {info.name: info for info in self.checkpoint.tensors})
+        return self._read(module, self._shapes(module), self.original.infos)
 
     def is_complete(self, layer: AttentionLayer) -> bool:
         """Return whether the file has every tensor of a layer; a layer that shares another's has none."""
-        shapes = {name: tuple(p.shape) for name, p in self._plan.model.get_submodule(layer.module).named_parameters()}
-        return self._owners(layer.module, shapes).keys() <= self._names
+        return self._owners(layer.module, self._shapes(layer.module)).keys() <= self.original.infos.keys()
+
+    def _shapes(self, module: str) -> dict[str, Shape]:
+        parameters = self.original.architecture.outline.get_submodule(module).named_parameters()
+        return {name: tuple(parameter.shape) for name, parameter in parameters}
 
     def read_embedding(self) -> torch.Tensor | None:
         """Return the input embedding `[V, D]`, where there is a plain one; a tied file may name it as the output."""
-        model = self._plan.model
+        model = self.original.architecture.outline
         try:
             tables = [model.get_input_embeddings(), model.get_output_embeddings()]
         except NotImplementedError:  # transformers finds none in models of several
             return None
         if not isinstance(tables[0], torch.nn.Embedding):
             return None
-        is_tied = self._plan.config.get_text_config(decoder=True).tie_word_embeddings
+        is_tied = self.original.architecture.text_config.tie_word_embeddings
         for table in tables if is_tied else tables[:1]:
             name = next((name for name, module in model.named_modules() if module is table), None)
             if name and (tensors := self.read_module(name)):
@@ -83,9 +84,8 @@ class LayerFiles:
             tensors: Its changed tensors, without the module's own name.
             report: What is to be known of it besides: `groups` and whatever else, as JSON.
         """
-        spelling = find_spelling(self._plan, self._names)
-        filed = spelling.write(self._plan, {f"{layer.module}.{name}": tensor for name, tensor in tensors.items()})
-        dtypes = {info.name: DTYPES[info.dtype] for info in self.checkpoint.tensors if info.name in filed}
+        filed = self._filed(layer, tensors)
+        dtypes = {info.name: DTYPES[info.dtype] for info in self.original.tensors if info.name in filed}
         content = {name: filed[name].to(dtype) for name, dtype in dtypes.items()}
         write_tensors(self._path(number), content, {"report": json.dumps(report)})
 
@@ -101,38 +101,32 @@ class LayerFiles:
 
     def planned(self, layer: AttentionLayer) -> LayerResult:
         """Return what `result` will be, without bytes: for a plan that is only to be printed."""
-        spelling = find_spelling(self._plan, self._names)
-        shapes = {name: layer.shapes[name] for name in layer.changed}
-        empty = {f"{layer.module}.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        filed = spelling.write(self._plan, empty)
+        filed = self._filed(layer, {name: torch.empty(layer.shapes[name], device="meta") for name in layer.changed})
         infos = [
             replace(
                 info,
                 shape=(shape := tuple(filed[info.name].shape)),
                 size=math.prod(shape) * DTYPES[info.dtype].itemsize,
             )
-            for info in self.checkpoint.tensors
+            for info in self.original.tensors
             if info.name in filed
         ]
         return LayerResult(contiguous(layer.kv_heads, layer.groups), tuple(infos))
 
-    @property
-    def _plan(self) -> Blueprint:
-        return blueprint(self.checkpoint.config)
-
-    @property
-    def _names(self) -> set[str]:
-        return {info.name for info in self.checkpoint.tensors}
+    def _filed(self, layer: AttentionLayer, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return tensors of a layer under the names, and in the form, that the file has them in."""
+        named = {f"{layer.module}.{name}": tensor for name, tensor in tensors.items()}
+        return self.original.spelling.write(self.original.architecture.blueprint, named)
 
     def _path(self, number: int) -> Path:
         return self.directory / f"layer-{number:04d}.safetensors"
 
     def _owners(self, module: str, shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
         """Return the file's tensors that hold a module's parameters: name in the file -> names in the module."""
-        spelling = find_spelling(self._plan, self._names)
+        blueprint, spelling = self.original.architecture.blueprint, self.original.spelling
         owners: dict[str, list[str]] = {}
         for name, shape in shapes.items():
-            written = list(spelling.write(self._plan, {f"{module}.{name}": torch.empty(shape, device="meta")}))
+            written = list(spelling.write(blueprint, {f"{module}.{name}": torch.empty(shape, device="meta")}))
             # One that a file keeps in several pieces is as good as missing: no attention is kept so.
             owners.setdefault(written[0] if len(written) == 1 else "", []).append(name)
         return owners

@@ -1,10 +1,9 @@
 """Models loaded to be run: by transformers' own class, strictly, where they fit.
 
     load_model(directory)           the class that wrote the checkpoint, in evaluation mode
-    load_rehosted(checkpoint)       the same of a checkpoint that has been written in another class, from its bytes
+    load_original(original)         the same of an original, in the class that it has now
     load_tokenizer(directory)       its tokenizer
     context_length(config, wanted)  tokens of a block to run it on
-    attention_modules(config_json)  names of the modules whose keys and values a conversion changes
 
 On an accelerator weights keep their dtype; on a CPU they are used in fp32. Nothing here knows what the
 model is run for.
@@ -17,13 +16,12 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import CheckpointError, TextError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import cache_layers
-from mha2gqa.families.counts import find_counts
-from mha2gqa.files.reader import Checkpoint, read_json
+from mha2gqa.files.reader import read_json
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import read_tensor
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import Placement, placement
+from mha2gqa.model.original import Original
 
 DEFAULT_CONTEXT = 2048
 """Tokens of a block where the model allows as many."""
@@ -72,23 +70,26 @@ def load_model(directory: Path, *, dtype: str | None = None, device: str | None 
     return model
 
 
-def load_rehosted(checkpoint: Checkpoint, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
-    """Load a checkpoint that `hosts.rehost` has written in another class; as `load_model`, which its files do not fit.
+def load_original(original: Original, *, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
+    """Load an original as `load_model` does, in the class that it has.
 
-    Its weights are in memory twice while they are taken over.
+    Files of another class do not fit that one: the model is then made of the tensors' bytes, which are in memory twice
+    while they are taken over.
 
     Raises:
         CheckpointError: A key is missing, unexpected or has another shape than the class expects.
     """
-    plan, place = blueprint(checkpoint.config), placement(checkpoint.directory, dtype=dtype, device=device)
+    if original.origin.is_own:
+        return load_model(original.directory, dtype=dtype, device=device)
+    model, place = original.architecture, placement(original.directory, dtype=dtype, device=device)
     sources = Sources()
     try:
-        state = {info.name: read_tensor(sources, info) for info in checkpoint.tensors}
+        state = {info.name: read_tensor(sources, info) for info in original.tensors}
     finally:
         sources.close()
-    model, problems = _load(type(plan.model), None, place, config=copy.deepcopy(plan.config), state_dict=state)
-    _require_strict(checkpoint.directory, model, problems)
-    return model
+    loaded, problems = _load(type(model.outline), None, place, config=copy.deepcopy(model.config), state_dict=state)
+    _require_strict(original.directory, loaded, problems)
+    return loaded
 
 
 def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]) -> None:
@@ -103,7 +104,7 @@ def _require_strict(directory: Path, model: PreTrainedModel, problems: list[str]
 
 def load_unchecked(directory: Path, place: Placement) -> tuple[PreTrainedModel, list[str]]:
     """Load as `load_model` does, and return what is wrong with each key (`missing <name>`) instead of refusing it."""
-    return _load(type(blueprint(read_json(directory / "config.json")).model), directory, place)
+    return _load(type(Architecture(read_json(directory / "config.json")).outline), directory, place)
 
 
 def _load(
@@ -171,15 +172,3 @@ def context_length(config: PreTrainedConfig, wanted: int | None, option: str = "
         expected = f"2 to {most} tokens" if most else "at least 2 tokens"
         raise TextError(f"{option} {wanted} does not fit the model", expected=expected)
     return wanted
-
-
-def attention_modules(config_json: ConfigJson) -> list[str]:
-    """Return the attention modules that compute keys and values per KV head, by their names in the module tree.
-
-    In the order of the tree; modules that read another layer's keys and values are left out.
-
-    Raises:
-        FamilyError: The family has no number of KV heads, or cannot be converted.
-    """
-    plan = blueprint(config_json)
-    return [layer.module for layer in cache_layers(config_json, plan, find_counts(config_json, plan))]

@@ -3,7 +3,7 @@
 A figure is drawn in placeholder colours (`INK`, `ORIGINAL`, ...), which become CSS variables of the style sheet:
 one drawing serves light, dark and print. Text stays text. The same input gives the same bytes.
 
-What is plotted is decided elsewhere; see `verify_figures.py`. No window system and no global state: no pyplot.
+What is plotted is decided elsewhere. No window system and no global state: no pyplot.
 """
 
 import io
@@ -75,21 +75,12 @@ class Plot:
     svg: Markup = field(repr=False)
 
 
+@dataclass
 class Drawing:
     """Axes to draw on, and afterwards the SVG."""
 
-    def __init__(self, name: str, description: str, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), layout="constrained")
-        self.axes: Axes = self.figure.add_subplot()
-        self._name, self._description = name, description
-        self.svg = Markup()
-
-    def finish(self) -> None:
-        """Turn what was drawn into `svg`."""
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        self.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        self.svg = _inline(buffer.getvalue(), self._name, self._description)
+    axes: Axes
+    svg: Markup = field(default_factory=Markup)
 
 
 @contextmanager
@@ -103,9 +94,13 @@ def drawing(name: str, description: str, *, width: float = WIDTH, height: float 
         height: Inches.
     """
     with matplotlib.rc_context(STYLE):
-        one = Drawing(name, description, width, height)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        one = Drawing(figure.add_subplot())
         yield one
-        one.finish()
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        one.svg = _inline(buffer.getvalue(), name, description)
 
 
 def legend(axes: Axes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mha2gqa.errors import OutputError
-from mha2gqa.files.sizes import format_size
+from mha2gqa.units import format_size
 
 NAME = "report.html"
 """The file that a page becomes."""

@@ -1,7 +1,14 @@
-"""Calibration: what text tells about a model, and a conversion improved layer by layer with it.
+"""What text tells of a model, and a conversion improved by it, with the original as the measure.
 
-`statistics` sums what `aligned` wants to know of each layer's inputs. `student` is the converted model beside
-the original; `replay` runs both block by block and captures what goes into an attention module and comes out
-of it; `refit` (outputs), `refit_values` (values and outputs, by the sums of `bilinear`) and `distil` improve one module
-on that; `refine` is their order, first layer to last. `activations` keeps what was captured, in memory or on disk.
+statistics    sums of what each layer's projections read, in one pass of the original; what `aligned` wants to know
+prior         the same, guessed from the weights alone
+merge         the heads of a layer merged, by one of these or neither
+student       the converted model beside the original, sharing every weight that stays
+replay        both models run block by block; what goes into an attention module, and what comes out
+activations   keeps that, in memory or on disk
+refit         a layer's output projection in closed form
+refit_values  values and output projection, each in turn in closed form
+descend       the one training loop, and a layer trained alone by it
+joint         all layers trained together, by the same loop
+refine        the order of these, first layer to last, each step kept only where it helps
 """

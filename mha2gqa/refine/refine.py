@@ -22,17 +22,18 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.layers import LayerFiles
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions, distil, relative_error
-from mha2gqa.refine.merge import Merge, Merged
+from mha2gqa.refine.descend import Descent, distil, relative_error
+from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.refit import ends_in, refit
 from mha2gqa.refine.refit_values import refit_values
-from mha2gqa.refine.replay import Pair, Replay, block_of
+from mha2gqa.refine.replay import Example, Replay, block_of
 from mha2gqa.refine.statistics import Moments
 from mha2gqa.refine.student import install, own_tensors
 
 Refinement: TypeAlias = Literal["refit", "distil", "joint"]
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
 
 _KEPT_ASIDE = 8
 """One batch in so many, at least one, measures what the others improve."""
@@ -74,9 +75,9 @@ class Refiner:
         original: PreTrainedModel,
         student: PreTrainedModel,
         batches_BT: Sequence[torch.Tensor],
-        merge: Merge,
+        merge: LayerMerge,
         refinement: Refinement,
-        options: DistilOptions,
+        options: Descent,
         memory: Activations,
         files: LayerFiles,
     ) -> None:
@@ -85,12 +86,12 @@ class Refiner:
         self._student_run = Replay(student, batches_BT, memory)
         self._merge, self._refinement, self._options, self._files = merge, refinement, options, files
 
-    def run(self, layers: Sequence[AttentionLayer], tell: Callable[[LayerReport, int, int], object]) -> None:
+    def run(self, layers: Sequence[AttentionLayer], progress: Progress) -> None:
         """Refine every layer in order.
 
         Args:
             layers: The layers, first to last.
-            tell: Told of each finished layer, its number and how many there are.
+            progress: Told of each finished layer.
 
         Raises:
             CalibrationError: An activation is not finite.
@@ -103,7 +104,7 @@ class Refiner:
                 self._advance(layer)
                 self._files.write(number, layer, *self._layer(layer))
             report = self._files.report(number)
-            tell(LayerReport(**report), number + 1, len(layers))
+            progress.layer(report["module"], report["errors"], number + 1, len(layers))
 
     def _advance(self, layer: AttentionLayer) -> None:
         """Finish the blocks before the layer's, which no later pass needs to compute again."""
@@ -116,11 +117,15 @@ class Refiner:
     def _layer(self, layer: AttentionLayer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         module = self._student.get_submodule(layer.module)
         source = self._files.read(layer)
-        pairs = list(zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True))
-        _check_finite(layer, pairs)
-        merged = self._merged(layer, source.keys(), pairs)
+        # In: what the converted layers before hand on, so that this one may make up for their errors. Out: what the
+        # original makes of its own inputs, so that errors are not learned.
+        examples = list(
+            zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True)
+        )
+        _check_finite(layer, examples)
+        merged = self._merged(layer, source.keys(), examples)
         tensors = merged.tensors
-        steps = Steps(module, pairs, {name: source[name].dtype for name in tensors}, self._student.device)
+        steps = Steps(module, examples, {name: source[name].dtype for name in tensors}, self._student.device)
         steps.take("merged", lambda: install(module, tensors))
         if self._uses(module) == 1:
             steps.take("refit", *self._refits(merged, module, steps))
@@ -133,14 +138,16 @@ class Refiner:
         )
         return tensors, vars(report)
 
-    def _merged(self, layer: AttentionLayer, names: Iterable[str], pairs: Sequence[Pair]) -> Merged:
+    def _merged(self, layer: AttentionLayer, names: Iterable[str], examples: Sequence[Example]) -> Merged:
         """Merge by the statistics of what the original's module is given when it reads the student's inputs."""
+        # What reaches the projections may be made inside the module (a norm, another sequence's keys), so the module is
+        # run, and with the original's weights: those of the student are what is to be found.
         moments = Moments(layer)
         original = self._original.get_submodule(layer.module)
         handles = moments.watch(self._original)
         try:
             with torch.no_grad():
-                for call, _ in pairs:
+                for call, _ in examples:
                     call.run(original, self._original.device)
         finally:
             for handle in handles:
@@ -161,7 +168,9 @@ class Refiner:
         outputs, both = partial(refit, *given), partial(refit_values, *given, merged)
         return [both, outputs] if merged.layer.values == "free" else [outputs]
 
-    def _of_projection(self, layer: AttentionLayer, output: str, module: nn.Module, steps: "Steps") -> Sequence[Pair]:
+    def _of_projection(
+        self, layer: AttentionLayer, output: str, module: nn.Module, steps: "Steps"
+    ) -> Sequence[Example]:
         """Return the calls to learn from, with what the output projection should return."""
         if ends_in(module, output, steps.training[0][0], self._student.device):
             return steps.training
@@ -169,6 +178,7 @@ class Refiner:
         return [(call, one) for (call, _), one in zip(steps.training, wanted, strict=True)]
 
     def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "Steps", rate: float) -> None:
+        # Steps of a thousandth of an entry are below what 16 bits resolve: trained in fp32, rounded once at the end.
         trained = copy.deepcopy(module).float()
         options = replace(self._options, rate=rate)
         distil(trained, layer.changed, steps.training, options, self._student.device)
@@ -179,9 +189,9 @@ class Steps:
     """Takes one step after the other, measures each on batches kept aside, and takes back what does not help."""
 
     def __init__(
-        self, module: nn.Module, pairs: Sequence[Pair], dtypes: Mapping[str, torch.dtype], device: torch.device
+        self, module: nn.Module, examples: Sequence[Example], dtypes: Mapping[str, torch.dtype], device: torch.device
     ) -> None:
-        self._aside, self.training = keep_aside(pairs)
+        self._aside, self.training = keep_aside(examples)
         self.errors: dict[str, float] = {}
         self._module, self._dtypes, self._device = module, dtypes, device
 
@@ -192,12 +202,13 @@ class Steps:
                 break
 
     def _try(self, name: str, step: Callable[[], object]) -> bool:
+        # Measured as it will be written: rounding to the file's dtype may cost more than a step has won.
         before = {name: self._module.get_parameter(name).detach().clone() for name in self._dtypes}
         step()
         rounded = {key: self._module.get_parameter(key).detach().to(dtype) for key, dtype in self._dtypes.items()}
         install(self._module, rounded)
         error, least = self._error(), min(self.errors.values(), default=math.inf)
-        is_kept = not self.errors or error < least
+        is_kept = not self.errors or error < least  # false of NaN: a step that diverged is taken back as well
         if not is_kept:
             install(self._module, before)
         self.errors[name] = error if is_kept else least
@@ -212,14 +223,14 @@ class Steps:
         return sum(errors) / len(errors)
 
 
-def keep_aside(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+def keep_aside(batches: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
     """Return the batches that measure, and those that are learned from; a single one is both."""
     aside = max(1, len(batches) // _KEPT_ASIDE) if len(batches) > 1 else 0
     return batches[:aside] or batches, batches[aside:]
 
 
-def _check_finite(layer: AttentionLayer, pairs: Sequence[Pair]) -> None:
-    if not all(torch.isfinite(wanted).all() for _, wanted in pairs):
+def _check_finite(layer: AttentionLayer, examples: Sequence[Example]) -> None:
+    if not all(torch.isfinite(wanted).all() for _, wanted in examples):
         raise CalibrationError(
             f"The outputs of {layer.module} are not finite on the calibration text",
             expected="finite activations in every attention layer",

@@ -12,28 +12,30 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mha2gqa.heads.symmetric import symmetric_product
-from mha2gqa.refine.replay import Call, Pair
+from mha2gqa.heads.metric import symmetric_product
+from mha2gqa.refine.replay import Call, Example
 
 RIDGE = 1e-4
 """λ as a share of the mean energy of an entry of z."""
 
 
 @torch.no_grad()
-def refit(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.device) -> None:
+def refit(module: nn.Module, output: str, examples: Sequence[Example], device: torch.device) -> None:
     """Refit a module's output projection on calls of the module and what is wanted of the projection.
 
     Args:
         module: The converted attention module; changed in place.
         output: Path of its output projection, a linear module.
-        pairs: Calls, and for each the output `[B, T, D]` that the projection should have.
+        examples: Calls, and for each the output `[B, T, D]` that the projection should have.
         device: Where to compute.
     """
     weight = module.get_submodule(output).get_parameter("weight")
     weight_DZ = weight.double()
     moment_ZZ = weight_DZ.new_zeros(weight_DZ.shape[1], weight_DZ.shape[1])
     cross_DZ = torch.zeros_like(weight_DZ)
-    for call, wanted in pairs:
+    # Z Zᵀ and Y Zᵀ are all that the solution needs: the memory does not grow with the text. They are summed in fp64, as
+    # the normal equations square the condition of Z, and heads that were one head are nearly the same inputs twice.
+    for call, wanted in examples:
         z_NZ, y_ND = projected(module, output, call, device), of_projection(module, output, wanted, device)
         moment_ZZ += symmetric_product(z_NZ.mT, z_NZ.mT).double()
         cross_DZ += (y_ND.mT.to(z_NZ.dtype) @ z_NZ).double()
@@ -48,6 +50,7 @@ def ridge_regression(moment_ZZ: torch.Tensor, cross_DZ: torch.Tensor, before_DZ:
         cross_DZ: Y Zᵀ.
         before_DZ: W₀.
     """
+    # Towards W₀, not towards 0: what the text never showed stays as the merge made it.
     ridge = RIDGE * moment_ZZ.diagonal().mean()
     firm_ZZ = moment_ZZ + ridge * torch.eye(len(moment_ZZ), dtype=moment_ZZ.dtype, device=moment_ZZ.device)
     found: torch.Tensor = torch.linalg.solve(firm_ZZ, (cross_DZ + ridge * before_DZ).mT).mT
@@ -57,6 +60,7 @@ def ridge_regression(moment_ZZ: torch.Tensor, cross_DZ: torch.Tensor, before_DZ:
 @torch.no_grad()
 def ends_in(module: nn.Module, output: str, call: Call, device: torch.device) -> bool:
     """Return whether a module's output is that of its output projection, with nothing behind it."""
+    # Equal to the bit, or there is something behind it: a gate, a residual or a norm changes some bit of some token.
     answer, _, seen = _run(module, output, call, device)
     return answer.shape == seen.shape and torch.equal(answer, seen)
 

@@ -1,29 +1,137 @@
 """Refits a layer's shared values together with its output projection, so that it answers like the original.
 
-Given its attention weights, a layer is linear in its values and linear in its output projection (`bilinear.py`). So its
-values become those that serve the tokens that heads do attend to, and errors of heads are weighed together as they
-are; `merging` must guess both. What heads make of the rows to mix from is computed by the family's own module, with as
-many rows at a time in the place of its values as it has.
+Given its attention weights, a layer is linear in its values and linear in its output projection. So its values become
+those that serve the tokens that heads do attend to, and errors of heads are weighed together as they are; a method must
+guess both. What heads make of the rows to mix from is computed by the family's own module, with as many rows at a time
+in the place of its values as it has.
 
-Legend: as in `heads.py`, with G KV heads for K, N rows of a mixture.
+With s_h what query head h makes of the N rows from which the value head of its group g is mixed, P_g the mixture and
+O_h what reads it, an attention layer gives Σ_h O_h P_g s_h. Sums over tokens of s sᵀ and y sᵀ are all it takes to find,
+for wanted outputs y, P for a given O by conjugate gradients, and O for a given P by ridge regression (`Bilinear`).
+
+Legend: as in `heads/attention.py`, with G KV heads for K, N rows of a mixture, M = H·N of all heads, Z = H·F, B tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from mha2gqa.families.attention import gather
 from mha2gqa.heads.attention import NOTHING_KNOWN
-from mha2gqa.methods.aligned.basis import towards
-from mha2gqa.methods.aligned.leading import firm
+from mha2gqa.heads.metric import symmetric_product
+from mha2gqa.methods.aligned.basis import firm, towards
 from mha2gqa.methods.aligned.values import leading_rows
-from mha2gqa.refine.bilinear import Bilinear
 from mha2gqa.refine.merge import Merged
-from mha2gqa.refine.refit import of_projection, projected
-from mha2gqa.refine.replay import Pair
+from mha2gqa.refine.refit import of_projection, projected, ridge_regression
+from mha2gqa.refine.replay import Example
 from mha2gqa.refine.student import install
+
+_ENOUGH = 0.002
+"""The search ends when a round gains less than this share of what is still lost."""
+_ROUNDS = 30
+_STEPS = 10
+"""Of conjugate gradients in a round, which go on from the last round's mixtures. With 30, small models lose as much."""
+_TIED = 1e-6
+"""How firmly a mixture is held where nothing tells, as a share of the mean curvature."""
+
+
+@dataclass
+class Bilinear:
+    """Sums over tokens, fp64."""
+
+    moment_HNM: torch.Tensor
+    """Of s sᵀ."""
+    cross_DM: torch.Tensor
+    """Of y sᵀ."""
+    shared: int
+    """Query heads that read one value head."""
+    energy: float = 0.0
+    """Of |y|²."""
+
+    @classmethod
+    def empty(cls, heads: int, rows: int, outputs: int, shared: int, device: torch.device) -> "Bilinear":
+        """Return the sums over no tokens, of H heads with N rows each and D outputs."""
+        moment_HNM = torch.zeros(heads, rows, heads * rows, dtype=torch.float64, device=device)
+        return cls(moment_HNM, moment_HNM.new_zeros(outputs, heads * rows), shared)
+
+    def add(self, s_BM: torch.Tensor, y_BD: torch.Tensor) -> None:
+        """Take in tokens."""
+        # Products within a batch are in the precision that the model ran in; sums over batches, of which there are many
+        # and whose differences `solve` lives on, are in fp64.
+        self.moment_HNM.flatten(0, 1).add_(symmetric_product(s_BM.mT, s_BM.mT))
+        self.cross_DM.add_(y_BD.mT.to(s_BM.dtype) @ s_BM)
+        self.energy += float(y_BD.square().sum(dtype=torch.float64))
+
+    def solve(self, mixing_GFN: torch.Tensor, output_DZ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mixtures and the output projection that reads them, found from these on.
+
+        The output projection is fitted to the given mixtures first; no round leaves a larger error than the last.
+        """
+        output_DZ, left = self.outputs(mixing_GFN, output_DZ)
+        for _ in range(_ROUNDS):
+            mixed_GFN = self._mixtures(output_DZ, mixing_GFN)
+            read_DZ, error = self.outputs(mixed_GFN, output_DZ)
+            if not error < left:  # both halves of a round lower one error: there is nothing left but rounding
+                break
+            mixing_GFN, output_DZ, gain, left = mixed_GFN, read_DZ, left - error, error
+            if gain <= _ENOUGH * left:
+                break
+        return mixing_GFN, output_DZ
+
+    def outputs(self, mixing_GFN: torch.Tensor, before_DZ: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Return the output projection that suits mixtures, held to one before, and the squared error that is left."""
+        mixing_HFN = self._of_heads(mixing_GFN)
+        heads, width, rows = mixing_HFN.shape
+        # z_h = P s_h, so Z Zᵀ and Y Zᵀ are the sums with P applied: no token is looked at again.
+        seen_ZHN = (mixing_HFN @ self.moment_HNM).reshape(heads * width, heads, rows)
+        moment_ZZ = torch.einsum("zhn,hfn->zhf", seen_ZHN, mixing_HFN).flatten(1)
+        cross_DZ = torch.einsum("dhn,hfn->dhf", self.cross_DM.unflatten(1, (heads, rows)), mixing_HFN).flatten(1)
+        found_DZ = ridge_regression(moment_ZZ, cross_DZ, before_DZ)
+        # |Y - W Z|² written out. It holds for any W: the ridge may keep this one from the minimum.
+        return found_DZ, self.energy + float((found_DZ * (found_DZ @ moment_ZZ - 2 * cross_DZ)).sum())
+
+    def _mixtures(self, output_DZ: torch.Tensor, before_GFN: torch.Tensor) -> torch.Tensor:
+        """Return the mixtures that suit an output projection, sought from others on."""
+        # The derivative by P_g is zero where Σ_h Σ_h' O_hᵀO_h' P_g(h') E[s_h' s_hᵀ] = Σ_h O_hᵀ E[y s_hᵀ], h running
+        # over the heads of the group: G·F·N equations that couple all groups, too many to write down as a matrix.
+        # Conjugate gradients only ask what the left side makes of a given P (`curve`).
+        heads, rows = self.moment_HNM.shape[:2]
+        inner_HFZ = (output_DZ.mT @ output_DZ).unflatten(0, (heads, -1))
+        cross_DHN, output_DHF = (one.unflatten(1, (heads, -1)) for one in (self.cross_DM, output_DZ))
+        wanted_GFN = self._of_groups(torch.einsum("dhf,dhn->hfn", output_DHF, cross_DHN))
+        # The curvature is a sum over heads of Kronecker products, as large as the product of their two mean diagonals.
+        # Directions in which rows are copies of others have none: the tie keeps the mixtures there as they are.
+        sizes = (one.flatten(0, 1).diagonal().mean() for one in (inner_HFZ, self.moment_HNM))
+        tied = _TIED * float(torch.stack([*sizes]).prod())
+
+        def curve(mixing_GFN: torch.Tensor) -> torch.Tensor:
+            seen_ZM = (self._of_heads(mixing_GFN) @ self.moment_HNM).flatten(0, 1)
+            seen_HZN = seen_ZM.unflatten(1, (heads, rows)).transpose(0, 1)
+            return self._of_groups(inner_HFZ @ seen_HZN) + tied * mixing_GFN
+
+        # From the last round's mixtures on, each step lowers the (tied) error. Few steps a round are enough: what they
+        # leave, the next round takes up with outputs that fit better.
+        found, left = before_GFN, wanted_GFN + tied * before_GFN - curve(before_GFN)
+        step, size, tiny = left, left.square().sum(), torch.finfo(left.dtype).tiny
+        for _ in range(_STEPS):
+            curved = curve(step)
+            length = size / (step * curved).sum().clamp(min=tiny)
+            found, left = found + length * step, left - length * curved
+            before, size = size, left.square().sum()
+            step = left + size / before.clamp(min=tiny) * step
+        return found
+
+    def _of_heads(self, mixing_GFN: torch.Tensor) -> torch.Tensor:
+        """Return each query head's, `[H, F, N]`."""
+        return mixing_GFN.repeat_interleave(self.shared, dim=0)
+
+    def _of_groups(self, each_HFN: torch.Tensor) -> torch.Tensor:
+        """Return the sums over the query heads of each group, `[G, F, N]`."""
+        total_GFN: torch.Tensor = each_HFN.unflatten(0, (-1, self.shared)).sum(dim=1)
+        return total_GFN
+
 
 _LEAST, _MOST = 2, 4
 """Rows of a mixture, in multiples of the values it makes. stories260K with one KV head loses 18 % of what the mean
@@ -33,20 +141,24 @@ _ALL = 8192
 
 
 @torch.no_grad()
-def refit_values(module: nn.Module, output: str, pairs: Sequence[Pair], device: torch.device, merged: Merged) -> None:
+def refit_values(
+    module: nn.Module, output: str, examples: Sequence[Example], device: torch.device, merged: Merged
+) -> None:
     """Refit a module's values and output projection on calls of the module and what is wanted of the projection.
 
     Args:
         module: The converted attention module, its queries and keys as merged; changed in place.
         output: Path of its output projection, a linear module.
-        pairs: Calls, and for each the output `[B, T, D]` that the projection should have.
+        examples: Calls, and for each the output `[B, T, D]` that the projection should have.
         device: Where to compute.
         merged: The merge; its values are free.
     """
     rows_GNX, old_GFX, old_HDF = _rows(merged), merged.heads.v_KFX.double(), merged.heads.o_HDF.double()
-    sums = _run(module, output, pairs, device, merged, rows_GNX)
+    sums = _run(module, output, examples, device, merged, rows_GNX)
     start_GFN = torch.stack([_mixture(old, rows) for old, rows in zip(old_GFX, rows_GNX, strict=True)])
     mixing_GFN, output_DZ = sums.solve(start_GFN, old_HDF.transpose(0, 1).flatten(1))
+    # (M P, O M⁻¹) is the same layer for any M. The search leaves P at any scale, so the new values are turned to where
+    # the old ones were: channels keep their size for 16-bit weights and caches, and `distil` starts from a usual one.
     new_GFX = mixing_GFN @ rows_GNX.double()
     turn_GFF = torch.stack([towards(new, old[None]) for new, old in zip(new_GFX, old_GFX, strict=True)])
     new_HDF = output_DZ.unflatten(1, (len(old_HDF), -1)).transpose(0, 1)
@@ -66,6 +178,7 @@ def _rows(merged: Merged) -> torch.Tensor:
     heads, width = gather(merged.layer, merged.source), merged.heads.v_KFX.shape[1]
     inputs = (merged.statistics or NOTHING_KNOWN).like(heads.v_KFX).inputs
     count = rows_of_mixtures(merged.layer.query_heads, width, len(merged.groups[0]))
+    # Of all R·F rows of a group, the mixtures that a merge would keep first; of the rest hardly anything is read.
     rows_GNX = torch.stack([leading_rows(heads.members(group), inputs, count) for group in merged.groups])
     size_GN1 = rows_GNX.square().mean(dim=-1, keepdim=True).sqrt()
     return rows_GNX / size_GN1.clamp(min=torch.finfo(size_GN1.dtype).tiny)  # 16-bit weights keep their range
@@ -73,6 +186,7 @@ def _rows(merged: Merged) -> torch.Tensor:
 
 def _mixture(values_FX: torch.Tensor, rows_NX: torch.Tensor) -> torch.Tensor:
     """Return the mixture of rows that is nearest to given values, fp64 `[F, N]`."""
+    # Least squares: values of a merge lie in the span of their rows, but for the mixtures that `_rows` left out.
     rows = rows_NX.double()
     found: torch.Tensor = torch.linalg.solve(firm(rows @ rows.mT, rows_NX.dtype), rows @ values_FX.mT).mT
     return found
@@ -81,7 +195,7 @@ def _mixture(values_FX: torch.Tensor, rows_NX: torch.Tensor) -> torch.Tensor:
 def _run(
     module: nn.Module,
     output: str,
-    pairs: Sequence[Pair],
+    examples: Sequence[Example],
     device: torch.device,
     merged: Merged,
     rows_GNX: torch.Tensor,
@@ -89,9 +203,11 @@ def _run(
     """Return the sums over all calls of what heads make of the rows."""
     heads, (groups, count) = merged.layer.query_heads, rows_GNX.shape[:2]
     width, outputs = merged.heads.v_KFX.shape[1], merged.heads.o_HDF.shape[1]
+    # A value head of the result has F channels, so N rows are installed F at a time. Attention weights depend on
+    # queries and keys alone: what the output projection is given then is, for each query head, s_h of those rows.
     parts = [merged.with_heads(replace(merged.heads, v_KFX=part)) for part in rows_GNX.split(width, dim=1)]
     sums = Bilinear.empty(heads, count, outputs, heads // groups, device)
-    for call, wanted in pairs:
+    for call, wanted in examples:
         seen = []
         for part in parts:
             install(module, part)

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mha2gqa.errors import CalibrationError
+from mha2gqa.model.feed import inputs
 from mha2gqa.refine.activations import Activations, map_tensors, to_device
 
 _SAME = 1e-3
@@ -44,7 +46,7 @@ class Call:
         return first_tensor(module(*args, **kwargs))
 
 
-Pair: TypeAlias = tuple[Call, torch.Tensor]
+Example: TypeAlias = tuple[Call, torch.Tensor]
 """A call, and the output `[B, T, D]` that is wanted of it."""
 
 
@@ -81,6 +83,7 @@ class Replay:
         """Run to the end of a block and keep its outputs, so that later passes begin behind it."""
         if not self.resumable:
             return
+        # Only the last finished block's output is kept: nothing else reaches those behind it, or `_resumes` finds out.
         outputs = [self._memory.keep(self._run(number, after=block)["output"]) for number in range(len(self._batches))]
         parent, _, last = block.rpartition(".")
         self._done, self._outputs = [f"{parent}.{index}" for index in range(int(last) + 1)], outputs
@@ -110,10 +113,11 @@ class Replay:
             seen.append(args[0])
             raise _Stopped
 
+        # In front of the head: logits of a large vocabulary would take longer than the blocks that are to be saved.
         handle = head.register_forward_pre_hook(enter) if isinstance(head, nn.Module) else None
         try:
             with contextlib.suppress(_Stopped):
-                seen.append(first_tensor(tuple(self.model(**self._inputs(number)).values())))
+                seen.append(first_tensor(tuple(self.model(**inputs(self.model, self._batches[number])).values())))
         finally:
             if handle is not None:
                 handle.remove()
@@ -136,13 +140,12 @@ class Replay:
         )
         try:
             with torch.no_grad(), self._skipping(number), contextlib.suppress(_Stopped):
-                self.model(**self._inputs(number))
+                self.model(**inputs(self.model, self._batches[number]))
         finally:
             handle.remove()
+        if not captured:
+            raise never_called(before or after)
         return captured
-
-    def _inputs(self, number: int) -> dict[str, Any]:
-        return model_inputs(self.model, self._batches[number])
 
     @contextlib.contextmanager
     def _skipping(self, number: int) -> Iterator[None]:
@@ -151,6 +154,8 @@ class Replay:
             yield
             return
         output = to_device(self._outputs[number], self.model.device)
+        # All return the output of the last: the others' is read by the next finished block alone, which ignores it. An
+        # attribute of the instance hides the class's forward, and hooks of the block still see it called.
         blocks = [self.model.get_submodule(block) for block in self._done]
         for block in blocks:
             block.forward = lambda *_args, **_kwargs: output
@@ -165,11 +170,13 @@ class _Stopped(Exception):
     """Ends a pass that has what it wants."""
 
 
-def model_inputs(model: PreTrainedModel, batch_BT: torch.Tensor) -> dict[str, Any]:
-    """Return the arguments of a forward pass over token ids: an encoder-decoder reads the same on both sides."""
-    ids = batch_BT.to(model.device)
-    both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return {"input_ids": ids, "use_cache": False, **both}
+def never_called(module: str) -> CalibrationError:
+    """Return the refusal of a module that takes no part when the model reads text: of it, text tells nothing."""
+    return CalibrationError(
+        f"The model reads text without ever calling {module}",
+        expected="attention layers that each take part",
+        remedy="Convert it without --data and --refine: --method aligned",
+    )
 
 
 def block_of(module: str) -> str | None:

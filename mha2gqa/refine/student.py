@@ -9,23 +9,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import ConfigJson, blueprint
 
 
 def build_student(
-    original: PreTrainedModel, config_json: ConfigJson, layers: Sequence[AttentionLayer]
+    original: PreTrainedModel, config: PreTrainedConfig, layers: Sequence[AttentionLayer]
 ) -> PreTrainedModel:
     """Build the model of the rewritten config around the original's weights.
 
     Args:
         original: The original, loaded.
-        config_json: The rewritten config.
+        config: The rewritten config.
         layers: The layers that change; what changes in them holds zeros until `install`.
     """
-    config = blueprint(config_json).config
     build: Any = type(original)
     with torch.device("meta"):
         student: PreTrainedModel = build(_fitting(original, config))

@@ -32,6 +32,8 @@ _FILES = {
 }
 MODULES: Mapping[str, str] = {f"{name}_gqa": file for file, names in _FILES.items() for name in names.split()}
 """Model type of the class -> module of this package."""
+SOURCES = tuple(name.removesuffix("_gqa") for name in MODULES)
+"""Model types that have a class here."""
 
 
 def register(model_type: str) -> bool:

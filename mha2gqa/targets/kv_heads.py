@@ -1,118 +1,167 @@
-"""Which numbers of KV heads a model can have, and which it gets: what is asked for, held against its config.
+"""Fewer KV heads (GQA-G, MQA): which numbers a model can have, and which it gets.
 
 Legend: H query heads, K KV heads of the source, G KV heads of the result.
 """
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
 
 from mha2gqa.errors import GroupsError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.counts import Count, find_counts, refuse_family
+from mha2gqa.families.counts import Count, Move, refuse_family
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.heads.grouping import divisors
+from mha2gqa.hosts import hosts_by_groups, rehost
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.original import Original
+from mha2gqa.targets.pieces import rearranged
+from mha2gqa.targets.target import Aim, Change, Effect, Fact
 
 Wanted: TypeAlias = int | Mapping[str, int]
 """KV heads of the result: one number for all attention but an encoder's, or one for each kind, `{"cross": 4}`."""
 
-Target: TypeAlias = tuple[Count, int]
-"""A number of KV heads of a config, and what it becomes."""
 
+@dataclass(frozen=True)
+class KvHeads:
+    """G KV heads in the place of K: those of a group become one."""
 
-def fewest(groups: Wanted) -> int:
-    """Return the smallest G that is asked for."""
-    return groups if isinstance(groups, int) else min(groups.values())
+    wanted: Wanted
+    """G; kinds of attention that a mapping leaves out stay as they are, and so do layers with fewer heads already."""
 
-
-def convert_targets(config: ConfigJson, groups: Wanted) -> list[Target]:
-    """Return each number of KV heads of a config, and what it becomes in a conversion.
-
-    Raises:
-        GroupsError: `groups` is not possible; the message lists what is.
-        FamilyError: The family cannot be converted.
-        CheckpointError: The weights are quantised.
-    """
-    refuse_quantised(config)
-    refuse_family(config)
-    counts = find_counts(config, blueprint(config))
-    wanted = _by_part(groups, counts)
-    for part, number in wanted.items():
-        _check_groups(number, [count for count in counts if count.part == part])
-    return [(count, min(count.heads, wanted.get(count.part, count.heads))) for count in counts]
-
-
-def _by_part(groups: Wanted, counts: list[Count]) -> Mapping[str, int]:
-    """Return G of each kind of attention that changes.
-
-    Raises:
-        GroupsError: The model has no such kind.
-    """
-    there = list(dict.fromkeys(count.part for count in counts))
-    if isinstance(groups, int):
-        return dict.fromkeys((part for part in there if part != "encoder"), groups)
-    if missing := [part for part in groups if part not in there]:
-        raise GroupsError(
-            f"{counts[0].decoder.config.model_type!r} has no {missing[0]} attention whose KV heads it counts",
-            expected=f"one of {', '.join(there)}",
+    @classmethod
+    def recorded(cls, options: Mapping[str, Any]) -> "KvHeads":
+        """Return the target of a record's options."""
+        groups = options["groups"]
+        return cls(
+            {str(part): int(number) for part, number in groups.items()} if isinstance(groups, Mapping) else int(groups)
         )
-    return groups
+
+    @classmethod
+    def parse_change(cls, content: Mapping[str, Any]) -> Change:
+        """Return what a record says that changed."""
+        return heads_change(int(content["source_heads"]), int(content["target_heads"]), "loss")
+
+    @classmethod
+    def found(cls, model: Architecture, changed: AbstractSet[tuple[str, ...]]) -> dict[str, Any]:
+        """Return the KV heads of a converted model, where its config was changed."""
+        return {"heads": found_heads(model, changed)}
+
+    def options(self) -> Mapping[str, object]:
+        """Return G as it was asked for."""
+        return {"groups": self.wanted if isinstance(self.wanted, int) else dict(self.wanted)}
+
+    def suffix(self) -> str:
+        """Return `gqa4`, `mqa`, or `decoder8-cross4`."""
+        if isinstance(self.wanted, int):
+            return "mqa" if self.wanted == 1 else f"gqa{self.wanted}"
+        return "-".join(f"{part}{number}" for part, number in self.wanted.items())
+
+    def host(self, original: Original) -> Original:
+        """Return the original in a class that has a number of KV heads.
+
+        Raises:
+            FamilyError: No class can express the model.
+            GroupsError: None can with this number of KV heads.
+            CheckpointError: The weights are quantised, or do not fit the config.
+        """
+        return rehost(original, self.wanted if isinstance(self.wanted, int) else min(self.wanted.values()))
+
+    def aim(self, original: Original) -> Aim:
+        """Return what becomes of an original.
+
+        Raises:
+            GroupsError: G is not possible; the message lists what is.
+            FamilyError: The family cannot be converted.
+            CheckpointError: The weights are quantised.
+        """
+        return aim_at_heads(original, self.moves(original.architecture), "loss")
+
+    def moves(self, model: Architecture) -> list[Move]:
+        """Return each number of KV heads of a model, and what it becomes.
+
+        Raises:
+            GroupsError: G is not possible; the message lists what is.
+            FamilyError: The family cannot be converted.
+            CheckpointError: The weights are quantised.
+        """
+        refuse_quantised(model.config_json)
+        refuse_family(model.config_json)  # before its model is built, which may be impossible
+        wanted = self._by_part(model)
+        for part, number in wanted.items():
+            _check_groups(number, [count for count in model.counts if count.part == part])
+        return [(count, min(count.heads, wanted.get(count.part, count.heads))) for count in model.counts]
+
+    def _by_part(self, model: Architecture) -> Mapping[str, int]:
+        """Return G of each kind of attention that changes."""
+        there = list(dict.fromkeys(count.part for count in model.counts))
+        if isinstance(self.wanted, int):
+            return dict.fromkeys((part for part in there if part != "encoder"), self.wanted)
+        if missing := [part for part in self.wanted if part not in there]:
+            raise GroupsError(
+                f"{model.counts[0].decoder.config.model_type!r} has no {missing[0]} attention whose KV heads it counts",
+                expected=f"one of {', '.join(there)}",
+            )
+        return self.wanted
 
 
-def _check_groups(groups: int, counts: list[Count]) -> None:
+def aim_at_heads(original: Original, moves: Sequence[Move], effect: Effect) -> Aim:
+    """Return what becomes of an original with other numbers of KV heads, fewer or more."""
+    model = original.architecture
+    moved = [(count, heads) for count, heads in moves if count.heads != heads] or moves
+    before, after = max(count.heads for count, _ in moved), max(heads for _, heads in moved)
+    return Aim(
+        original=original,
+        result=model.with_heads(moves),
+        change=heads_change(before, after, effect),
+        pieces=partial(rearranged, original, model.changes(moves, original.spelling)),
+        layers=partial(model.attention_layers, moves),
+    )
+
+
+def heads_change(before: int, after: int, effect: Effect) -> Change:
+    """Return the change of a number of KV heads: the largest number, where layers differ."""
+    fact = Fact(name="heads", label="KV heads", before=before, after=after)
+    return Change(facts=(fact,), effect=effect, tags=("mqa" if after == 1 else "gqa",))
+
+
+def found_heads(model: Architecture, changed: AbstractSet[tuple[str, ...]]) -> int:
+    """Return the largest number of KV heads that stands where a config was changed; others may have been left alone."""
+    moved = [count for count in model.counts if changed & {*count.paths}]
+    return max(count.heads for count in moved or model.counts)
+
+
+def choices(model: Architecture) -> dict[int, str | None]:
+    """Return every G that a model can have, its own K first, and the model type of a result in another class.
+
+    Raises:
+        FamilyError: The family cannot be converted.
+    """
+    if hosts := hosts_by_groups(model):
+        return {groups: hosts[groups].model_type for groups in sorted(hosts, reverse=True)}
+    main = [count for count in model.counts if count.part != "encoder"]
+    return dict.fromkeys(sorted(possible_groups(main), reverse=True) if main else [])
+
+
+def possible_groups(counts: Sequence[Count]) -> list[int]:
+    """Return every G that `counts` allow, the source's own number included; least first."""
+    largest = max(count.heads for count in counts)
+    return [groups for groups in divisors(largest) if all(_allows(count, groups) for count in counts)]
+
+
+def _check_groups(groups: int, counts: Sequence[Count]) -> None:
     possible = possible_groups(counts)
     if groups not in possible:
         heads = max(count.heads for count in counts)
         fewer = f"more than its {heads} KV heads" if groups > heads else f"a model with {heads} KV heads"
         raise GroupsError(
             f"--groups {groups} does not fit {fewer}",
-            expected=f"one of {_listed(possible)}",
+            expected=f"one of {', '.join(map(str, possible))}",
             remedy="To repeat KV heads instead, use `mha2gqa expand`" if groups > heads else "",
         )
-
-
-def expand_targets(config: ConfigJson, heads: int | None) -> list[Target]:
-    """Return each number of KV heads of a config, and what an expansion makes of it: `heads`, or one a query head.
-
-    Raises:
-        GroupsError: `heads` is not a multiple of K that divides H.
-        FamilyError: The family cannot be expanded.
-        CheckpointError: The weights are quantised.
-    """
-    refuse_quantised(config)
-    refuse_family(config)
-    counts = find_counts(config, blueprint(config))
-    targets = [(count, count.decoder.query_heads if heads is None else heads) for count in counts]
-    for count, target in targets:
-        possible = _possible_heads(count)
-        if target not in possible:
-            raise GroupsError(
-                f"{count.heads} KV heads cannot be repeated to {target} "
-                f"(the model has {count.decoder.query_heads} query heads)",
-                expected=f"one of {_listed(possible)}",
-            )
-    return targets
-
-
-def _possible_heads(count: Count) -> list[int]:
-    queries = count.decoder.query_heads
-    widest = queries // count.decoder.family.widest
-    return [heads for heads in divisors(widest) if heads % count.heads == 0 and _is_switchable(count, heads)]
-
-
-def _is_switchable(count: Count, heads: int) -> bool:
-    return not count.decoder.family.switch or heads in (1, count.decoder.query_heads)
-
-
-def possible_groups(counts: list[Count]) -> list[int]:
-    """Return every G that `counts` allow, the source's own number included."""
-    largest = max(count.heads for count in counts)
-    return [groups for groups in divisors(largest) if all(_allows(count, groups) for count in counts)]
 
 
 def _allows(count: Count, groups: int) -> bool:
     kinds = {"divisors": True, "even": groups % 2 == 0, "ends": groups in (1, count.heads)}
     return groups >= count.heads or (count.heads % groups == 0 and kinds[count.decoder.family.groups])
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -6,7 +6,7 @@ Legend: K KV heads of the source, G KV heads of the result.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mha2gqa.errors import CheckpointError
 from mha2gqa.families.blueprint import Shape
@@ -27,14 +27,33 @@ from mha2gqa.files.pieces import (
     path_of,
     whole,
 )
-from mha2gqa.files.reader import Checkpoint
 from mha2gqa.heads.grouping import Groups, sharing
+from mha2gqa.model.original import Original
+from mha2gqa.targets.target import Pieces
 
 
-class Builder:
+def rearranged(original: Original, changes: Sequence[Change], layers: Sequence[LayerResult]) -> Pieces:
+    """Return the tensors of a model whose heads change.
+
+    Args:
+        original: The model.
+        changes: Which of its tensors change, by their names in its file.
+        layers: Attention layers that a method has changed as a whole; all others are merged head by head.
+
+    Raises:
+        CheckpointError: A tensor is missing, has another shape than the config says, or is quantised.
+    """
+    builder = _Builder(original.infos, changes, layers)
+    tensors = tuple(builder.build())
+    return Pieces(tensors, tuple(sorted(builder.dropped)), builder.groups)
+
+
+class _Builder:
     """Walks the source's tensors in file order and says what each output tensor is made of."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: list[Change], layers: Sequence[LayerResult] = ()) -> None:
+    def __init__(
+        self, infos: Mapping[str, TensorInfo], changes: Sequence[Change], layers: Sequence[LayerResult]
+    ) -> None:
         self._computed = {info.name: info for layer in layers for info in layer.tensors}
         chosen = {info.name: layer.groups for layer in layers for info in layer.tensors}
         self._chosen = {
@@ -42,7 +61,7 @@ class Builder:
         }
         self.groups: dict[str, Groups] = dict(self._chosen)
         self.dropped: set[str] = set()
-        self._infos = {info.name: info for info in checkpoint.tensors}
+        self._infos = infos
         self._changes = changes
         self._check_present()
 

@@ -1,18 +1,26 @@
-"""Equal blocks of tokens: packed from documents, or written by the model itself.
+"""Equal blocks of tokens: packed from documents, or written by the model itself; and the loss of a model on them.
 
 Legend: N blocks, T tokens of a block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
+from mha2gqa.model.divergence import target_losses
+from mha2gqa.model.feed import inputs
+from mha2gqa.model.kind import kind_of
+from mha2gqa.model.load import context_length, load_model, load_tokenizer
+from mha2gqa.reference.corpus import held_out_files, read_documents
 
 _BATCH = 16
 """Blocks that are sampled at a time."""
+_READ_AT_ONCE = 8
+"""Blocks whose loss is taken at a time."""
 
 
 def pack(
@@ -78,14 +86,15 @@ def sample_text(
     Raises:
         TextError: The model cannot write.
     """
-    if not model.can_generate() or model.config.is_encoder_decoder:
+    if not kind_of(model).continues_text:
         raise TextError(
             f"A {model.config.model_type!r} model cannot write text of its own, and no text was given",
             remedy="Give text with --data",
         )
     count = max(1, tokens // context)
     starts_N1 = _starts(model, tokenizer, count, seed)
-    with torch.random.fork_rng(devices=_accelerators(model)), torch.inference_mode():
+    accelerators = [] if model.device.type == "cpu" else [model.device]
+    with torch.random.fork_rng(devices=accelerators), torch.inference_mode():
         torch.manual_seed(seed)
         written = [_write(model, starts_B1, context) for starts_B1 in starts_N1.split(_BATCH)]
     return torch.cat(written)
@@ -115,5 +124,31 @@ def _write(model: PreTrainedModel, starts_B1: torch.Tensor, context: int) -> tor
     return written.cpu()
 
 
-def _accelerators(model: PreTrainedModel) -> list[torch.device]:
-    return [] if model.device.type == "cpu" else [model.device]
+def held_out_loss(directory: Path, tokens: int) -> float:
+    """Return the mean loss in nats per token on the first `tokens` tokens of the held-out modules.
+
+    The text is cut into blocks of the model's context length; the first token of a block is not
+    predicted. Weights are used in fp32, whatever they are stored in.
+
+    Args:
+        directory: The checkpoint.
+        tokens: How many tokens to evaluate on, rounded down to whole blocks.
+    """
+    model = load_model(directory, dtype="float32", device="cpu")
+    context = context_length(model.config, None)
+    blocks_NT = pack(read_documents(held_out_files()), load_tokenizer(directory), context=context, tokens=tokens)
+    return mean_loss(model, blocks_NT.split(_READ_AT_ONCE))
+
+
+@torch.inference_mode()
+def mean_loss(model: PreTrainedModel, batches_BT: Sequence[torch.Tensor]) -> float:
+    """Return the mean loss of a language model in nats per predicted token.
+
+    An encoder-decoder reads the tokens in both halves, as in `verify` and `sweep`.
+    """
+    total, predicted = 0.0, 0
+    for ids_BT in batches_BT:
+        losses, count = target_losses(model(**inputs(model, ids_BT)).logits[:, :-1], ids_BT[:, 1:])
+        total += sum(losses.tolist())
+        predicted += int(count)
+    return total / predicted

@@ -1,8 +1,8 @@
-"""Reads documents, one string after another: plain text, tables (jsonl, csv, parquet), Hub data sets.
+"""Reads documents, one string after another, and pairs of a source and a target, what an encoder-decoder learns from.
 
-A plain text file is one document; a long one is cut at line ends into documents of about a megabyte.
-Of a table or a data set each row is one document, in one text column (`tables.py` reads them). Everything is
-streamed, in the order in which it was named.
+A plain text file is one document; a long one is cut at line ends into documents of about a megabyte. Of a table
+(jsonl, csv, parquet) or a Hub data set each row is one document, in one text column, or one pair, in two; a row without
+one of the two is left out. `tables.py` reads the rows. Everything is streamed, in the order in which it was named.
 
     notes.txt   rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
 
@@ -11,13 +11,15 @@ No tokens here (`blocks.py`).
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mha2gqa.errors import TextError
-from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of, undecodable
+from mha2gqa.texts.tables import Purpose, check_exists, empty, is_table, read_rows, text_of, undecodable, value_of
 
 _CHUNK = 1 << 20
 """Characters of one document of a long plain text file, about."""
+_OPTIONS = ("--source-column", "--target-column")
+_USUAL = ("source", "target")
 
 
 def read_documents(data: Sequence[str], column: str | None = None, purpose: Purpose = "evaluation") -> Iterator[str]:
@@ -49,7 +51,7 @@ def _documents(name: str, column: str | None, purpose: Purpose) -> Iterator[str]
         return
     chosen = None
     for row in read_rows(name, purpose):
-        chosen = chosen or _choose(name, row, column)
+        chosen = chosen or _choose_column(name, row, column)
         yield text_of(name, row, chosen)
 
 
@@ -64,7 +66,7 @@ def _plain(path: Path) -> Iterator[str]:
         raise TextError(f"{path} cannot be read: {error.strerror}", remedy="Check its permissions") from error
 
 
-def _choose(name: str, row: dict[str, Any], column: str | None) -> str:
+def _choose_column(name: str, row: dict[str, Any], column: str | None) -> str:
     if column is not None and column in row:
         return column
     there = ", ".join(row)
@@ -80,3 +82,76 @@ def _choose(name: str, row: dict[str, Any], column: str | None) -> str:
             remedy=f"Choose with --column; there are {there}",
         )
     return strings[0]
+
+
+class Pair(NamedTuple):
+    """What is read, and what is to be answered."""
+
+    source: str
+    target: str
+
+
+def read_pairs(
+    data: Sequence[str], columns: tuple[str | None, str | None] = (None, None), purpose: Purpose = "evaluation"
+) -> Iterator[Pair]:
+    """Yield every pair, in the order of `data`.
+
+    Args:
+        data: Paths of tables, or ids of Hub data sets.
+        columns: Of the source and of the target; None takes `source` and `target`, else the only columns with strings
+            that are left, in their order.
+        purpose: Which split of a Hub data set to take when none is named.
+
+    Raises:
+        TextError: A file or data set is missing, unreadable, empty or plain text, or has no such columns. Files that do
+            not exist or are plain text are refused before the first pair; the rest where they are read.
+    """
+    check_exists(data)
+    for name in data:
+        if not is_table(name):
+            raise TextError(
+                f"{name} is plain text, and an encoder-decoder learns from pairs",
+                expected="a table (jsonl, csv, parquet, a Hub data set) with a column of sources and one of targets",
+                remedy=f"Name its columns with {' and '.join(_OPTIONS)}",
+            )
+    for name in data:
+        found = False
+        for pair in _pairs(name, columns, purpose):
+            if pair.source.strip() and pair.target.strip():
+                found = True
+                yield pair
+        if not found:
+            raise empty(name)
+
+
+def _pairs(name: str, columns: tuple[str | None, str | None], purpose: Purpose) -> Iterator[Pair]:
+    chosen = None
+    for row in read_rows(name, purpose):
+        chosen = chosen or _choose_columns(name, row, columns)
+        yield Pair(*(text_of(name, row, *one) for one in zip(chosen, _OPTIONS, strict=True)))
+
+
+def _choose_columns(name: str, row: dict[str, Any], columns: tuple[str | None, str | None]) -> list[str]:
+    """Return the columns of a table, found in its first row."""
+    for column, option in zip(columns, _OPTIONS, strict=True):
+        if column is not None and not _has(row, column):
+            raise TextError(
+                f"{name} has no column {column!r}", expected=f"one of {', '.join(row)}", remedy=f"Choose with {option}"
+            )
+    named = [column or (usual if usual in row else None) for column, usual in zip(columns, _USUAL, strict=True)]
+    left = [key for key, value in row.items() if isinstance(value, str) and key not in named]
+    if None in named and len(left) != named.count(None):
+        raise TextError(
+            f"{name} has no columns 'source' and 'target', and {len(left)} columns of strings",
+            expected="a column of sources and one of targets",
+            remedy=f"Choose with {' and '.join(_OPTIONS)}; there are {', '.join(row)}",
+        )
+    return [column or left.pop(0) for column in named]
+
+
+def _has(row: dict[str, Any], column: str) -> bool:
+    try:
+        value_of(row, column)
+    except KeyError:
+        return False
+    return True

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
-from mha2gqa.files.source import Source, reference_directory
+from mha2gqa.files.source import Source
 from mha2gqa.reference import corpus
 from mha2gqa.texts.blocks import pack, sample_text
 from mha2gqa.texts.documents import read_documents
@@ -65,26 +65,17 @@ def find_blocks(
     """
     if SELF in data and len(data) > 1:
         raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
-    if not data and source.directory == reference_directory():
-        return _reference(purpose, tokenizer, context=context, tokens=tokens, least=least)
-    if not data or SELF in data:
+    if not data and source.is_reference:
+        is_held_out = purpose == "evaluation"
+        files = corpus.held_out_files() if is_held_out else corpus.calibration_files()
+        word = "held-out" if is_held_out else "calibration"
+        documents = corpus.read_documents(files)
+        description = f"{word} text of the reference checkpoint ({len(files)} modules of the standard library)"
+    elif not data or SELF in data:
         written_NT = sample_text(model(), tokenizer, tokens=max(tokens, least * context), context=context, seed=seed)
         description = f"text sampled from the original itself (temperature 1, seed {seed})"
         return Blocks(tokens_NT=written_NT, description=description, sampled=True)
-    documents = read_documents(data, column, purpose)
+    else:
+        documents, description = read_documents(data, column, purpose), f"text from {', '.join(data)}"
     blocks_NT = pack(documents, tokenizer, context=context, tokens=tokens, least=least)
-    return Blocks(tokens_NT=blocks_NT, description=f"text from {', '.join(data)}", sampled=False)
-
-
-def _reference(
-    purpose: Purpose, tokenizer: PreTrainedTokenizerBase, *, context: int, tokens: int, least: int
-) -> Blocks:
-    files, word = (
-        (corpus.held_out_files(), "held-out")
-        if purpose == "evaluation"
-        else (corpus.calibration_files(), "calibration")
-    )
-    documents = corpus.read_documents(files)
-    blocks_NT = pack(documents, tokenizer, context=context, tokens=tokens, least=least)
-    description = f"{word} text of the reference checkpoint ({len(files)} modules of the standard library)"
     return Blocks(tokens_NT=blocks_NT, description=description, sampled=False)

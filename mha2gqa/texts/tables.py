@@ -2,8 +2,8 @@
 
     rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
 
-A column inside another is named with a dot: `translation.en`. What the columns hold is known to `documents.py` and
-`pairs.py`, which read them.
+A column inside another is named with a dot: `translation.en`. What the columns hold is known to `documents.py`,
+which reads them.
 """
 
 import re
@@ -32,24 +32,19 @@ def check_exists(data: Sequence[str]) -> None:
         TextError: One is missing, empty, or a directory.
     """
     for name in data:
-        _check_exists(name)
-
-
-def _check_exists(name: str) -> None:
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.stat().st_size == 0:
+        path = Path(name).expanduser()
+        if path.is_file() and path.stat().st_size == 0:
             raise empty(name)
-        return
-    if path.is_dir():
-        raise TextError(f"{name} is a directory", expected="files of text", remedy=f"Name its files: {name}/*")
-    looks_like_a_file = path.suffix in (*_BUILDERS, *_TEXTS) or not _HUB.fullmatch(name)
-    if looks_like_a_file:
-        raise TextError(
-            f"There is no file {name!r}",
-            expected="a text, jsonl, csv or parquet file, or a Hub data set (org/name, org/name@revision:config:split)",
-            remedy="Check the path",
-        )
+        if path.is_dir():
+            raise TextError(f"{name} is a directory", expected="files of text", remedy=f"Name its files: {name}/*")
+        looks_like_a_file = path.suffix in (*_BUILDERS, *_TEXTS) or not _HUB.fullmatch(name)
+        if looks_like_a_file and not path.is_file():
+            raise TextError(
+                f"There is no file {name!r}",
+                expected="a text, jsonl, csv or parquet file, or a Hub data set "
+                "(org/name, org/name@revision:config:split)",
+                remedy="Check the path",
+            )
 
 
 def is_table(name: str) -> bool:
@@ -165,13 +160,10 @@ def _open_remote(name: str, purpose: Purpose) -> Any:
 
 
 def _unreadable(name: str, error: Exception) -> TextError:
+    cause = error.__cause__ or error
+    reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
     return TextError(
-        f"{name} cannot be read: {_first_line(error)}",
+        f"{name} cannot be read: {reason}",
         expected="a well-formed file, one row a document",
         remedy="Repair it, or name another with --data",
     )
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__

@@ -8,7 +8,7 @@ import pytest
 from paper_results import WAYS, Results, Trial, draw, format_tables
 
 from mha2gqa.files.source import reference_directory
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.texts.blocks import held_out_loss
 
 EVALUATED = 1024
 

@@ -13,18 +13,18 @@ from quality_results import LABELS, Results, Run, draw, format_tables
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.files.source import reference_directory
-from mha2gqa.methods import LAYER_METHODS
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.methods import METHODS
+from mha2gqa.texts.blocks import held_out_loss
 
 SETTINGS = Settings(tokens=4096, eval_tokens=2048, context=128, steps=2, threads=1)
 
 
 @pytest.fixture
 def methods() -> Iterator[None]:
-    before = dict(LAYER_METHODS)
+    before = dict(METHODS)
     yield
-    LAYER_METHODS.clear()
-    LAYER_METHODS.update(before)
+    METHODS.clear()
+    METHODS.update(before)
 
 
 def test_every_way_has_a_label_and_runs_what_the_package_or_the_baselines_have() -> None:

@@ -7,12 +7,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer, gather, scatter
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.counts import find_counts, rewrite
-from mha2gqa.families.modules import attention_layers
+from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.heads.attention import AttentionHeads
 from mha2gqa.heads.grouping import contiguous
-from mha2gqa.methods.aligned.method import aligned
+from mha2gqa.methods.aligned import aligned
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.student import build_student, install, own_tensors
 
 from .gauge import disguised, unmerged
@@ -22,13 +21,12 @@ class Conversion:
     """The conversion of a config to a number of KV heads."""
 
     def __init__(self, content: ConfigJson, groups: int) -> None:
-        source = blueprint(content)
-        self._content = content
-        self._targets = [(count, min(count.heads, groups)) for count in find_counts(content, source)]
-        self.layers = attention_layers(content, source, self._targets)
+        source = Architecture(content)
+        moves = [(count, min(count.heads, groups)) for count in source.counts]
+        self._result, self.layers = source.with_heads(moves), source.attention_layers(moves)
 
     def merged(self, original: PreTrainedModel, method: str) -> PreTrainedModel:
-        student = build_student(original, rewrite(self._content, self._targets), self.layers)
+        student = build_student(original, self._result.config, self.layers)
         for layer in self.layers:
             tensors = own_tensors(original, layer)
             groups = contiguous(layer.kv_heads, layer.groups)

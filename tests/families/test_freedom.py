@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from mha2gqa.families.attention import gather, scatter
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.kv_heads import possible_groups
 
 from .cases import CASES, Case
@@ -25,11 +23,9 @@ def test_random_numbers_of_the_allowed_kinds_change_nothing(case: Case) -> None:
     torch.set_num_threads(1)
     config = tiny_config(case.model_type, **case.overrides)
     content = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(case.model_type)]}
-    source = blueprint(content)
-    counts = find_counts(content, source)
-    layers = attention_layers(
-        content, source, [(count, min(count.heads, possible_groups(counts)[0])) for count in counts]
-    )
+    source = Architecture(content)
+    counts = source.counts
+    layers = source.attention_layers([(count, min(count.heads, possible_groups(counts)[0])) for count in counts])
     model = tiny_model(config)
     expected = logits(model, case)
     generator = torch.Generator().manual_seed(1)

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.model.load import load_model
+from mha2gqa.model.original import Original
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
-from mha2gqa.refine.merge import Merge
-from mha2gqa.refine.refine import LayerReport
-from mha2gqa.targets.kv_heads import convert_targets
-from mha2gqa.targets.plan import plan_convert
+from mha2gqa.refine.descend import Descent
+from mha2gqa.refine.merge import LayerMerge
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.layerwise import Layerwise
+from tests.told import Told
 
 from .cases import CASES, Case
 from .tiny import save_tiny
@@ -30,23 +30,23 @@ _SAMPLE = [
 @pytest.mark.parametrize("case", _SAMPLE, ids=str)
 def test_each_kind_can_be_refined(case: Case, tmp_path: Path) -> None:
     save_tiny(case.model_type, tmp_path / "source", **case.overrides)
-    original = load_model(tmp_path / "source").requires_grad_(requires_grad=False)
-    checkpoint = read_checkpoint(tmp_path / "source")
+    model = load_model(tmp_path / "source").requires_grad_(requires_grad=False)
+    original = Original.at(tmp_path / "source")
     groups = min(case.groups)
-    told: list[LayerReport] = []
+    plan = make_plan(original, KvHeads(groups))
+    told = Told()
     layerwise = Layerwise(
-        files=LayerFiles(checkpoint, tmp_path),
-        targets=convert_targets(checkpoint.config, groups),
-        merge=Merge(method="aligned", grouping="contiguous", seed=0),
-        tell=lambda layer, number, total: told.append(layer),
-        progress=lambda stage, size, total: None,
+        files=LayerFiles(plan.original, tmp_path),
+        plan=plan,
+        merge=LayerMerge(method="aligned", grouping="contiguous", seed=0),
+        progress=told,
         device=torch.device("cpu"),
     )
     ids = torch.randint(3, 96, (16, 8), generator=torch.Generator().manual_seed(0))
-    done = layerwise.refined(original, ids, "distil", DistilOptions(steps=2), Activations(1 << 30, tmp_path))
-    assert len(told) == len(layerwise.layers)
-    for layer in told:
-        errors = list(layer.errors.values())
-        assert errors == sorted(errors, reverse=True), "a step must not make a layer worse"
-    changed = {tensor.name for tensor in plan_convert(checkpoint, groups, done.results()).changed}
+    done = layerwise.refined(model, ids, "distil", Descent(steps=2), Activations(1 << 30, tmp_path))
+    assert [module for module, _ in told.layers] == [layer.module for layer in layerwise.layers]
+    assert told.counts == [(number + 1, len(told.layers)) for number in range(len(told.layers))]
+    for _, errors in told.layers:
+        assert [*errors.values()] == sorted(errors.values(), reverse=True), "a step must not make a layer worse"
+    changed = {tensor.name for tensor in plan.with_layers(done.results()).changed}
     assert changed >= {info.name for result in done.results() for info in result.tensors}

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from mha2gqa.families.attention import AttentionLayer, gather
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.heads.attention import Rotary
+from mha2gqa.model.architecture import Architecture
 
 from .oracle import input_ids
 from .tiny import model_class_name, tiny_config, tiny_model
@@ -40,8 +38,8 @@ def test_scores_by_distance(case: str) -> None:
     model_type, overrides = CASES[case]
     config = tiny_config(model_type, attn_implementation="eager", **overrides)
     content = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(model_type)]}
-    source = blueprint(content)
-    layer = attention_layers(content, source, [(count, 1) for count in find_counts(content, source)])[0]
+    source = Architecture(content)
+    layer = source.attention_layers([(count, 1) for count in source.counts])[0]
     model = tiny_model(config)
     model.set_attn_implementation("eager")
     module, seen = model.get_submodule(layer.module), []

@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
+from mha2gqa.model.architecture import Architecture
 
 from .tiny import model_class_name, tiny_config
 
@@ -23,8 +21,8 @@ CASES = {
 def test_one_layer_rotates_and_the_other_is_free(model_type: str) -> None:
     config = tiny_config(model_type, num_hidden_layers=2, **CASES[model_type])
     content = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(model_type)]}
-    source = blueprint(content)
-    first, second = attention_layers(content, source, [(count, 1) for count in find_counts(content, source)])
+    source = Architecture(content)
+    first, second = source.attention_layers([(count, 1) for count in source.counts])
     assert first.rotary.width > 0
     assert first.keys == ("signed" if model_type == "llama4_text" else "free")
     assert (second.rotary.width, second.keys, second.values) == (0, "free", "free")

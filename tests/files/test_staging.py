@@ -1,6 +1,6 @@
 """An output that appears whole or not at all: order of syncs and renames, failures, locks, what may be replaced.
 
-Refusals with their whole message are in `tests/verbs/convert/test_bad_input.py`; processes that die are in `tests/verbs/convert/test_crash.py`.
+Refusals with their whole message, and processes that die, are in `tests/verbs/convert`.
 """
 
 import fcntl
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from mha2gqa.errors import OutputError
-from mha2gqa.files import staging
-from mha2gqa.targets import output
+from mha2gqa.files import finish, staging
 
 
 def names(directory: Path) -> set[str]:
@@ -58,13 +57,13 @@ def test_everything_is_on_disk_before_it_appears(tiny, cli, tmp_path, events):
 
 def test_config_is_written_last(tiny, cli, tmp_path, monkeypatch):
     """Until then, nobody can take the directory for a checkpoint."""
-    write, before = output._write_config, set()
+    write, before = finish.write_config, set()
 
     def write_config(path: Path, *arguments: object) -> None:
         before.update(file.relative_to(path.parent) for file in path.parent.rglob("*"))
         write(path, *arguments)
 
-    monkeypatch.setattr(output, "_write_config", write_config)
+    monkeypatch.setattr(finish, "write_config", write_config)
     assert cli("convert", tiny(), "-g", 2, "-o", "out").code == 0
     after = {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*")}
     assert after - before == {Path("config.json")}
@@ -96,14 +95,14 @@ def test_a_second_run_is_refused(tiny, cli, tmp_path):
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_what_appears_meanwhile_is_not_replaced(tiny, cli, tmp_path, monkeypatch, force):
-    write = output.write_card
+    write = finish.write_record
 
-    def write_card(*arguments: object) -> None:
+    def write_record(*arguments: object) -> None:
         write(*arguments)
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.tex").write_text("mine")
 
-    monkeypatch.setattr(output, "write_card", write_card)
+    monkeypatch.setattr(finish, "write_record", write_record)
     answer = cli("convert", tiny(), "-g", 2, "-o", "out", *force)
     assert (tmp_path / "out/thesis.tex").read_text() == "mine"
     assert answer.code == 1
@@ -119,7 +118,7 @@ def test_nothing_is_left_whatever_happens(tiny, tmp_path, monkeypatch, error):
     def write_record(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(output, "write_record", write_record)
+    monkeypatch.setattr(finish, "write_record", write_record)
     with pytest.raises(type(error)):
         convert(ConvertOptions(model=str(tiny()), groups=2, output=tmp_path / "new/parents/out"))
     assert names(tmp_path) == {"source"}
@@ -130,7 +129,7 @@ def test_parents_that_were_there_stay(tiny, cli, tmp_path, monkeypatch):
         raise OutputError("No")
 
     (tmp_path / "old").mkdir()
-    monkeypatch.setattr(output, "write_record", write_record)
+    monkeypatch.setattr(finish, "write_record", write_record)
     assert cli("convert", tiny(), "-g", 2, "-o", "old/new/out").code == 1
     assert names(tmp_path / "old") == set()
 
@@ -142,7 +141,7 @@ def test_what_does_not_read_back_is_refused(tiny, cli, tmp_path, monkeypatch):
         path.write_text("{}")
         next(path.parent.glob("*.safetensors")).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
 
-    monkeypatch.setattr(output, "_write_config", write_config)
+    monkeypatch.setattr(finish, "write_config", write_config)
     answer = cli("convert", tiny(), "-g", 2, "-o", "out")
     assert (answer.code, names(tmp_path)) == (1, {"source"})
     assert "What was written does not read back as planned. Check the disk, and try again." in answer.err

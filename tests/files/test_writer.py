@@ -23,6 +23,7 @@ from mha2gqa.errors import CheckpointError
 from mha2gqa.files import pool, streams, writer
 from mha2gqa.files.pieces import Span
 from mha2gqa.files.streams import Sources
+from tests.told import Told
 
 KV = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias")
 BIASED = {"attention_bias": True}
@@ -224,11 +225,10 @@ def test_progress_counts_every_byte_once(tiny, tmp_path):
     from mha2gqa.verbs.convert.options import ConvertOptions
     from mha2gqa.verbs.convert.run import convert
 
-    calls: list[tuple[int, int]] = []
-    options = ConvertOptions(model=str(tiny()), groups=2, output=tmp_path / "out")
-    report = convert(options, lambda size, total: calls.append((size, total)))
-    assert sum(size for size, _ in calls) == report.bytes_written
-    assert {total for _, total in calls} == {report.bytes_written}
+    told = Told()
+    report = convert(ConvertOptions(model=str(tiny()), groups=2, output=tmp_path / "out"), told)
+    assert told.done == {"writing": report.bytes_written}
+    assert told.totals == {"writing": {report.bytes_written}}
 
 
 # Ways of moving bytes
@@ -277,7 +277,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_BUFFER", 1 << 14)
     monkeypatch.setattr(streams, "_WINDOW", 1 << 16)
     monkeypatch.setattr(pool, "_SLICE", 1 << 12)
-    monkeypatch.setattr(writer, "_TASK", 1 << 18)
+    monkeypatch.setattr(writer, "_RUN", 1 << 18)
 
 
 def weights(directory: Path) -> dict[str, bytes]:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from mha2gqa.heads import metric as metrics
 from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics, join
-from mha2gqa.heads.metric import Even, Full, LowRank, Metric
-from mha2gqa.methods.aligned.method import aligned
+from mha2gqa.heads.metric import Even, Full, LowRank, Metric, symmetric_product
+from mha2gqa.methods.aligned import aligned
 
 WIDTH, DIRECTIONS = 24, 5
 
@@ -71,3 +72,13 @@ def test_members_join_to_the_layer() -> None:
     assert torch.equal(swapped.o_HDF, heads.o_HDF[[6, 7, 2, 3]])
     assert swapped.q_gain_HE is not None
     assert torch.equal(swapped.q_gain_HE, random(8, 8, seed=7)[[6, 7, 2, 3]])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9, 31])
+def test_half_a_product_is_the_whole_one(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_LARGE", 2)
+    rows, factor = random(size, 5), random(5, 5, seed=1)
+    moment = factor @ factor.T
+    torch.testing.assert_close(symmetric_product(rows @ moment, rows), rows @ moment @ rows.T)
+    many = rows[None].expand(3, -1, -1)
+    torch.testing.assert_close(symmetric_product(many, many), many @ many.mT)

@@ -106,7 +106,7 @@ def test_methods_that_read_text_see_the_host(tmp_path: Path) -> None:
     assert errors[1] > errors[2]
     report = verified(output)
     assert report.file and not report.file.findings and report.file.checksummed > 0
-    assert set(report.conversion.errors) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
+    assert set(report.conversion.layer_errors) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
     assert error(logits(load(output)), original) < 1
 
 

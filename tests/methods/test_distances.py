@@ -9,9 +9,9 @@ import torch
 from mha2gqa.heads.attention import Rotary
 from mha2gqa.heads.metric import Full
 from mha2gqa.methods.aligned import distances
+from mha2gqa.methods.aligned.basis import lost_energy
 from mha2gqa.methods.aligned.distances import SharedKeys, fit_over_distances, scores_energy
-from mha2gqa.methods.aligned.free_keys import share_plane_by_plane
-from mha2gqa.methods.aligned.leading import lost_energy
+from mha2gqa.methods.aligned.keys import share_plane_by_plane
 
 HEADS, WIDTH, INPUTS = 3, 8, 12
 CASES = {

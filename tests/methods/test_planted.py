@@ -14,11 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mha2gqa.families.attention import gather, scatter
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.gauge import disguised, shuffled, unmerged
 from tests.families.oracle import input_ids
@@ -76,10 +75,10 @@ def test_as_many_groups_as_heads_change_nothing(case: str, tmp_path: Path) -> No
 def disguise(directory: Path) -> None:
     """Shuffle the heads of a checkpoint and multiply them with random numbers that change nothing."""
     config = json.loads((directory / "config.json").read_text())
-    source = blueprint(config)
+    source = Architecture(config)
     generator = torch.Generator().manual_seed(2)
     tensors = load_file(directory / "model.safetensors")
-    for layer in attention_layers(config, source, [(count, PLANTED) for count in find_counts(config, source)]):
+    for layer in source.attention_layers([(count, PLANTED) for count in source.counts]):
         own = {name: tensors[f"{layer.module}.{name}"] for name in layer.shapes}
         whole = unmerged(layer, own)
         moved, groups = shuffled(disguised(gather(whole, own), generator), generator)

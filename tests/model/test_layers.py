@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.model.layers import LayerFiles
+from mha2gqa.model.original import Original
 
 
 def test_a_tied_embedding_is_found_under_the_name_of_the_output(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_tied_embedding_is_found_under_the_name_of_the_output(tiny: Callable[.
     embedding = tensors.pop("model.embed_tokens.weight")
     for content in ({"model.embed_tokens.weight": embedding}, {"lm_head.weight": embedding}):
         save_file(tensors | content, file, {"format": "pt"})
-        found = LayerFiles(read_checkpoint(directory), tmp_path).read_embedding()
+        found = LayerFiles(Original.at(directory), tmp_path).read_embedding()
         assert found is not None
         assert torch.equal(found, embedding)
 
@@ -28,4 +28,4 @@ def test_the_output_is_not_taken_for_an_embedding_that_is_missing(tiny: Callable
     tensors = load_file(file)
     del tensors["model.embed_tokens.weight"]
     save_file(tensors, file, {"format": "pt"})
-    assert LayerFiles(read_checkpoint(directory), tmp_path).read_embedding() is None
+    assert LayerFiles(Original.at(directory), tmp_path).read_embedding() is None

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from mha2gqa.errors import CheckpointError, DeviceError, TextError
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import Placement, placement
-from mha2gqa.model.load import attention_modules, context_length, load_model, load_tokenizer
+from mha2gqa.model.load import context_length, load_model, load_tokenizer
 from tests.families.tiny import save_tiny, tiny_config
 
 
@@ -38,7 +39,7 @@ def test_the_class_that_wrote_a_checkpoint_loads_it(tmp_path: Path, model_type: 
 )
 def test_attention_modules_are_named_as_in_the_loaded_model(tmp_path: Path, model_type: str, module: str) -> None:
     save_tiny(model_type, tmp_path)
-    modules = attention_modules(json.loads((tmp_path / "config.json").read_text()))
+    modules = Architecture(json.loads((tmp_path / "config.json").read_text())).attention_modules
     assert module in modules
     loaded = dict(load_model(tmp_path).named_modules())
     assert [name for name in loaded if name in modules] == modules

@@ -8,9 +8,23 @@ import dataclasses
 import math
 from typing import Any
 
-from mha2gqa.verbs.verify.differences import Continuation, Divergence, LayerError, Loss, PositionLoss, Text
-from mha2gqa.verbs.verify.levels import CacheUse, Check, FileLevel, Finding, LoadLevel, OutputsLevel
-from mha2gqa.verbs.verify.outcome import Benchmark, Conversion, Limits, Similarity, Verification
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.targets.kv_heads import heads_change
+from mha2gqa.verbs.verify.levels import (
+    CacheUse,
+    Check,
+    ComparedText,
+    Continuation,
+    Divergence,
+    FileLevel,
+    Finding,
+    LayerError,
+    LoadLevel,
+    Loss,
+    OutputsLevel,
+    PositionLoss,
+)
+from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Similarity, Verification
 
 GROUPS = ((0, 1), (2, 3), (4, 5), (6, 7))
 HOSTILE = "</pre><script>document.title='owned'</script><img src=http://127.0.0.1:9/x>&amp;'\"{{ 7 * 7 }}\u202e\x1b[31m"
@@ -21,18 +35,18 @@ def verification(**overrides: Any) -> Verification:
     kl_counts = [round(4000 * math.exp(-(((index - 29) / 4) ** 2))) for index in range(40)]
     fields = {
         "conversion": Conversion(
-            original="example/reference",
-            converted="/models/reference-gqa4",
             model_type="llama",
             command="convert",
-            method="mean",
-            way="mean",
             options={"groups": 4, "method": "mean", "grouping": "contiguous", "seed": 0},
-            heads_before=8,
-            heads_after=4,
+            targets=("kv_heads",),
+            change=heads_change(8, 4, "loss"),
+            config_changes=[{"path": ("num_key_value_heads",), "before": 8, "after": 4}],
             groups={f"model.layers.{layer}.self_attn": GROUPS for layer in range(4)},
-            versions={"mha2gqa": "0.1.0", "torch": "2.13.0"},
+            dropped=(),
         ),
+        "original": "example/reference",
+        "converted": "/models/reference-gqa4",
+        "versions": {"mha2gqa": "0.1.0", "torch": "2.13.0"},
         "limits": Limits(max_ppl_increase=0.01, max_kl=0.02, min_top1=0.95, min_cosine=0.99),
         "verdict": "different",
         "reasons": (
@@ -56,7 +70,7 @@ def verification(**overrides: Any) -> Verification:
             findings=(),
         ),
         "outputs": OutputsLevel(
-            text=Text(
+            text=ComparedText(
                 description="held-out text of the reference checkpoint (18 files)",
                 sampled=False,
                 blocks=96,

@@ -26,7 +26,8 @@ def cells(html: str) -> list[str]:
 
 
 def test_the_errors_of_each_step() -> None:
-    html = page(errors=ERRORS, text="text from a & b.txt")
+    layers = [{"module": module, "errors": errors} for module, errors in ERRORS.items()]
+    html = page(layers=layers, text="text from a & b.txt")
     found = cells(html)
     assert found[:4] == ["attention module", "merged", "refit", "distil"]
     assert found[4:8] == ["model.layers.0.self_attn", "0.5", "0.25", "0.0625"]

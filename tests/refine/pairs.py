@@ -8,10 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts, rewrite
-from mha2gqa.families.modules import attention_layers
-from mha2gqa.refine.merge import Merge
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.student import build_student, install, own_tensors
 from tests.families.tiny import model_class_name, tiny_config, tiny_model
 
@@ -28,12 +26,12 @@ class Pair:
 def make_pair(model_type: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> Pair:
     config = tiny_config(model_type, **overrides)
     content = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(model_type)]}
-    source = blueprint(content)
-    targets = [(count, count.heads // 2) for count in find_counts(content, source)]
-    layers = attention_layers(content, source, targets)
+    source = Architecture(content)
+    targets = [(count, count.heads // 2) for count in source.counts]
+    layers = source.attention_layers(targets)
     original = tiny_model(config).to(dtype).requires_grad_(requires_grad=False)
-    student = build_student(original, rewrite(content, targets), layers)
-    merge = Merge(method="mean", grouping="contiguous", seed=0)
+    student = build_student(original, source.with_heads(targets).config, layers)
+    merge = LayerMerge(method="mean", grouping="contiguous", seed=0)
     for layer in layers:
         merged = merge(layer, own_tensors(original, layer), None)
         install(student.get_submodule(layer.module), merged.tensors)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mha2gqa.refine.bilinear import Bilinear
+from mha2gqa.refine.refit_values import Bilinear
 
 HEADS, GROUPS, ROWS, WIDTH, OUTPUTS, TOKENS = 6, 2, 5, 2, 7, 400
 SHARED = HEADS // GROUPS
@@ -50,7 +50,7 @@ def test_the_error_is_that_of_the_tokens() -> None:
 
 def test_mixtures_are_least_squares_for_the_output_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """After more steps than there are unknowns, which is where conjugate gradients end."""
-    monkeypatch.setattr("mha2gqa.refine.bilinear._STEPS", 30)
+    monkeypatch.setattr("mha2gqa.refine.refit_values._STEPS", 30)
     s_BHN, before_GFN, output_DZ, _ = planted()
     y_BD = draw(5)(TOKENS, OUTPUTS)
     columns = []

@@ -7,10 +7,10 @@ import torch
 
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.merge import Merge, Merged
+from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.refit import refit
 from mha2gqa.refine.refit_values import refit_values
-from mha2gqa.refine.replay import Pair, Replay
+from mha2gqa.refine.replay import Example, Replay
 from mha2gqa.refine.student import install, own_tensors
 from tests.refine.pairs import make_pair, token_batches
 
@@ -19,7 +19,7 @@ TYPES = ["llama", "qwen2", "phi3", "gpt_oss", "cohere", "t5gemma"]
 """Plain; biases; fused; sinks; interleaved rotary planes; an encoder, and a decoder that also reads across."""
 
 
-def calls(model_type: str, tmp_path: Path) -> list[tuple[torch.nn.Module, AttentionLayer, Merged, list[Pair]]]:
+def calls(model_type: str, tmp_path: Path) -> list[tuple[torch.nn.Module, AttentionLayer, Merged, list[Example]]]:
     """A converted module of each kind of layer, its merge, and what is wanted of it."""
     dtype = torch.float32 if model_type == "gpt_oss" else torch.float64  # torch's grouped products know no fp64
     pair = make_pair(model_type, dtype)
@@ -27,39 +27,39 @@ def calls(model_type: str, tmp_path: Path) -> list[tuple[torch.nn.Module, Attent
     runs = [Replay(model, token_batches(8, 32), memory) for model in (pair.student, pair.original)]
     found = []
     for layer in [one for one in pair.layers if one.values == "free"]:
-        pairs = list(zip(runs[0].calls(layer.module), runs[1].outputs(layer.module), strict=True))
-        merge = Merge(method="aligned", grouping="contiguous", seed=0)
+        examples = list(zip(runs[0].calls(layer.module), runs[1].outputs(layer.module), strict=True))
+        merge = LayerMerge(method="aligned", grouping="contiguous", seed=0)
         merged = merge(layer, own_tensors(pair.original, layer), None)
         module = pair.student.get_submodule(layer.module)
         install(module, merged.tensors)
-        found.append((module, layer, merged, pairs))
+        found.append((module, layer, merged, examples))
     assert found
     return found
 
 
-def error(module: torch.nn.Module, pairs: list[Pair]) -> torch.Tensor:
-    return torch.stack([(call.run(module, CPU) - wanted).square().sum() for call, wanted in pairs]).sum()
+def error(module: torch.nn.Module, examples: list[Example]) -> torch.Tensor:
+    return torch.stack([(call.run(module, CPU) - wanted).square().sum() for call, wanted in examples]).sum()
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_values_and_outputs_do_better_than_outputs_alone(model_type: str, tmp_path: Path) -> None:
-    for module, layer, merged, pairs in calls(model_type, tmp_path):
+    for module, layer, merged, examples in calls(model_type, tmp_path):
         output = layer.output.removesuffix(".weight")
-        refit(module, output, pairs, CPU)
-        outputs_alone = error(module, pairs).item()
+        refit(module, output, examples, CPU)
+        outputs_alone = error(module, examples).item()
         install(module, merged.tensors)
-        refit_values(module, output, pairs, CPU, merged)
-        assert error(module, pairs).item() < 0.99 * outputs_alone
+        refit_values(module, output, examples, CPU, merged)
+        assert error(module, examples).item() < 0.99 * outputs_alone
 
 
 def test_values_that_are_cut_short_still_begin_at_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no more rows than values, the mixture is what the merge made, turned, and the outputs alone are refitted."""
     monkeypatch.setattr("mha2gqa.refine.refit_values._LEAST", 1)
     monkeypatch.setattr("mha2gqa.refine.refit_values._MOST", 1)
-    for module, layer, merged, pairs in calls("llama", tmp_path):
+    for module, layer, merged, examples in calls("llama", tmp_path):
         output = layer.output.removesuffix(".weight")
-        refit(module, output, pairs, CPU)
-        outputs_alone = error(module, pairs).item()
+        refit(module, output, examples, CPU)
+        outputs_alone = error(module, examples).item()
         install(module, merged.tensors)
-        refit_values(module, output, pairs, CPU, merged)
-        assert error(module, pairs).item() == pytest.approx(outputs_alone, rel=1e-3)
+        refit_values(module, output, examples, CPU, merged)
+        assert error(module, examples).item() == pytest.approx(outputs_alone, rel=1e-3)

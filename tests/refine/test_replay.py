@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from mha2gqa.errors import CalibrationError
+from mha2gqa.model.feed import inputs
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.replay import Call, Replay, block_of, first_tensor, model_inputs
+from mha2gqa.refine.replay import Call, Replay, block_of, first_tensor
 from tests.refine.pairs import make_pair, token_batches
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def plain(model: nn.Module, module: str, batch: torch.Tensor) -> tuple[Any, torc
     attention = model.get_submodule(module)
     handles = [attention.register_forward_pre_hook(before, with_kwargs=True), attention.register_forward_hook(after)]
     with torch.no_grad():
-        model(**model_inputs(model, batch))
+        model(**inputs(model, batch))
     for handle in handles:
         handle.remove()
     return seen[0], seen[1]
@@ -83,7 +85,7 @@ def test_finished_blocks_are_not_computed_again(tmp_path: Path) -> None:
     assert len(list(replay.calls("model.layers.1.self_attn"))) == 3
     assert calls == []
     with torch.no_grad():
-        pair.original(**model_inputs(pair.original, batches[0]))
+        pair.original(**inputs(pair.original, batches[0]))
     assert calls == [0], "outside of a pass the block is itself again"
 
 
@@ -115,3 +117,10 @@ def test_a_call_in_another_dtype_changes_no_integers() -> None:
 
     call = Call((torch.ones(2),), {"positions": torch.arange(2), "mask": None})
     assert call.run(Kinds(), CPU, torch.float64).dtype == torch.float64
+
+
+def test_a_module_that_takes_no_part_is_refused(tmp_path: Path) -> None:
+    pair, batches = make_pair("llama"), token_batches(2)
+    pair.original.add_module("unused", nn.Linear(2, 2))
+    with pytest.raises(CalibrationError, match="without ever calling unused"):
+        list(Replay(pair.original, batches, Activations(10**9, tmp_path)).calls("unused"))

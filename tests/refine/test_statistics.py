@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.heads.metric import Full
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.statistics import gather_statistics
 from tests.families.tiny import model_class_name, tiny_config, tiny_model
 
@@ -17,8 +15,8 @@ from tests.families.tiny import model_class_name, tiny_config, tiny_model
 def test_moments_are_those_of_the_inputs(model_type: str) -> None:
     config = tiny_config(model_type)
     content = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(model_type)]}
-    source = blueprint(content)
-    layers = attention_layers(content, source, [(count, 1) for count in find_counts(content, source)])
+    source = Architecture(content)
+    layers = source.attention_layers([(count, 1) for count in source.counts])
     model = tiny_model(config)
     seen: dict[str, list[torch.Tensor]] = {}
     for layer in layers:

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from mha2gqa.refine import joint
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions, distil, relative_error
-from mha2gqa.refine.joint import divergence, train_jointly
+from mha2gqa.refine.descend import Descent, distil, relative_error
+from mha2gqa.refine.joint import train_jointly
 from mha2gqa.refine.replay import Replay
 from tests.refine.pairs import Pair, make_pair, token_batches
 
@@ -41,7 +41,7 @@ def test_distil_lowers_the_error_of_a_planted_layer_on_other_text(tmp_path: Path
     module, pairs = planted(tmp_path)
     names = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"]
     before = error(module, pairs[:2])
-    distil(module, names, pairs[2:], DistilOptions(steps=150), CPU)
+    distil(module, names, pairs[2:], Descent(steps=150), CPU)
     assert error(module, pairs[:2]) < before / 2
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
@@ -51,7 +51,7 @@ def test_distil_trains_what_it_is_told_and_is_repeatable(tmp_path: Path) -> None
     for _ in range(2):
         module, pairs = planted(tmp_path)
         before = {name: parameter.clone() for name, parameter in module.named_parameters()}
-        distil(module, ["o_proj.weight"], pairs, DistilOptions(steps=5, seed=3), CPU)
+        distil(module, ["o_proj.weight"], pairs, Descent(steps=5, seed=3), CPU)
         changed = {name for name, one in module.named_parameters() if not torch.equal(one, before[name])}
         assert changed == {"o_proj.weight"}
         results.append(module.o_proj.weight)
@@ -62,7 +62,7 @@ def trained(pair: Pair, steps: int = 60) -> tuple[float, float]:
     batches = token_batches(10)
     names = {f"{layer.module}.{name}" for layer in pair.layers for name in layer.changed}
     dtypes = dict.fromkeys(names, pair.student.dtype)
-    options = DistilOptions(steps=steps)
+    options = Descent(steps=steps)
     return train_jointly(
         pair.original, pair.student, pair.layers, batches[2:], batches[:2], dtypes, options, lambda *_: None
     )
@@ -100,11 +100,3 @@ def test_joint_training_that_makes_it_worse_is_taken_back(rate: float, monkeypat
     first, last = trained(pair, steps=3)
     assert first == last == pytest.approx(mean_kl(pair), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in pair.student.state_dict().items())
-
-
-def test_divergence_does_not_depend_on_how_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, answer = torch.randn(2, 3, 7, 11, generator=torch.Generator().manual_seed(0))
-    whole = divergence(wanted, answer)
-    monkeypatch.setattr(joint, "_CHUNK", 4)
-    torch.testing.assert_close(divergence(wanted, answer), whole)
-    assert divergence(wanted, wanted).item() == pytest.approx(0, abs=1e-6)

@@ -3,10 +3,10 @@
 import pytest
 
 from mha2gqa.hosts import table
-from mha2gqa.hosts.shipped import SHIPPED
+from mha2gqa.shipped import SOURCES
 
 
 @pytest.fixture(autouse=True)
 def only_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, host in SHIPPED.items():
-        monkeypatch.setitem(table.HOSTS, name, (host,))  # type: ignore[arg-type]
+    for name in SOURCES:
+        monkeypatch.setitem(table.HOSTS, name, ("shipped",))  # type: ignore[arg-type]

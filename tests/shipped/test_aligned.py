@@ -13,10 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.files.reader import read_json
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_model
 from mha2gqa.refine.statistics import gather_statistics
 
@@ -88,8 +86,8 @@ def test_statistics_of_cross_attention_are_of_both_sides(tmp_path: Path) -> None
     subject.native().save_pretrained(tmp_path / "source")
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=HEADS, output=tmp_path / "same"))
     content = read_json(tmp_path / "same" / "config.json")
-    plan, model = blueprint(content), load_model(tmp_path / "same")
-    layers = attention_layers(content, plan, [(count, 2) for count in find_counts(content, plan)])
+    plan, model = Architecture(content), load_model(tmp_path / "same")
+    layers = plan.attention_layers([(count, 2) for count in plan.counts])
     cross = [layer for layer in layers if layer.is_cross]
     assert [layer.module for layer in cross] == [f"decoder.block.{number}.layer.1.EncDecAttention" for number in (0, 1)]
     seen: dict[str, list[torch.Tensor]] = {layer.module: [] for layer in cross}

@@ -7,10 +7,8 @@ import torch
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.families.attention import gather, scatter
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.files.reader import read_json
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_model
 from tests.families.gauge import disguised, shuffled, unmerged
 
@@ -27,8 +25,8 @@ def test_random_numbers_of_the_allowed_kinds_change_nothing(subject: Subject, tm
     subject.native().save_pretrained(tmp_path / "source")
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=4, output=tmp_path / "same"))
     content = read_json(tmp_path / "same" / "config.json")
-    source = blueprint(content)
-    layers = attention_layers(content, source, [(count, 2) for count in find_counts(content, source)])
+    source = Architecture(content)
+    layers = source.attention_layers([(count, 2) for count in source.counts])
     modules = 2 * (3 if subject.seq2seq else 1)
     assert len(layers) == (0 if subject.model_type in FIXED else modules)
     model = load_model(tmp_path / "same", dtype="float64")

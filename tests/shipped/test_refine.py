@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from mha2gqa import ConvertOptions, convert
-from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.model.load import load_model
+from mha2gqa.model.original import Original
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
-from mha2gqa.refine.merge import Merge
-from mha2gqa.refine.refine import LayerReport
-from mha2gqa.targets.kv_heads import convert_targets
+from mha2gqa.refine.descend import Descent
+from mha2gqa.refine.merge import LayerMerge
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.layerwise import Layerwise
+from tests.told import Told
 
 from .subjects import HEADS, SUBJECTS, VOCABULARY
 
@@ -27,19 +28,19 @@ def test_refit_helps_every_layer(model_type: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     _TEXT[model_type].native().save_pretrained(tmp_path / "source")
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=HEADS, output=tmp_path / "same"))
-    checkpoint = read_checkpoint(tmp_path / "same")
-    told: list[LayerReport] = []
+    original = Original.at(tmp_path / "same")
+    plan = make_plan(original, KvHeads(2))
+    told = Told()
     layerwise = Layerwise(
-        files=LayerFiles(checkpoint, tmp_path),
-        targets=convert_targets(checkpoint.config, 2),
-        merge=Merge(method="mean", grouping="contiguous", seed=0),
-        tell=lambda layer, number, total: told.append(layer),
-        progress=lambda stage, size, total: None,
+        files=LayerFiles(plan.original, tmp_path),
+        plan=plan,
+        merge=LayerMerge(method="mean", grouping="contiguous", seed=0),
+        progress=told,
         device=torch.device("cpu"),
     )
-    original = load_model(tmp_path / "same").requires_grad_(requires_grad=False)
+    model = load_model(tmp_path / "same").requires_grad_(requires_grad=False)
     ids = torch.randint(3, VOCABULARY, (64, 24), generator=torch.Generator().manual_seed(0))
-    layerwise.refined(original, ids, "refit", DistilOptions(), Activations(1 << 30, tmp_path))
-    assert len(told) == len(layerwise.layers) > 0
-    for layer in told:
-        assert layer.errors["refit"] < 0.9 * layer.errors["merged"], layer
+    layerwise.refined(model, ids, "refit", Descent(), Activations(1 << 30, tmp_path))
+    assert len(told.layers) == len(layerwise.layers) > 0
+    for module, errors in told.layers:
+        assert errors["refit"] < 0.9 * errors["merged"], module

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import TextError
-from mha2gqa.texts.pairs import read_pairs
+from mha2gqa.texts.documents import read_pairs
 
 
 def table(path: Path, *rows: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 Serves rotary planes (two rows that turn together) and channels (one row) alike. A group's rows a_h are to be
 c_h s with one s for all: the best s and c are the leading eigenvector of the group's Gram matrix (Eckart and
 Young 1936), in the metric of the layer's inputs. Which c are allowed is the layer's freedom; for `free`, whose
-planes are one complex row (`free_keys.py`), complex numbers.
+planes are one complex row (`keys.py`), complex numbers.
 
 Legend: R heads of a group, P planes, N rows of a plane, X inputs.
 """
@@ -38,6 +38,7 @@ def plane_grams(rows_RPNX: torch.Tensor, weight_RP: torch.Tensor, inputs: Metric
     """
     heads, _, rows, _ = rows_RPNX.shape
     gram = inputs.gram(rows_RPNX.transpose(0, 1).flatten(1, 2))
+    # A factor is the same for all rows of a plane, so their products add up: the trace over N of each pair's block.
     gram_PRNRN = gram.unflatten(2, (heads, rows)).unflatten(1, (heads, rows))
     return _weighted(gram_PRNRN.diagonal(dim1=2, dim2=4).sum(dim=-1), weight_RP)
 
@@ -57,6 +58,7 @@ def complex_grams(gram: torch.Tensor, planes_P2: torch.Tensor, weight_RP: torch.
         return rows
 
     first, second = planes_P2.T
+    # z = a + ib gives z_r z̄_s = (a_r a_s + b_r b_s) + i(b_r a_s - a_r b_s).
     gram_PRR = torch.complex(block(first, first) + block(second, second), block(second, first) - block(first, second))
     return _weighted(gram_PRR, weight_RP)
 
@@ -75,12 +77,15 @@ def share_planes(rows_RPNX: torch.Tensor, weight_RP: torch.Tensor, inputs: Metri
         inputs: Metric of the inputs.
         freedom: Which factors are allowed; those of `free` are not real.
     """
-    if freedom == "fixed":
+    if freedom == "fixed":  # nothing can be made up for: the plain mean, as `mean` gives it
         return SharedPlanes(rows_RPNX.mean(dim=0), torch.ones_like(weight_RP))
     if freedom == "scaled":
+        # Of weighted rows w a, the best one is s = Σ u w a, and w a ≈ u s: a head's rows are u/w times s.
         vector_RP = leading_vectors(plane_grams(rows_RPNX, weight_RP, inputs))
         shared = _combined(vector_RP * weight_RP, rows_RPNX)
         return _balanced(shared, vector_RP / weight_RP.clamp(min=tiny(weight_RP)), rows_RPNX)
+    # Behind a norm of each head (`normed`) only directions count: heads are averaged at one length, and the mean length
+    # put back for the range of 16 bits. For given signs f, Σ w²|a - f s|² is least at s = Σ w²f a / Σ w².
     length_R = _lengths(rows_RPNX, inputs) if freedom == "normed" else weight_RP.new_ones(len(weight_RP))
     sign_RP = _signs(plane_grams(rows_RPNX, weight_RP / length_R[:, None], inputs)).T
     square = weight_RP.square()
@@ -98,6 +103,7 @@ def plane_loss(gram_PRR: torch.Tensor, freedom: Freedom) -> torch.Tensor:
     """
     heads = gram_PRR.shape[-1]
     total: torch.Tensor = gram_PRR.diagonal(dim1=-2, dim2=-1).sum()
+    # A mean of R rows keeps |Σ a|² / R of their energy, with signs |Σ f a|² / R, with any factors an eigenvalue.
     if freedom == "fixed":
         kept: torch.Tensor = gram_PRR.sum() / heads
         return total - kept
@@ -117,6 +123,7 @@ def _signs(gram_PRR: torch.Tensor) -> torch.Tensor:
     """Return a sign for each head, `[P, R]`: those of the leading eigenvector, where they keep notably more."""
     vector_PR = leading_vectors(gram_PRR).T
     sign_PR = torch.where(vector_PR < 0, -1.0, 1.0).to(gram_PRR.dtype)
+    # No signs can keep more than R times the trace: the scale for what is notable.
     energy = gram_PRR.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * gram_PRR.shape[-1]
     gain = _kept(gram_PRR, sign_PR) - _kept(gram_PRR, torch.ones_like(sign_PR))
     return torch.where((gain > _NOTABLE * energy)[:, None], sign_PR, torch.ones_like(sign_PR))
@@ -133,8 +140,11 @@ def leading_vectors(gram_PRR: torch.Tensor) -> torch.Tensor:
     Args:
         gram_PRR: `plane_grams` or `complex_grams`.
     """
+    # fp64: Gram matrices square lengths, so of a head a thousandth as long as another fp32 would have one digit left.
     wide = torch.complex128 if gram_PRR.is_complex() else torch.float64
     vector_PR = torch.linalg.eigh(gram_PRR.to(wide)).eigenvectors[..., -1].to(gram_PRR.dtype)
+    # An eigenvector has no phase of its own, and libraries choose different ones. This one makes the shared rows lie on
+    # the side of the mean, so that planes where heads agree stay as they were.
     total_P1 = vector_PR.sum(dim=-1, keepdim=True)
     size = total_P1.abs()
     phase = torch.where(size > 0, total_P1 / size.clamp(min=tiny(size)), torch.ones_like(total_P1))
@@ -146,7 +156,7 @@ def _balanced(shared_PNX: torch.Tensor, factor_RP: torch.Tensor, rows_RPNX: torc
     """Give the shared rows the length that the heads' rows have, so that 16-bit weights and caches keep their range."""
     wanted_P = rows_RPNX.square().sum(dim=(2, 3)).mean(dim=0).sqrt()
     scale_P = wanted_P / shared_PNX.square().sum(dim=(1, 2)).sqrt().clamp(min=tiny(wanted_P))
-    scale_P = torch.where(scale_P > 0, scale_P, torch.ones_like(scale_P))
+    scale_P = torch.where(scale_P > 0, scale_P, torch.ones_like(scale_P))  # a plane of zeros stays one
     return SharedPlanes(shared_PNX * scale_P[:, None, None], factor_RP / scale_P)
 
 

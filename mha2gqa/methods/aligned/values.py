@@ -3,7 +3,8 @@
 Errors of different heads add up in the layer's output, and heads that attend to the same tokens err together. How
 alike heads attend is not known from the weights, so one number stands for all of them, `_TOGETHER`.
 
-Legend: as in `heads.py`, with R KV heads of a group for K, S query heads of a KV head, N = R·F rows of all heads.
+Legend: as in `heads/attention.py`, with R KV heads of a group for K, S query heads of a KV head, N = R·F rows of all
+heads.
 """
 
 from dataclasses import replace
@@ -11,10 +12,8 @@ from dataclasses import replace
 import torch
 
 from mha2gqa.heads.attention import AttentionHeads
-from mha2gqa.heads.metric import Metric
-from mha2gqa.heads.symmetric import symmetric_product
-from mha2gqa.methods.aligned.basis import share_basis
-from mha2gqa.methods.aligned.leading import leading_mixtures
+from mha2gqa.heads.metric import Metric, symmetric_product
+from mha2gqa.methods.aligned.basis import leading_mixtures, share_basis
 from mha2gqa.methods.aligned.planes import share_planes
 
 _TOGETHER = 0.3
@@ -33,8 +32,10 @@ def merge_values(heads: AttentionHeads, inputs: Metric) -> AttentionHeads:
     if heads.values == "free":
         rows = v_RFX.flatten(0, 1)
         basis = share_basis(v_RFX, value_weights(o_RSDF), inputs.gram(rows))
+        # Head's rows ≈ lift · shared, so Wo_h V_h ≈ (Wo_h lift) · shared: the lift goes into the outputs.
         o_RSDF = o_RSDF @ basis.lift_RFF[:, None]
         return replace(heads, v_KFX=(basis.mixing @ rows)[None], o_HDF=o_RSDF.flatten(0, 1))
+    # Channel by channel, as planes of one row: an error of a channel reaches the output by its column of Wo.
     weight_RF = o_RSDF.square().sum(dim=(1, 2)).sqrt()
     planes = share_planes(v_RFX[:, :, None], weight_RF, inputs, heads.values)
     o_RSDF = o_RSDF * planes.factor_RP[:, None, None]
@@ -49,6 +50,7 @@ def leading_rows(heads: AttentionHeads, inputs: Metric, count: int) -> torch.Ten
         inputs: Metric of the inputs.
         count: How many; as many as there are rows gives the rows themselves.
     """
+    # The problem of a merge, with more mixtures than a head has rows: what `refit_values` chooses from on text.
     rows = heads.v_KFX.flatten(0, 1)
     if count == len(rows):
         return rows
@@ -62,6 +64,9 @@ def value_weights(o_RSDF: torch.Tensor) -> torch.Tensor:
     Args:
         o_RSDF: Output projections of the query heads that read each value head.
     """
+    # An error Δ of the values adds Σ_s O_s Δ x_s to the output, x_s being the mix of inputs that query head s reads.
+    # For mixes of one size, correlated by r, its mean square is (1 - r) Σ_s |O_s Δ|² + r |Σ_s O_s Δ|²: the first has a
+    # block Σ O_sᵀO_s for each KV head, the second reaches across KV heads.
     columns, together_DN = o_RSDF.flatten(1, 2), o_RSDF.sum(dim=1).transpose(0, 1).flatten(1)
     alone = torch.block_diag(*(columns.mT @ columns))
     weights: torch.Tensor = (1 - _TOGETHER) * alone + _TOGETHER * symmetric_product(together_DN.mT, together_DN.mT)

@@ -19,7 +19,7 @@ from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.planes import plane_gains
 from mha2gqa.targets.latent.rope import free_key, portable_keys
-from mha2gqa.texts.perplexity import mean_loss
+from mha2gqa.texts.blocks import mean_loss
 
 _SAMPLED = 4
 """Layers, evenly spaced, on which keys of one width are compared."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.joint import train_jointly
 from mha2gqa.refine.latent.modules import trained_names, with_norms, without_norms
 
@@ -31,7 +31,7 @@ def train_latent_jointly(
     modules: Sequence[str],
     training_BT: Sequence[torch.Tensor],
     aside_BT: Sequence[torch.Tensor],
-    options: DistilOptions,
+    options: Descent,
     progress: Callable[[int, int], object],
 ) -> tuple[float, float]:
     """Train the student's attention in place.

@@ -20,12 +20,12 @@ from transformers import PreTrainedModel
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions, distil
+from mha2gqa.refine.descend import Descent, distil
 from mha2gqa.refine.latent.modules import trained_names, with_norms, without_norms
 from mha2gqa.refine.latent.refit import refit_latent
 from mha2gqa.refine.latent.statistics import ReceivedMoment, eager
 from mha2gqa.refine.refine import Refinement, Steps
-from mha2gqa.refine.replay import Call, Pair, Replay, block_of
+from mha2gqa.refine.replay import Call, Example, Replay, block_of
 from mha2gqa.refine.statistics import Moments
 from mha2gqa.refine.student import install, own_tensors
 from mha2gqa.targets.latent.fit import Fitted, fit
@@ -73,7 +73,7 @@ class LatentRefiner:
         host: LatentHost,
         batches_BT: Sequence[torch.Tensor],
         refinement: Refinement | None,
-        options: DistilOptions,
+        options: Descent,
         memory: Activations,
     ) -> None:
         self._original, self._student, self._host = original, student, host
@@ -103,7 +103,7 @@ class LatentRefiner:
         module = self._student.get_submodule(layer.module)
         calls = list(self._student_run.calls(layer.module))
         outputs = (self._in_stream(one) for one in self._teacher_run.outputs(layer.module))
-        pairs: list[Pair] = list(zip(calls, outputs, strict=True))
+        pairs: list[Example] = list(zip(calls, outputs, strict=True))
         known = self._statistics(layer, calls)
         fitted = self._fit(layer, known)
         dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}

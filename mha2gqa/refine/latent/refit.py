@@ -1,7 +1,7 @@
 """Refits what reads the latent: values and outputs of a layer, in closed form and in turn.
 
 Given its attention weights, a layer gives Σ_h O_h B_h z_h with z_h = Σ_j a_j c_j what head h makes of the latent:
-linear in O and in B, as a mixture of rows is in `refine/bilinear.py`, with the latent's C channels for rows and one
+linear in O and in B, as a mixture of rows is in `refine/refit_values.py`, with the latent's C channels for rows and one
 mixture a query head. So values come to serve the tokens that heads do attend to, and errors of heads are weighed
 together as they are; the fit (`targets/latent/costs.py`) must guess both.
 
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mha2gqa.refine.bilinear import Bilinear
 from mha2gqa.refine.latent.modules import OUTPUT, values_of
 from mha2gqa.refine.refit import of_projection, projected
-from mha2gqa.refine.replay import Call, Pair
+from mha2gqa.refine.refit_values import Bilinear
+from mha2gqa.refine.replay import Call, Example
 from mha2gqa.targets.latent.config import HostShape
 
 
 @torch.no_grad()
-def refit_latent(module: nn.Module, shape: HostShape, pairs: Sequence[Pair], device: torch.device) -> None:
+def refit_latent(module: nn.Module, shape: HostShape, pairs: Sequence[Example], device: torch.device) -> None:
     """Refit a module's values and output projection.
 
     Args:

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
-from mha2gqa.heads.metric import Full
-from mha2gqa.heads.symmetric import symmetric_product
-from mha2gqa.refine.replay import model_inputs
+from mha2gqa.heads.metric import Full, symmetric_product
+from mha2gqa.model.feed import inputs
 from mha2gqa.refine.statistics import Moments
 
 
@@ -50,7 +49,7 @@ def gather_received(
             for handle in (*evenly[module].watch(model), *received[module].watch(model)):
                 hooks.callback(handle.remove)
         for batch in batches_BT:
-            model(**model_inputs(model, batch))
+            model(**inputs(model, batch))
             progress(1, len(batches_BT))
     found = {module: one.statistics() for module, one in evenly.items()}
     return {module: Statistics(received[module].metric(), one.query_inputs) for module, one in found.items()}

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.hosts.host import Recipe
 from mha2gqa.targets.latent.host import LatentHost
 
@@ -23,7 +22,7 @@ def build_latent_student(original: PreTrainedModel, host: LatentHost) -> PreTrai
         original: The original, loaded.
         host: What it becomes.
     """
-    plan = blueprint(host.config)
+    plan = host.model.blueprint
     state = original.state_dict()
     like = next(original.parameters())
     recipes = host.others(like.dtype)

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 
 from mha2gqa.heads.attention import NOTHING_KNOWN, AttentionHeads, Rotary, Statistics
+from mha2gqa.methods.aligned.basis import firm
 from mha2gqa.methods.aligned.distances import Turning, by_half, scores_energy, speeds_of
-from mha2gqa.methods.aligned.leading import firm
 from mha2gqa.targets.latent.costs import output_energy, score_costs, value_costs
 from mha2gqa.targets.latent.form import LatentHeads, RotaryKey
 from mha2gqa.targets.latent.start import start_mixing

@@ -1,8 +1,8 @@
 """A source, and the host that it becomes: everything that is needed to write one, layer by layer.
 
-source = LatentSource.of(config_json)             refuses what cannot be written
+source = LatentSource.of(architecture)            refuses what cannot be written
 host = LatentHost(source, key, latent)            for a rotary key and a width C
-host.config, host.attention(...), host.others()   its config.json and tensors
+host.model, host.attention(...), host.others()    its config and tensors
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,9 @@ import torch
 
 from mha2gqa.errors import FamilyError
 from mha2gqa.families.attention import AttentionLayer, gather
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, blueprint
 from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics
 from mha2gqa.hosts.host import Recipe
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.latent.config import HostShape, host_config, host_shape
 from mha2gqa.targets.latent.form import LatentHeads, RotaryKey
 from mha2gqa.targets.latent.linear import linear
@@ -28,27 +28,25 @@ from mha2gqa.targets.latent.tensors import Folding, attention_tensors, other_ten
 class LatentSource:
     """A model that can be written in latent attention."""
 
-    config_json: ConfigJson
-    plan: Blueprint
+    model: Architecture
     layers: tuple[AttentionLayer, ...]
     """First to last."""
     facts: Facts
 
     @classmethod
-    def of(cls, config_json: ConfigJson) -> "LatentSource":
+    def of(cls, model: Architecture) -> "LatentSource":
         """Return what is known of a source.
 
         Raises:
             FamilyError: It cannot be written in latent attention.
             CheckpointError: Its config is malformed.
         """
-        plan = blueprint(config_json)
-        if reason := objection(config_json, plan):
+        if reason := objection(model):
             raise FamilyError(
-                f"A model of type {plan.config.model_type!r} cannot be written in latent attention: {reason}",
+                f"A model of type {model.model_type!r} cannot be written in latent attention: {reason}",
                 remedy="Give it fewer KV heads instead, with --groups",
             )
-        return cls(config_json, plan, tuple(source_layers(config_json, plan)), facts(plan))
+        return cls(model, tuple(source_layers(model)), facts(model.blueprint))
 
     @property
     def rotary(self) -> Rotary:
@@ -58,13 +56,13 @@ class LatentSource:
     @property
     def context(self) -> int:
         """Tokens that the model reads."""
-        config: Any = self.plan.config
+        config: Any = self.model.config
         return int(config.max_position_embeddings)
 
     @property
     def theta(self) -> float:
         """Base of its plain rotary speeds."""
-        parameters: Mapping[str, Any] = self.plan.config.rope_parameters or {}
+        parameters: Mapping[str, Any] = self.model.config.rope_parameters or {}
         return float(parameters.get("rope_theta", 10000.0))
 
     def heads(self, layer: AttentionLayer, tensors: Mapping[str, torch.Tensor]) -> AttentionHeads:
@@ -75,7 +73,7 @@ class LatentSource:
             tensors: Its tensors, without the module's own name.
         """
         heads = gather(layer, tensors)
-        size = rotary_size(self.plan)
+        size = rotary_size(self.model.blueprint)
         if size == 1 or not heads.rotary.width:
             return heads
         q_HEX = heads.q_HEX.clone()
@@ -84,7 +82,7 @@ class LatentSource:
 
     def scaling(self, layer: AttentionLayer) -> float:
         """Return what a layer's scores are multiplied with before the softmax."""
-        return scaling(self.plan, layer)
+        return scaling(self.model.blueprint, layer)
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,10 @@ class LatentHost:
         return host_shape(list(self.source.layers), self.key, self.latent)
 
     @cached_property
-    def config(self) -> ConfigJson:
-        """Its config.json."""
-        return host_config(self.source.config_json, self.source.plan, self.shape, self.key)
+    def model(self) -> Architecture:
+        """What its config says."""
+        source = self.source.model
+        return Architecture(host_config(source.config_json, source.blueprint, self.shape, self.key))
 
     def attention(
         self, layer: AttentionLayer, heads: LatentHeads, known: Statistics, dtype: torch.dtype
@@ -127,4 +126,4 @@ class LatentHost:
         Args:
             dtype: Of the host's file.
         """
-        return other_tensors(self.source.plan, self.source.facts, self.shape, linear(dtype))
+        return other_tensors(self.source.model.blueprint, self.source.facts, self.shape, linear(dtype))

@@ -1,6 +1,6 @@
 """Which rotary planes a shared key should hold: what each would catch that a key without rotation would not.
 
-A plane of all heads is one complex row a head (`methods/aligned/free_keys.py`), so k shared rows for it catch the k
+A plane of all heads is one complex row a head (`methods/aligned/planes.py`), so k shared rows for it catch the k
 largest eigenvalues λ of the heads' weighted Gram matrix. Of a plane that turns slowly the latent catches as much: in
 the mean over distances a key that stands still meets one that turns by κ = Σ w_d exp(-iωd), and catches |κ|² of it.
 What is left for a rotary key is λ (1 - |κ|²). Fast planes so want several shared rows, slow ones none.

@@ -17,11 +17,10 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import Blueprint, ConfigJson
-from mha2gqa.families.cache import cache_layers
-from mha2gqa.families.counts import find_counts
-from mha2gqa.families.modules import attention_layers
+from mha2gqa.families.blueprint import Blueprint
+from mha2gqa.families.cache import another
 from mha2gqa.families.table import family
+from mha2gqa.model.architecture import Architecture
 
 
 def _one(config: Any) -> float:
@@ -105,13 +104,10 @@ def facts(plan: Blueprint) -> Facts:
     )
 
 
-def source_layers(config_json: ConfigJson, plan: Blueprint) -> list[AttentionLayer]:
+def source_layers(model: Architecture) -> list[AttentionLayer]:
     """Return the attention layers of a model, first to last, as they are."""
-    counts = find_counts(config_json, plan)
-    # Which tensors depend on the number of KV heads is asked with another number: one, or of one as many as queries.
-    return attention_layers(
-        config_json, plan, [(count, 1 if count.heads > 1 else count.decoder.query_heads) for count in counts]
-    )
+    # Which tensors depend on the number of KV heads is asked with another number.
+    return model.attention_layers([(count, another(count)) for count in model.counts])
 
 
 def scaling(plan: Blueprint, layer: AttentionLayer) -> float:
@@ -126,13 +122,13 @@ def rotary_size(plan: Blueprint) -> float:
     return float(getattr(embedding, "attention_scaling", 1.0))
 
 
-def objection(config_json: ConfigJson, plan: Blueprint) -> str:
+def objection(model: Architecture) -> str:
     """Return why a model cannot be written in latent attention, as the end of a sentence; empty where it can."""
-    model_type = str(plan.config.model_type)
-    if family(model_type).latent:
+    if model.is_latent:
         return "its attention is latent already"
+    plan = model.blueprint
     found = (check(plan) for check in (_kind, _settings, _tensors, _rotary, _family))
-    return next(filter(None, found), "") or _layers(config_json, plan)
+    return next(filter(None, found), "") or _layers(model)
 
 
 def _kind(plan: Blueprint) -> str:
@@ -221,10 +217,10 @@ def _rotary(plan: Blueprint) -> str:
     return ""
 
 
-def _layers(config_json: ConfigJson, plan: Blueprint) -> str:
-    if any(layer.window for layer in cache_layers(config_json, plan, find_counts(config_json, plan))):
+def _layers(model: Architecture) -> str:
+    if any(layer.window for layer in model.cached):
         return "it has layers with a sliding window, and the host's see everything"
-    layers = source_layers(config_json, plan)
+    plan, layers = model.blueprint, source_layers(model)
     if len(layers) != plan.config.num_hidden_layers:
         return "the projections of its attention are not all found, or it has one head"
     if any((layer.keys, layer.values) != ("free", "free") for layer in layers):

@@ -2,7 +2,7 @@
 
 Rotary rows are taken plane by plane. What they leave of the keys, as far as a row that does not turn can catch it, and
 the values are then one problem: the mixtures of all these rows that keep most of what is read of them
-(`methods/aligned/leading.py`).
+(`methods/aligned/basis.py`).
 
 Everything is a mixture of the M rows of a layer: of all KV heads' keys, then of all their values.
 
@@ -12,7 +12,7 @@ Legend: as in `fit.py`.
 import torch
 
 from mha2gqa.heads.attention import Rotary
-from mha2gqa.methods.aligned.leading import leading_mixtures
+from mha2gqa.methods.aligned.basis import leading_mixtures
 from mha2gqa.methods.aligned.planes import tiny
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.planes import SharedRows, shared_rows, standing

@@ -1,7 +1,6 @@
 """How fast two models run, and how fast they could.
 
-`subjects.py` finds and loads the two; `limits.py` knows the bytes that a step must move and what fits into memory;
-`transformers_engine.py`, `encoder_decoder_engine.py`, `vllm_engine.py` and `llama_cpp_engine.py` run a prompt or a few
-steps, of what `engine.py` calls a batch; `measure.py` lets both models take turns; `results.py` is what comes of it.
-Nothing here judges what the models say.
+`subjects.py` finds and loads the two; `grid.py` and `limits.py` know what is measured, the bytes that a step must move
+and what fits into memory; `engines.py` and `transformers_engine.py` run a prompt or a few steps; `run.py` lets both
+models take turns; `outcome.py` is what comes of it. Nothing here judges what the models say.
 """

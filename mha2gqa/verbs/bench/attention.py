@@ -67,19 +67,15 @@ def use_attention(model: PreTrainedModel, name: str | None) -> str:
         AttentionInterface.register(GROUPED, grouped_attention)
         AttentionMaskInterface.register(GROUPED, sdpa_mask)
         try:
-            model.set_attn_implementation(name)
-            _probe(model)
+            run: Any = model
+            run.set_attn_implementation(name)
+            with torch.no_grad():  # some refuse a dtype or a soft-capping only when they meet it
+                run(**inputs(model, torch.zeros(1, 2, dtype=torch.int64)))
         except (ValueError, ImportError, RuntimeError) as error:
             raise _refusal(model, name, " ".join(str(error).split())[:200]) from error
         if own(model) != name:
             raise _refusal(model, name, "its attention has one implementation")
     return own(model)
-
-
-@torch.no_grad()
-def _probe(model: Any) -> None:
-    """Run two tokens: some implementations refuse a dtype or a soft-capping only when they meet it."""
-    model(**inputs(model, torch.zeros(1, 2, dtype=torch.int64)))
 
 
 def own(model: PreTrainedModel) -> str:

@@ -7,10 +7,8 @@ import psutil
 import torch
 
 from mha2gqa.errors import TimingError
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.files.sizes import format_size, parse_size
-from mha2gqa.verbs.bench.engine import Filled
-from mha2gqa.verbs.bench.limits import Costs
+from mha2gqa.units import format_size
+from mha2gqa.verbs.bench.limits import Costs, Filled
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.bench.subjects import Subjects
 
@@ -92,12 +90,10 @@ def _check_length(option: str, tokens: int, room: int, most: int | None) -> None
 
 def _most(subjects: Subjects, *, encoder: bool) -> int | None:
     """Return how many tokens the encoders or decoders of both models read, where their configs say and it matters."""
-    plans = [] if subjects.random_weights else [blueprint(one.config_json) for one in subjects.both]
+    models = [] if subjects.random_weights else [one.model for one in subjects.both]
     texts = [
-        plan.model.get_encoder().config.get_text_config(encoder=True)
-        if encoder
-        else plan.config.get_text_config(decoder=True)
-        for plan in plans
+        model.outline.get_encoder().config.get_text_config(encoder=True) if encoder else model.text_config
+        for model in models
     ]
     known = [most for text in texts if isinstance(most := getattr(text, "max_position_embeddings", None), int)]
     return min((most for most in known if most > 1), default=None)
@@ -119,15 +115,6 @@ def free_memory(device: str) -> int:
     if device == "cpu" or device.startswith("mps"):
         return int(psutil.virtual_memory().available)
     return int(torch.accelerator.get_memory_info(device)[0])
-
-
-def fitting_memory(options: BenchOptions, free: int) -> int:
-    """Return the bytes that the largest batch may fill.
-
-    Raises:
-        OutputError: `--memory` is no size.
-    """
-    return parse_size(options.memory, "--memory") or free
 
 
 def check_fits(grid: Grid, sides: tuple[Costs, Costs], free: int, *, shared: bool) -> None:

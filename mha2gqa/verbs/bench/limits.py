@@ -7,23 +7,40 @@ the meta device: no weights are needed. Times are measured elsewhere.
 """
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes, cross_projections
-from mha2gqa.families.counts import decoders, find_counts
-from mha2gqa.hosts import config_with_heads
-from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.hosts import counted
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.verbs.bench.outcome import Decode
 
 WORTH_HAVING = 1.25
 """Ratio of the bytes below which the cache is too small a part of a step for fewer KV heads to matter."""
 NEAR = 0.8
 """Share of the ratio of the bytes that a kernel which is bound by memory reaches."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Tokens that the caches of a sequence hold when decoding begins."""
+
+    own: int
+    """Of the decoder itself."""
+    source: int = 0
+    """That an encoder has read; 0 without one."""
+
+    @property
+    def context(self) -> int:
+        """The tokens that `--context` names: a decoder's own, or those of a source."""
+        return self.source or self.own
+
+    def with_room(self, tokens: int) -> "Filled":
+        """Return it with `tokens` more of the decoder; a source does not grow."""
+        return replace(self, own=self.own + tokens)
 
 
 @dataclass(frozen=True)
@@ -51,19 +68,15 @@ class Costs:
         return max(0, memory - self.weights) // max(1, self.cache(filled))
 
 
-def costs(config_json: ConfigJson, itemsize: int) -> Costs:
-    """Return the bytes of the model of a config, with `itemsize` bytes a number."""
-    plan = blueprint(config_json)
-    counted = config_with_heads(config_json)
-    own = blueprint(counted)
-    latent = any(part.family.latent for part in decoders(plan))
-    counts = [] if latent else find_counts(counted, own)
-    total = sum(parameter.numel() for parameter in plan.model.parameters())
+def costs(model: Architecture, itemsize: int) -> Costs:
+    """Return the bytes of a model, with `itemsize` bytes a number."""
+    with_heads = counted(model)
+    total = sum(parameter.numel() for parameter in model.outline.parameters())
     return Costs(
         parameters=total,
         weights=total * itemsize,
-        read=_read(plan.model, cross_projections(counted, own, counts)) * itemsize,
-        layers=cache_layers(counted, own, counts),
+        read=_read(model.outline, with_heads.cross_projections) * itemsize,
+        layers=with_heads.cached,
         itemsize=itemsize,
     )
 

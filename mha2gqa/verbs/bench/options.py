@@ -1,52 +1,76 @@
 """What can be asked of `bench`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from mha2gqa.options import Option, Options, listed, one_of
+from mha2gqa.verbs.options import Against, AsJson, ConfigFile, Converted, Device, Dtype, Page
 
 CacheKind = Literal["dynamic", "static"]
 Attention = Literal["eager", "sdpa", "grouped", "flash_attention_2"]
 Engine = Literal["transformers", "vllm", "llama.cpp"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """Options of `bench`."""
+def _numbers(default: tuple[int, ...] = ()) -> Callable[[Any], tuple[int, ...]]:
+    """Return a parser of numbers such as `1,8`; `default` where there are none."""
 
-    converted: Path | None = None
-    """Directory of the converted checkpoint; None is the one directory here that carries a record."""
-    against: str | None = None
-    """Local directory or Hub id of the original; None is what the record names."""
-    shape: str | None = None
-    """Instead of checkpoints: a named shape or a `config.json`, with random weights."""
-    groups: int | None = None
-    """KV heads of the second model of a shape."""
-    batch: tuple[int, ...] = (1, 8)
+    def parse(value: Any) -> tuple[int, ...]:
+        parts = [str(part) for part in listed(value)]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError(f"{value!r} is no list of positive whole numbers, such as 1,8")
+        return tuple(map(int, parts)) or default
+
+    return parse
+
+
+def _caches(value: Any) -> tuple[str, ...]:
+    return tuple(map(one_of(get_args(CacheKind)), listed(value)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """Measure cache and speed, original and converted side by side, beside what their bytes allow."""
+
+    converted: Converted = None
+    against: Against = None
+    shape: Annotated[
+        str | None, Option("Random weights of a named shape (llama-2-7b, ...) or config.json, not checkpoints.")
+    ] = None
+    groups: Annotated[
+        int | None, Option("KV heads of the second model of --shape.", least=1, flags=("--groups", "-g"))
+    ] = None
+    batch: Annotated[tuple[int, ...], Option("Sequences at a time.", parse=_numbers((1,)), metavar="N,...")] = (1, 8)
     """Sequences that are decoded at a time; each is measured with each context."""
-    context: tuple[int, ...] = ()
-    """Tokens in the cache before the first one is decoded, of an encoder-decoder those of the source; empty is 1024,
-    4096 and 16384 as far as the model reads."""
-    target_context: int | None = None
-    """Of an encoder-decoder, tokens in the decoder's own cache before the first one is decoded; None is up to 32."""
-    cache: tuple[CacheKind, ...] = ()
-    """Caches to measure with; empty is both."""
-    attention: Attention | None = None
-    """Attention implementation; None is what transformers takes for the class."""
-    tokens: int = 8
-    """Tokens that each model decodes before the other has its turn."""
-    turns: int = 5
+    context: Annotated[
+        tuple[int, ...],
+        Option(
+            "Tokens in the cache, or of the source. Default: 1024, 4096 and 16384 as far as the model reads.",
+            parse=_numbers(),
+            metavar="N,...",
+        ),
+    ] = ()
+    """Tokens in the cache before the first one is decoded; of an encoder-decoder those of the source."""
+    target_context: Annotated[
+        int | None, Option("Tokens in an encoder-decoder's own cache. Default: up to 32.", least=1)
+    ] = None
+    cache: Annotated[
+        tuple[CacheKind, ...],
+        Option("Caches. Default: both.", parse=_caches, metavar=",".join(get_args(CacheKind))),
+    ] = ()
+    attention: Annotated[Attention | None, Option("Attention implementation. Default: what transformers takes.")] = None
+    tokens: Annotated[int, Option("Tokens that a model decodes in a turn.", least=1)] = 8
+    turns: Annotated[int, Option("Turns of each model that count.", least=1)] = 5
     """Turns of each model that are measured; one more before them is not."""
-    prefill_tokens: int | None = None
+    prefill_tokens: Annotated[
+        int | None, Option("Tokens of a batch of prompts, at most. Default on a CPU: 1024.", least=1)
+    ] = None
     """Tokens of a batch of prompts, at most; None is 1024 on a CPU and no limit on an accelerator."""
-    memory: str | None = None
-    """Memory that the largest batch may fill, such as `80GB`; None is what is free on the device."""
-    engine: Engine = "transformers"
-    """What runs the models."""
-    dtype: str | None = None
-    """Dtype to run in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
-    device: str | None = None
-    """Device to run on; None takes an accelerator when there is one."""
-    seed: int = 0
-    """Seed of random weights, tokens and cache contents."""
-    report: Path | None = None
-    """Directory to write the page into, as `report.html`; None writes none."""
+    memory: Annotated[str | None, Option("What the largest batch may fill, such as 80GB. Default: all.")] = None
+    engine: Annotated[Engine, Option("What runs the models.")] = "transformers"
+    dtype: Dtype = None
+    device: Device = None
+    seed: Annotated[int, Option("Seed of random weights, tokens and caches.")] = 0
+    report: Page = None
+    as_json: ClassVar[AsJson] = False
+    config: ClassVar[ConfigFile] = None

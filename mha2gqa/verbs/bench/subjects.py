@@ -7,6 +7,7 @@ every weight of the same shape, so that both fit where one and a little do. What
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,16 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mha2gqa.errors import CheckpointError, TimingError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import cross_projections
-from mha2gqa.families.counts import decoders, find_counts, rewrite
+from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.files.reader import read_json
-from mha2gqa.hosts import config_with_heads, has_hosts, host_config
+from mha2gqa.hosts import counted, has_hosts, host_config
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import DTYPES, find_device
-from mha2gqa.model.feed import answers_text_with_text, kind_of
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_model, set_plain_generation
-from mha2gqa.targets.kv_heads import convert_targets
+from mha2gqa.record.pair import find_pair
+from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.verbs.bench.options import BenchOptions
-from mha2gqa.verbs.verify.pair import find_pair
 
 SHAPES = Path(__file__).parents[2] / "shapes"
 """Configs of well-known models, by name."""
@@ -38,31 +38,14 @@ class Subject:
     """One of the two, before it is loaded."""
 
     name: str
-    config_json: ConfigJson
+    model: Architecture
     directory: Path | None
     """Where its weights are; None for random ones."""
 
-    @property
-    def kv_heads(self) -> int:
-        """KV heads that are cached; the largest number, where layers differ."""
-        counted = config_with_heads(self.config_json)
-        counts = find_counts(counted, blueprint(counted))
-        return max(count.heads for count in counts if count.part != "encoder")
-
-    @property
-    def query_heads(self) -> int:
-        """Query heads of a layer."""
-        return decoders(blueprint(self.config_json))[0].query_heads
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether an encoder reads, and a decoder writes."""
-        return kind_of(blueprint(self.config_json).model) == "encoder-decoder"
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that there are."""
-        return int(blueprint(self.config_json).config.get_text_config(decoder=True).vocab_size)
+    @cached_property
+    def counted(self) -> Architecture:
+        """By which its KV heads are counted, where its own class knows only MHA."""
+        return counted(self.model)
 
 
 @dataclass(frozen=True)
@@ -87,13 +70,13 @@ class Subjects:
     @property
     def shares_weights(self) -> bool:
         """Whether the second model has the first one's weights, wherever they have the same shape."""
-        first, second = (blueprint(one.config_json).module_shapes.keys() for one in self.both)
+        first, second = (one.model.blueprint.module_shapes.keys() for one in self.both)
         return self.random_weights and first == second
 
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder reads, and a decoder writes."""
-        return self.original.has_encoder
+        return kind_of(self.original.model.outline).has_encoder
 
     def load(self, seed: int) -> tuple[PreTrainedModel, PreTrainedModel]:
         """Load both, ready to run."""
@@ -101,9 +84,8 @@ class Subjects:
             torch.manual_seed(seed)
             first = _on(self.device, _random(self.original, self.dtype))
             return first, _on(self.device, _random(self.converted, self.dtype, like=first))
-        directories = (self.original.directory, self.converted.directory)
         name = str(self.dtype).removeprefix("torch.")
-        first, second = (load_model(Path(str(one)), dtype=name, device=self.device) for one in directories)
+        first, second = (load_model(Path(str(one.directory)), dtype=name, device=self.device) for one in self.both)
         return first, second
 
 
@@ -120,16 +102,17 @@ def find_subjects(options: BenchOptions) -> Subjects:
     original, converted = _shape(options) if options.shape is not None else _pair(options)
     for subject in (original, converted):
         _check_kind(subject)
-    return Subjects(original, converted, device, _dtype(options.dtype, device, original.config_json))
+    return Subjects(original, converted, device, _dtype(options.dtype, device, original.model))
 
 
 def read_to(subjects: Subjects, tokens: int) -> Subjects:
     """Return a shape whose models read `tokens` tokens: random weights have no context that they were trained for."""
     sides = []
     for side in subjects.both:
-        most = side.config_json.get("max_position_embeddings")
+        config_json = side.model.config_json
+        most = config_json.get("max_position_embeddings")
         longer = {} if most is None else {"max_position_embeddings": max(most, tokens)}
-        sides.append(replace(side, config_json={**side.config_json, **longer}))
+        sides.append(replace(side, model=Architecture({**config_json, **longer})))
     return replace(subjects, original=sides[0], converted=sides[1])
 
 
@@ -139,23 +122,22 @@ def _check_kind(subject: Subject) -> None:
     Raises:
         TimingError: It does not.
     """
-    model = blueprint(subject.config_json).model
-    name = type(model).__name__
-    if kind_of(model) not in ("causal", "encoder-decoder") or not model.can_generate():
-        raise TimingError(f"{name} does not write text token by token", expected="a language model with a KV cache")
-    if not subject.has_encoder:
-        return
-    if not answers_text_with_text(model):
-        does = "writes no text" if model.main_input_name == "input_ids" else f"reads {model.main_input_name}"
+    kind = kind_of(subject.model.outline)
+    if not (kind.decodes and kind.generates):
         raise TimingError(
-            f"{name} {does}, and of models with an encoder those are timed that answer text with text",
+            f"{kind.name} does not write text token by token", expected="a language model with a KV cache"
+        )
+    if not kind.has_encoder:
+        return
+    if not kind.answers_text_with_text:
+        does = "writes no text" if kind.reads_tokens else f"reads {kind.reads}"
+        raise TimingError(
+            f"{kind.name} {does}, and of models with an encoder those are timed that answer text with text",
             expected="a text-to-text class of transformers",
         )
-    counted = config_with_heads(subject.config_json)
-    plan = blueprint(counted)
-    if not cross_projections(counted, plan, find_counts(counted, plan)):
+    if not subject.counted.cross_projections:
         raise TimingError(
-            f"{name} has no cross-attention of its own, so the bytes of its caches are not known by formula",
+            f"{kind.name} has no cross-attention of its own, so the bytes of its caches are not known by formula",
             expected="a decoder whose cross-attention has keys and values of its own",
         )
 
@@ -164,12 +146,10 @@ def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
     if options.groups is not None:
         raise TimingError("--groups belongs to --shape", remedy="Convert the checkpoint to as many groups, or leave it")
     pair = find_pair(options.converted, options.against)
-    names = (pair.source.hub_id or str(pair.original), str(pair.converted))
-    first, second = (
-        Subject(name, read_json(directory / "config.json"), directory)
-        for name, directory in zip(names, (pair.original, pair.converted), strict=True)
+    before = Architecture(read_json(pair.original.directory / "config.json"))  # in the class that wrote its files
+    return Subject(pair.original.name, before, pair.original.directory), Subject(
+        str(pair.converted), pair.result, pair.converted
     )
-    return first, second
 
 
 def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
@@ -177,11 +157,11 @@ def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
         raise TimingError("--shape takes the place of checkpoints", remedy="Leave out the one or the others")
     if options.groups is None:
         raise TimingError("--shape needs --groups", expected="the number of KV heads of the second model")
-    config_json = _shape_config(str(options.shape))
-    counted = host_config(config_json, options.groups)[1] if has_hosts(config_json) else config_json
+    model = Architecture(_shape_config(str(options.shape)))
+    host = Architecture(host_config(model, options.groups)[1]) if has_hosts(model) else model
     name = Path(str(options.shape)).name.removesuffix(".json")
-    converted = rewrite(counted, convert_targets(counted, options.groups))
-    return Subject(name, config_json, None), Subject(f"{name}, {options.groups} KV heads", converted, None)
+    converted = host.with_heads(KvHeads(options.groups).moves(host))
+    return Subject(name, model, None), Subject(f"{name}, {options.groups} KV heads", converted, None)
 
 
 def _shape_config(shape: str) -> ConfigJson:
@@ -199,10 +179,10 @@ def _shape_config(shape: str) -> ConfigJson:
     return content
 
 
-def _dtype(wanted: str | None, device: str, config_json: ConfigJson) -> torch.dtype:
+def _dtype(wanted: str | None, device: str, model: Architecture) -> torch.dtype:
     if wanted is not None:
         return DTYPES[wanted]
-    named = blueprint(config_json).config.get_text_config(decoder=True).dtype
+    named = model.text_config.dtype
     return named if device != "cpu" and isinstance(named, torch.dtype) else torch.float32
 
 
@@ -213,10 +193,10 @@ def _on(device: str, model: Any) -> PreTrainedModel:
 
 def _random(subject: Subject, dtype: torch.dtype, like: PreTrainedModel | None = None) -> PreTrainedModel:
     """Return a model with random weights, of which those that `like` has in the same shape are its own."""
-    plan = blueprint(subject.config_json)
-    build: Any = type(plan.model)._from_config
+    outline = subject.model.outline
+    build: Any = type(outline)._from_config
     with no_init_weights() if like is not None else nullcontext():
-        model: PreTrainedModel = build(plan.model.config, dtype=dtype)
+        model: PreTrainedModel = build(outline.config, dtype=dtype)
     known = {} if like is None else dict(like.named_parameters(remove_duplicate=False))
     for name, parameter in list(model.named_parameters(remove_duplicate=False)) if known else []:
         module, _, leaf = name.rpartition(".")

@@ -4,7 +4,12 @@
 user gets. A cache is filled with random keys and values behind a few real tokens, because reading a long context on
 a CPU takes minutes and its contents do not change the time of a step.
 
-Legend: B sequences, T tokens.
+An encoder-decoder has a cache for each kind of attention. When decoding begins, that of cross-attention holds the
+tokens of a source, and the decoder's own those of a target; both are filled, and no encoder runs. `generate` is given
+the caches also where a source is read: that of transformers 5.23 makes them of as many layers as a T5's encoder has.
+
+Legend: B sequences, T tokens, of a target where there is a source, S tokens of a source, D width of the encoder's
+output.
 """
 
 import time
@@ -13,10 +18,11 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache, StoppingCriteria
-from transformers.cache_utils import CacheLayerMixin
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache, StoppingCriteria
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
+from transformers.modeling_outputs import BaseModelOutput
 
-from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.verify.behaviour import held_bytes
 
 Inputs: TypeAlias = dict[str, Any]
@@ -71,7 +77,7 @@ class TransformersEngine:
         run: Any = self.model
         read = min(_READ, filled.own)
         run(ids_BT[:, :read], past_key_values=cache, use_cache=True)
-        fill(cache, batch, filled.own - read)
+        fill(cache, batch, filled.own - read, cache)
         return CachedBatch(self.model, ids_BT, lambda ids: going_on(ids, past_key_values=cache), held_bytes(cache))
 
     def runs(self, batch: int, filled: Filled) -> bool:
@@ -84,9 +90,56 @@ class TransformersEngine:
             torch.accelerator.memory.empty_cache()
         return True
 
-    def _random_ids(self, batch: int, tokens: int) -> torch.Tensor:
-        size = self.model.config.get_text_config(decoder=True).vocab_size
+    def _random_ids(self, batch: int, tokens: int, size: int | None = None) -> torch.Tensor:
+        """Return tokens below `size`, or of the decoder's."""
+        size = size or self.model.config.get_text_config(decoder=True).vocab_size
         return torch.randint(size, (batch, tokens), generator=self._generator).to(self.model.device)
+
+
+class EncoderDecoderEngine(TransformersEngine):
+    """An encoder-decoder that transformers runs."""
+
+    def __init__(self, model: PreTrainedModel, seed: int) -> None:
+        super().__init__(model, seed)
+        settings: Any = model.generation_config
+        if settings.decoder_start_token_id is None:  # random weights have none
+            settings.decoder_start_token_id = settings.bos_token_id or 0
+
+    def prompts(self, batch: int, tokens: int) -> Inputs:
+        """Return a batch of sources that were not read yet."""
+        encoder: Any = self.model.get_encoder()
+        ids_BS = self._random_ids(batch, tokens, encoder.get_input_embeddings().num_embeddings)
+        cache = EncoderDecoderCache(empty_cache(self.model, "dynamic", 0), DynamicCache())
+        return {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS), "past_key_values": cache}
+
+    @torch.no_grad()
+    def start(self, batch: int, filled: Filled, kind: str, room: int) -> "CachedBatch":
+        """Return a batch with as many tokens in its caches, and room for `room` more of the target."""
+        ids_BT = self._random_ids(batch, filled.own + 1)
+        ids_BT[:, 0] = self.model.generation_config.decoder_start_token_id  # `generate` puts it before what has none
+        seen = self._seen(ids_BT[:1, :1])
+        layers = len(seen.cross_attention_cache.layers)
+        own, cross = empty_cache(self.model, kind, filled.own + room), _cross_cache(layers, kind, filled.source)
+        fill(own, batch, filled.own, seen.self_attention_cache)
+        fill(cross, batch, filled.source, seen.cross_attention_cache)
+        known = self._known(batch, filled.source) | {"past_key_values": EncoderDecoderCache(own, cross)}
+        return CachedBatch(self.model, ids_BT, lambda ids: _answering(ids, known), held_bytes(own) + held_bytes(cross))
+
+    def _seen(self, ids_BT: torch.Tensor) -> EncoderDecoderCache:
+        """Return caches of the model's layers that have seen one token of each kind."""
+        seen = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        run: Any = self.model
+        run(decoder_input_ids=ids_BT, **self._known(1, 1), past_key_values=seen, use_cache=True)
+        return seen
+
+    def _known(self, batch: int, tokens: int) -> Inputs:
+        """Return what stands for a source that was read: nobody looks at its states once they are in the cache."""
+        encoder: Any = self.model.get_encoder()
+        width = encoder.config.get_text_config(encoder=True).hidden_size
+        states_BSD = torch.zeros(1, 1, width, dtype=self.model.dtype, device=self.model.device)
+        mask_BS = torch.ones(batch, tokens, dtype=torch.int64, device=self.model.device)
+        output = BaseModelOutput(last_hidden_state=states_BSD.expand(batch, tokens, width))
+        return {"encoder_outputs": output, "attention_mask": mask_BS}
 
 
 class CachedBatch:
@@ -122,23 +175,30 @@ def generate(model: PreTrainedModel, tokens: int, inputs: Inputs) -> tuple[torch
     return written_BT, clock.times
 
 
-def empty_cache(model: PreTrainedModel, kind: str, length: int) -> Cache:
-    """Return a `dynamic` cache, or a `static` one for `length` tokens."""
-    config = model.config.get_text_config(decoder=True)
+def _answering(ids_BT: torch.Tensor, known: Inputs) -> Inputs:
+    """Return what a decoder behind an encoder goes on from: these tokens, and what is known of the source."""
+    return {"decoder_input_ids": ids_BT, "decoder_attention_mask": torch.ones_like(ids_BT), **known}
+
+
+def empty_cache(model: Any, kind: str, length: int) -> Cache:
+    """Return an empty cache of a decoder's self-attention, `dynamic`, or `static` for `length` tokens."""
+    decoder = model.get_decoder() if model.config.is_encoder_decoder else model
+    config = decoder.config.get_text_config(decoder=True)
     return DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=length)
 
 
-def fill(cache: Cache, batch: int, tokens: int) -> None:
-    """Add `tokens` random keys and values to every attention layer of a cache that has seen some already."""
-    for index, layer in enumerate(cache.layers):
-        if tokens > 0 and isinstance(layer, CacheLayerMixin) and isinstance(layer.keys, torch.Tensor):
-            keys, values = random_states(layer, batch, tokens)
-            cache.update(keys, values, index)
+def _cross_cache(layers: int, kind: str, length: int) -> Cache:
+    """Return an empty cache of cross-attention, whose layers see the whole source, whatever window the decoder has."""
+    return DynamicCache() if kind == "dynamic" else Cache(layers=[StaticLayer(length) for _ in range(layers)])
 
 
-def random_states(layer: Any, batch: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random keys and values of `tokens` tokens, as wide as those that a layer of a cache has seen."""
-    return _random_like(layer.keys, batch, tokens), _random_like(layer.values, batch, tokens)
+def fill(cache: Cache, batch: int, tokens: int, like: Cache) -> None:
+    """Add `tokens` random keys and values to a cache, as wide as those that each attention layer of `like` has seen."""
+    for index, layer in enumerate(like.layers):
+        seen = (layer.keys, layer.values) if tokens > 0 and isinstance(layer, CacheLayerMixin) else ()
+        filled = [_random_like(one, batch, tokens) for one in seen if isinstance(one, torch.Tensor)]
+        if filled:
+            cache.update(filled[0], filled[1], index)
 
 
 def _random_like(states: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:

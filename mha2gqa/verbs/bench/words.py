@@ -3,24 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mha2gqa.files.sizes import format_size
+from mha2gqa.sections import Column, Facts, Part, Row, Section, numbers
+from mha2gqa.units import format_size
 from mha2gqa.verbs.bench.outcome import SPREAD_BOUND, BenchReport, Decode, Fit, Prefill, Ratio, Side, Times
 
-Row = tuple[str, ...]
 DISTURBED = "disturbed"
-_DECODE: Row = ("cache", "ms a step", "converted", "ratio (turns)", "limit", "cache bytes", "remark")
-_PREFILL: Row = ("tokens/s", "converted", "ratio (turns)", "remark")
-_FIT: Row = ("largest batch", "converted")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; its last column may be a remark, all but the first hold numbers."""
-
-    name: str
-    header: Row
-    rows: tuple[Row, ...]
-    remarks: bool = True
+_DECODE = ("cache", "ms a step", "converted", "ratio (turns)", "limit", "cache bytes")
+_PREFILL = ("tokens/s", "converted", "ratio (turns)")
+_FIT = ("largest batch", "converted")
+_REMARK = Column("remark", folds=True)
 
 
 @dataclass(frozen=True)
@@ -39,6 +30,15 @@ class Cache:
     def share(self) -> float:
         """What is left of the original's."""
         return self.after / max(1, self.before)
+
+
+def summary(report: BenchReport) -> Iterator[Part]:
+    """Yield the parts of the report in the order in which they are read."""
+    yield Facts(tuple(facts(report)))
+    for table in tables(report):
+        yield from ("", table.name, table)
+    yield ""
+    yield from notes(report)
 
 
 def caches(report: BenchReport) -> list[Cache]:
@@ -71,15 +71,15 @@ def facts(report: BenchReport) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{name} {value}" for name, value in setting.versions.items())
 
 
-def tables(report: BenchReport) -> Iterator[Table]:
+def tables(report: BenchReport) -> Iterator[Section]:
     """Yield the measurements."""
     length = report.context_name
     read = "prompt" if report.target_context is None else length
-    yield Table("decode", ("batch", length, *_DECODE), tuple(map(_decode, report.decode)))
-    yield Table("prefill", ("batch", read, *_PREFILL), tuple(map(_prefill, report.prefill)))
     tried = any(fit.tried for fit in report.fits)
-    header = (length, *_FIT, *(("ran", "converted") if tried else ()))
-    yield Table("largest batch", header, tuple(_fit(fit, tried=tried) for fit in report.fits), remarks=False)
+    fits = numbers(length, *_FIT, *(("ran", "converted") if tried else ()))
+    yield Section((*numbers("batch", length, *_DECODE), _REMARK), tuple(map(_decode, report.decode)), "decode")
+    yield Section((*numbers("batch", read, *_PREFILL), _REMARK), tuple(map(_prefill, report.prefill)), "prefill")
+    yield Section(fits, tuple(_fit(fit, tried=tried) for fit in report.fits), "largest batch")
 
 
 def notes(report: BenchReport) -> Iterator[str]:
@@ -111,14 +111,11 @@ def _side(side: Side) -> str:
 
 def _decode(row: Decode) -> Row:
     times = (_milliseconds(row.original), _milliseconds(row.converted))
-    held = " -> ".join(format_size(one) + _measured(one, seen) for one, seen in _caches(row))
+    both = zip(row.cache_bytes, row.cache_measured, strict=True)
+    held = " -> ".join(format_size(one) + _measured(one, seen) for one, seen in both)
     remarks = [DISTURBED] * row.disturbed + [row.reason] * bool(row.reason)
     point = (str(row.batch), str(row.context), row.cache)
     return (*point, *times, _ratio(row.ratio), f"{row.limit:.2f}", held, "; ".join(remarks))
-
-
-def _caches(row: Decode) -> list[tuple[int, int | None]]:
-    return list(zip(row.cache_bytes, row.cache_measured, strict=True))
 
 
 def _measured(formula: int, measured: int | None) -> str:

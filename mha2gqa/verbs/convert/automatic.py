@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.refine import Refinement
-from mha2gqa.texts.perplexity import mean_loss
+from mha2gqa.texts.blocks import mean_loss
 from mha2gqa.verbs.convert.layerwise import Layerwise, batches
 
 _WAYS: tuple[Refinement | None, ...] = (None, "refit", "distil", "joint")
@@ -40,7 +40,7 @@ def choose(
     original: PreTrainedModel,
     blocks_NT: torch.Tensor,
     limit: float,
-    options: DistilOptions,
+    options: Descent,
     memory: Callable[[], Activations],
 ) -> tuple[Layerwise, list[Trial]]:
     """Convert in one way after the other until the perplexity is within the limit.

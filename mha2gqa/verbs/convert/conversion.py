@@ -18,29 +18,26 @@ import transformers
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import CalibrationError
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.files.pieces import LayerResult, path_of
-from mha2gqa.files.reader import Checkpoint
-from mha2gqa.files.sizes import parse_size
-from mha2gqa.files.source import Source, reference_directory
 from mha2gqa.files.staging import check_output, workspace
-from mha2gqa.methods import LAYER_METHODS
+from mha2gqa.methods import AUTO, demand
 from mha2gqa.model.devices import float64_device
-from mha2gqa.model.feed import attempt, kind_of, sees_ahead
+from mha2gqa.model.feed import attempt, inputs
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.layers import LayerFiles
-from mha2gqa.model.load import context_length, load_model, load_rehosted, load_tokenizer
+from mha2gqa.model.load import context_length, load_original, load_tokenizer
+from mha2gqa.model.original import Original
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
-from mha2gqa.refine.merge import Merge
-from mha2gqa.refine.replay import model_inputs
-from mha2gqa.targets.kv_heads import convert_targets
+from mha2gqa.refine.descend import Descent
+from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan
 from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert import automatic
-from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise, Progress, Tell
+from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise
 from mha2gqa.verbs.convert.options import ConvertOptions
 
-AUTO = "auto"
 _LEAST_BLOCKS = 8
 """Blocks of text below which nothing can be learned and measured."""
 
@@ -56,63 +53,44 @@ class Converted:
     divergence: tuple[float, float] | None = None
     """In nats a token on text kept aside, before and after all layers were trained together."""
 
-
-def is_layerwise(options: ConvertOptions) -> bool:
-    """Return whether heads cannot be merged one quantity at a time.
-
-    Raises:
-        CalibrationError: Options contradict one another.
-    """
-    wants_text = options.refine is not None or options.method == AUTO
-    if options.data and not wants_text and options.method not in LAYER_METHODS and options.grouping == "contiguous":
-        raise CalibrationError(
-            f"--method {options.method} makes no use of --data",
-            expected=f"--method {' or '.join([*LAYER_METHODS, AUTO])}, --grouping similar, or --refine",
-        )
-    if options.refine is not None and options.method == AUTO:
-        raise CalibrationError("--method auto chooses how far to refine", remedy="Leave out --refine, or name a method")
-    return wants_text or options.method in LAYER_METHODS or options.grouping == "similar"
+    def told(self) -> dict[str, Any]:
+        """Return what the outcome keeps of it."""
+        return {"layers": self.reports, "text": self.text, "trials": self.trials, "divergence": self.divergence}
 
 
 @contextlib.contextmanager
 def converted_layers(
     options: ConvertOptions,
-    source: Source,
-    checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
-    tell: Tell,
     progress: Progress,
 ) -> Iterator[Converted]:
     """Make the layers of a conversion; they lie beside the output as long as the block runs.
 
     Args:
         options: What was asked for.
-        source: The original.
-        checkpoint: Its files.
         plan: The conversion without changed layers.
         output: The directory that will be created at last.
-        tell: Told of each finished layer.
-        progress: Told of everything else that takes long.
+        progress: Told of each finished layer, and of everything else that takes long.
 
     Raises:
         Mha2GqaError: Text or a tokenizer is missing, the output cannot be written, or the family forbids a step.
     """
-    empty = LayerFiles(checkpoint, output)
-    layerwise = _layerwise(options, empty, tell, progress)
+    original = plan.original
+    layerwise = _layerwise(options, plan, output, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
-    wants_text = options.refine is not None or options.method == AUTO or bool(options.data)
+    needs_text = demand(options.method, options.grouping, options.refine).needs_text
+    wants_text = needs_text or bool(options.data)
     if plan.changed:
-        _check_possible(options, source, layerwise, wants_text=wants_text)
+        _check_possible(options, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
         yield Converted(layers=layerwise.planned() if plan.changed else [])
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
-    check_output(output, source.directory, plan.size + scratch, force=options.force)
-    known = _Text.find(options, source, checkpoint) if wants_text else None
-    keep = options.refine is not None or options.method == AUTO
-    with workspace(output, _fingerprint(options, checkpoint), keep=keep) as directory:
-        layerwise = _layerwise(options, LayerFiles(checkpoint, directory), tell, progress)
+    check_output(output, original.directory, plan.size + scratch, force=options.force)
+    known = _Text.find(options, original) if wants_text else None
+    with workspace(output, _fingerprint(options, original), keep=needs_text) as directory:
+        layerwise = layerwise.at(directory)
         trials: list[automatic.Trial] = []
         if known is None:
             layerwise.from_weights()
@@ -150,14 +128,13 @@ class _Text:
     blocks: Blocks
 
     @classmethod
-    def find(cls, options: ConvertOptions, source: Source, checkpoint: Checkpoint) -> "_Text":
-        tokenizer = load_tokenizer(source.directory)
-        place = {"dtype": options.dtype, "device": options.device}
-        model = load_rehosted(checkpoint, **place) if checkpoint.rehosted else load_model(source.directory, **place)
+    def find(cls, options: ConvertOptions, original: Original) -> "_Text":
+        tokenizer = load_tokenizer(original.directory)
+        model = load_original(original, dtype=options.dtype, device=options.device)
         _check_runs(model, options)
         blocks = find_blocks(
             options.data,
-            source=source,
+            source=original.source,
             tokenizer=tokenizer,
             model=lambda: model,
             context=context_length(model.config, options.context),
@@ -170,13 +147,13 @@ class _Text:
         return cls(model.requires_grad_(requires_grad=False), blocks)
 
 
-def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwise, *, wants_text: bool) -> None:
+def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text: bool) -> None:
     """Refuse, by names and shapes alone, what the family does not allow, and text that is missing."""
-    model = blueprint(layerwise.files.checkpoint.config).model
-    kind = model.config.model_type
+    architecture = layerwise.files.original.architecture
+    model_type, kind = architecture.model_type, kind_of(architecture.outline)
     if options.grouping == "similar" and not any(layer.sortable for layer in layerwise.layers):
         raise CalibrationError(
-            f"The KV heads of this {kind!r} model cannot change places, so --grouping similar can choose nothing",
+            f"The KV heads of this {model_type!r} model cannot change places, so --grouping similar can choose nothing",
             expected="attention in which nothing but known tensors depends on the order of the heads",
             remedy="Leave out --grouping",
         )
@@ -184,12 +161,13 @@ def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwis
         return
     if not layerwise.layers:
         raise CalibrationError(
-            f"No attention layer of this {kind!r} model can be improved on text: its projections cannot be told apart",
+            f"No attention layer of this {model_type!r} model can be improved on text: "
+            "its projections cannot be told apart",
             remedy="Convert it with --method mean, and without --data and --refine",
         )
-    if model.main_input_name != "input_ids":
-        raise _needs_more(kind, f"reads {model.main_input_name}")
-    if not options.data and source.directory != reference_directory():
+    if not kind.reads_tokens:
+        raise _needs_more(model_type, f"reads {kind.reads}")
+    if not options.data and not layerwise.files.original.source.is_reference:
         what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
         raise CalibrationError(
             f"{what} needs calibration text, and none was given",
@@ -201,47 +179,49 @@ def _check_possible(options: ConvertOptions, source: Source, layerwise: Layerwis
 @torch.no_grad()
 def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
     """Refuse a model that does not run on token ids, or does not give what the options ask for."""
-    output = attempt(lambda: model(**model_inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
+    output = attempt(lambda: model(**inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
     if isinstance(output, str):
         raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
-    is_judged = options.method == AUTO
-    if (is_judged and (kind_of(model) == "masked" or sees_ahead(model))) or (
+    kind, is_judged = kind_of(model), options.method == AUTO
+    if (is_judged and not kind.predicts_next_token) or (
         (is_judged or options.refine == "joint") and "logits" not in output
     ):
         what = "--method auto" if is_judged else "--refine joint"
         raise CalibrationError(
-            f"{type(model).__name__} has no next token to predict, by which {what} measures",
+            f"{kind.name} has no next token to predict, by which {what} measures",
             expected="a language model with its head",
             remedy="Use --method aligned with --refine distil",
         )
 
 
-def _needs_more(kind: str, why: str) -> CalibrationError:
+def _needs_more(model_type: str, why: str) -> CalibrationError:
     return CalibrationError(
-        f"A {kind!r} model cannot be run on text alone: it {why}",
+        f"A {model_type!r} model cannot be run on text alone: it {why}",
         expected="a model that runs on token ids",
         remedy="Convert it without --data and --refine: --method aligned",
     )
 
 
-def _layerwise(options: ConvertOptions, files: LayerFiles, tell: Tell, progress: Progress) -> Layerwise:
-    method = "aligned" if options.method == AUTO else options.method
-    merge = Merge(method=method, grouping=options.grouping, seed=options.seed)
-    targets = convert_targets(files.checkpoint.config, options.groups)
-    device = float64_device(options.device)
-    return Layerwise(files=files, targets=targets, merge=merge, tell=tell, progress=progress, device=device)
+def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, progress: Progress) -> Layerwise:
+    return Layerwise(
+        files=LayerFiles(plan.original, directory),
+        plan=plan,
+        merge=LayerMerge(method=options.method, grouping=options.grouping, seed=options.seed),
+        progress=progress,
+        device=float64_device(options.device),
+    )
 
 
-def _training(options: ConvertOptions) -> DistilOptions:
-    return DistilOptions(steps=options.steps, seed=options.seed)
+def _training(options: ConvertOptions) -> Descent:
+    return Descent(steps=options.steps, seed=options.seed)
 
 
-def _fingerprint(options: ConvertOptions, checkpoint: Checkpoint) -> str:
+def _fingerprint(options: ConvertOptions, original: Original) -> str:
     """Return what intermediate results depend on: options, the files of the source and of the text, versions."""
     ignored = ("output", "max_shard_size", "force", "dry_run", "activation_memory", "max_ppl_increase")
     asked = {name: value for name, value in asdict(options).items() if name not in ignored}
-    paths = {str(path_of(info.file)) for info in checkpoint.tensors} | {*filter(os.path.isfile, options.data)}
+    paths = {str(path_of(info.file)) for info in original.tensors} | {*filter(os.path.isfile, options.data)}
     files = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in sorted(paths)]
     versions = [version("mha2gqa"), torch.__version__, transformers.__version__]
-    content = [asked, files, checkpoint.config, versions]
+    content = [asked, files, original.config_json, versions]
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()

@@ -6,34 +6,28 @@ the layers belong. Layers whose projections cannot be told apart are left to the
 keys and values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import TypeAlias
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import Count, rewrite
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.files.pieces import LayerResult
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.model.layers import LayerFiles
+from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.joint import train_jointly
-from mha2gqa.refine.merge import Merge, Merged
+from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.prior import Prior, norm_gains, norm_name
 from mha2gqa.refine.refine import LayerReport, Refinement, Refiner, keep_aside
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
-
-Tell: TypeAlias = Callable[[LayerReport, int, int], object]
-"""Told of each finished layer, its number, and how many there are."""
-Progress: TypeAlias = Callable[[str, int, int], object]
-"""Told what is being done, how much of it was done since the last call, and how much there is in all."""
+from mha2gqa.targets.plan import Plan
 
 DIVERGENCE = "divergence"
 """Key under which each layer's file keeps what `train_jointly` returns, for a run that goes on behind it."""
@@ -48,9 +42,8 @@ class Layerwise:
     """The layers of one conversion, and where their files go."""
 
     files: LayerFiles
-    targets: list[tuple[Count, int]]
-    merge: Merge
-    tell: Tell
+    plan: Plan
+    merge: LayerMerge
     progress: Progress
     device: torch.device
     """Where weights are merged when no model is loaded."""
@@ -58,9 +51,7 @@ class Layerwise:
     @cached_property
     def layers(self) -> list[AttentionLayer]:
         """The layers that change, first to last."""
-        config = self.files.checkpoint.config
-        layers = attention_layers(config, blueprint(config), self.targets)
-        return [layer for layer in layers if self.files.is_complete(layer)]
+        return [layer for layer in self.plan.aim.layers() if self.files.is_complete(layer)]
 
     def unseen(self, blocks_NT: torch.Tensor) -> str:
         """Return what the report has to say where text is too short to reach every direction of a layer's inputs."""
@@ -88,7 +79,7 @@ class Layerwise:
 
     def from_statistics(self, original: PreTrainedModel, blocks_NT: torch.Tensor) -> None:
         """Merge each layer by statistics of the original's inputs on text."""
-        statistics = gather_statistics(original, self.layers, batches(blocks_NT), partial(self.progress, "statistics"))
+        statistics = gather_statistics(original, self.layers, batches(blocks_NT), self.progress.part("statistics"))
         for number, layer in enumerate(self.layers):
             merged = self.merge(layer, own_tensors(original, layer), statistics.pop(layer.module))
             self._write(number, layer, merged)
@@ -98,7 +89,7 @@ class Layerwise:
         original: PreTrainedModel,
         blocks_NT: torch.Tensor,
         refinement: Refinement,
-        options: DistilOptions,
+        options: Descent,
         memory: Activations,
     ) -> "Layerwise":
         """Merge and refine each layer on text; layers that an earlier run finished are taken over.
@@ -109,9 +100,8 @@ class Layerwise:
         """
         whole = batches(blocks_NT, whole=True)
         student = self._empty_student(original)
-        Refiner(original, student, whole, self.merge, refinement, options, memory, self.files).run(
-            self.layers, self.tell
-        )
+        refiner = Refiner(original, student, whole, self.merge, refinement, options, memory, self.files)
+        refiner.run(self.layers, self.progress)
         if refinement != "joint":
             return self
         together = self.beside("joint")
@@ -119,7 +109,7 @@ class Layerwise:
             return together
         aside, training = keep_aside(whole)
         dtypes = {f"{one.module}.{name}": dtype for one in self.layers for name, dtype in self._file_dtypes(one)}
-        advance = partial(self.progress, "joint")
+        advance = self.progress.part("joint")
         divergence = train_jointly(original, student, self.layers, training, aside, dtypes, options, advance)
         for number, layer in enumerate(self.layers):
             module = student.get_submodule(layer.module)
@@ -131,6 +121,10 @@ class Layerwise:
         """Return the same conversion with its files in a directory of its own below this one's."""
         directory = self.files.directory / name
         directory.mkdir(exist_ok=True)
+        return self.at(directory)
+
+    def at(self, directory: Path) -> "Layerwise":
+        """Return the same conversion with its files in another directory."""
         return replace(self, files=replace(self.files, directory=directory))
 
     def _file_dtypes(self, layer: AttentionLayer) -> Iterator[tuple[str, torch.dtype]]:
@@ -145,7 +139,7 @@ class Layerwise:
         return student
 
     def _empty_student(self, original: PreTrainedModel) -> PreTrainedModel:
-        return build_student(original, rewrite(self.files.checkpoint.config, self.targets), self.layers)
+        return build_student(original, self.plan.result.config, self.layers)
 
     def _prior(self, width: int) -> Prior:
         embedding = self.files.read_embedding()
@@ -157,7 +151,7 @@ class Layerwise:
         queries, keys = (tensors[f"{name}.weight"].shape[1] for name in layer.projections)
         if layer.is_cross or {queries, keys} != {width}:
             return None
-        model = blueprint(self.files.checkpoint.config).model
+        model = self.files.original.architecture.outline
         norm = norm_name(model, layer.module)
         gains = None if norm is None else norm_gains(model.get_submodule(norm), self.files.read_module(norm), width)
         return prior.statistics(gains, has_bias=layer.has_bias)
@@ -165,7 +159,7 @@ class Layerwise:
     def _write(self, number: int, layer: AttentionLayer, merged: Merged) -> None:
         report = LayerReport(module=layer.module, groups=merged.groups, keys=layer.keys, values=layer.values, errors={})
         self.files.write(number, layer, merged.tensors, vars(report))
-        self.tell(report, number + 1, len(self.layers))
+        self.progress.layer(layer.module, report.errors, number + 1, len(self.layers))
 
 
 def batches(blocks_NT: torch.Tensor, *, whole: bool = False) -> Sequence[torch.Tensor]:

@@ -1,36 +1,26 @@
-"""`mha2gqa convert`: fewer KV heads."""
+"""`mha2gqa convert`: a checkpoint that keeps less KV cache."""
 
 import contextlib
 from pathlib import Path
 
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.source import find_source
-from mha2gqa.files.threads import Progress, ignore_progress
-from mha2gqa.hosts import rehost
-from mha2gqa.targets.kv_heads import Wanted, fewest
-from mha2gqa.targets.output import Request, carry_out
-from mha2gqa.targets.plan import plan_convert
-from mha2gqa.targets.report import ChangeReport
-from mha2gqa.verbs.convert.conversion import Converted, converted_layers, is_layerwise
-from mha2gqa.verbs.convert.layerwise import Progress as Stages
-from mha2gqa.verbs.convert.layerwise import Tell
+from mha2gqa.errors import CalibrationError
+from mha2gqa.methods import AUTO, demand, text_readers
+from mha2gqa.model.original import Original
+from mha2gqa.progress import QUIET, Progress
+from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.record.conversion import Outcome
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
-def convert(
-    options: ConvertOptions,
-    progress: Progress = ignore_progress,
-    *,
-    stages: Stages = lambda stage, size, total: None,
-    tell: Tell = lambda layer, number, total: None,
-) -> ChangeReport:
+def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     """Convert a checkpoint to fewer KV heads.
 
     Args:
         options: What to convert, and how.
-        progress: Told of every run of bytes that was written, and of how many there are in all.
-        stages: Told of the progress of everything that runs the model.
-        tell: Told of each attention layer that a layer method has finished.
+        progress: Told of every run of bytes that is written, of everything that runs the model, and of each attention
+            layer that a layer method has finished.
 
     Returns:
         What was done, or with `dry_run` what would be.
@@ -38,35 +28,42 @@ def convert(
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
-    source = find_source(options.model)
-    checkpoint = rehost(read_checkpoint(source.directory), fewest(options.groups))
-    plan = plan_convert(checkpoint, options.groups)
-    output = options.output or Path(f"{source.name}-{_suffix(options.groups)}")
+    original, target = Original.find(options.model), KvHeads(options.groups)
+    plan = make_plan(target.host(original), target)
+    output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
-        made = Converted()
-        if is_layerwise(options):
-            layers = converted_layers(options, source, checkpoint, plan, output, tell, stages)
-            made = stack.enter_context(layers)
-            plan = plan_convert(checkpoint, options.groups, made.layers)
+        made = None
+        if _whole_layers(options):
+            # What runs a model and reads text is half of the package: it is imported where layers ask for it.
+            from mha2gqa.verbs.convert.conversion import converted_layers
+
+            made = stack.enter_context(converted_layers(options, plan, output, progress))
         request = Request(
             command="convert",
+            target=target,
             options=options.recorded(),
             output=output,
-            method=options.method,
-            seed=options.seed,
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            layers=made.reports,
-            text=made.text,
-            trials=made.trials,
-            divergence=made.divergence,
+            told=made.told() if made else {},
         )
-        return carry_out(plan, source, checkpoint, request, progress)
+        return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
 
 
-def _suffix(groups: Wanted) -> str:
-    """Return what the name of the output ends in: `gqa4`, `mqa`, `decoder8-cross4`."""
-    if isinstance(groups, int):
-        return "mqa" if groups == 1 else f"gqa{groups}"
-    return "-".join(f"{part}{number}" for part, number in groups.items())
+def _whole_layers(options: ConvertOptions) -> bool:
+    """Return whether heads cannot be merged one quantity at a time.
+
+    Raises:
+        CalibrationError: Options contradict one another.
+        MethodError: There is no such method.
+    """
+    asked = demand(options.method, options.grouping, options.refine)
+    if options.data and not asked.reads_text:
+        raise CalibrationError(
+            f"--method {options.method} makes no use of --data",
+            expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",
+        )
+    if options.refine is not None and options.method == AUTO:
+        raise CalibrationError("--method auto chooses how far to refine", remedy="Leave out --refine, or name a method")
+    return asked.whole_layers

@@ -5,21 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mha2gqa.files.threads import Progress, ignore_progress
-from mha2gqa.targets.report import ChangeReport
-from mha2gqa.texts.perplexity import held_out_loss
+from mha2gqa.progress import Progress
+from mha2gqa.texts.blocks import held_out_loss
 from mha2gqa.verbs.convert.options import ConvertOptions, Refinement
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.inspect.options import InspectOptions
-from mha2gqa.verbs.inspect.run import InspectReport, inspect
+from mha2gqa.verbs.inspect.run import inspect
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.run import uptrain
-from mha2gqa.verbs.uptrain.train import Tell
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Verification
-from mha2gqa.verbs.verify.run import Progress as VerifyProgress
-from mha2gqa.verbs.verify.run import ignore_progress as ignore_stages
 from mha2gqa.verbs.verify.run import verify
 
 GROUPS = (4, 2, 1)
@@ -49,20 +45,14 @@ class DemoRow:
         return math.exp(self.loss)
 
 
-def describe() -> InspectReport:
-    """Return what the reference checkpoint is."""
-    return inspect(InspectOptions())
-
-
-def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) -> Iterator[DemoRow]:
+def measure(directory: Path, tokens: int) -> Iterator[DemoRow]:
     """Convert the reference into `directory`, and yield each result with its held-out loss.
 
     Args:
         directory: Where the converted checkpoints go; earlier ones are replaced.
         tokens: Tokens of held-out text to evaluate on.
-        progress: Told of the bytes written.
     """
-    reference = describe()
+    reference = inspect(InspectOptions())
     source = Path(reference.source)
     yield DemoRow("original", reference.kv_heads, "-", reference.rows[0].bytes_per_token, held_out_loss(source, tokens))
     for groups in GROUPS:
@@ -72,11 +62,10 @@ def measure(directory: Path, tokens: int, progress: Progress = ignore_progress) 
             options = ConvertOptions(
                 groups=groups, method=method, refine=refine, tokens=CALIBRATION, output=output, force=True
             )
-            report: ChangeReport = convert(options, progress)
-            yield DemoRow(output.name, groups, name, report.cache_after, held_out_loss(output, tokens))
+            yield DemoRow(output.name, groups, name, convert(options).cache_after, held_out_loss(output, tokens))
 
 
-def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages) -> Verification:
+def prove(directory: Path, tokens: int, progress: Progress) -> Verification:
     """Verify the refined GQA-4 that `measure` has made, and write the page.
 
     Args:
@@ -88,13 +77,13 @@ def prove(directory: Path, tokens: int, progress: VerifyProgress = ignore_stages
     return verify(options, progress)
 
 
-def recover(directory: Path, tokens: int, tell: Tell = lambda event: None) -> UptrainReport | None:
+def recover(directory: Path, tokens: int, progress: Progress) -> UptrainReport | None:
     """Uptrain the GQA-4 that `measure` has made by the mean, for a short while.
 
     Args:
         directory: Where `measure` put it, and where the result goes.
         tokens: Tokens of held-out text to measure on, at most.
-        tell: Told of the run as it goes.
+        progress: Told of the run as it goes.
     """
     converted = _output(directory, 4, "mean")
     options = UptrainOptions(
@@ -105,7 +94,7 @@ def recover(directory: Path, tokens: int, tell: Tell = lambda event: None) -> Up
         trainer={"eval_strategy": "no", "save_strategy": "no", "use_cpu": True},
         force=True,
     )
-    return uptrain(options, tell)
+    return uptrain(options, progress)
 
 
 def _output(directory: Path, groups: int, method: str) -> Path:

@@ -1,15 +1,15 @@
 """`mha2gqa expand`: more KV heads, without loss."""
 
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.source import find_source
-from mha2gqa.files.threads import Progress, ignore_progress
-from mha2gqa.targets.output import Request, carry_out
-from mha2gqa.targets.plan import plan_expand
-from mha2gqa.targets.report import ChangeReport
-from mha2gqa.verbs.convert.options import ExpandOptions
+from mha2gqa.model.original import Original
+from mha2gqa.progress import QUIET, Progress
+from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.record.conversion import Outcome
+from mha2gqa.targets.expand import Expand
+from mha2gqa.targets.plan import make_plan
+from mha2gqa.verbs.expand.options import ExpandOptions
 
 
-def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> ChangeReport:
+def expand(options: ExpandOptions, progress: Progress = QUIET) -> Outcome:
     """Repeat the KV heads of a checkpoint, up to one per query head.
 
     The outputs stay the same; engines that need MHA, or a tensor-parallel size above the number of KV
@@ -17,7 +17,7 @@ def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Chan
 
     Args:
         options: What to expand, and to what.
-        progress: Told of every run of bytes that was written, and of how many there are in all.
+        progress: Told of every run of bytes that is written.
 
     Returns:
         What was done, or with `dry_run` what would be.
@@ -25,17 +25,16 @@ def expand(options: ExpandOptions, progress: Progress = ignore_progress) -> Chan
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
-    source = find_source(options.model)
-    checkpoint = read_checkpoint(source.directory)
-    plan = plan_expand(checkpoint, options.heads)
+    original, target = Original.find(options.model), Expand(options.heads)
+    plan = make_plan(target.host(original), target)
+    (heads,) = plan.change.facts
     request = Request(
         command="expand",
-        options={"heads": plan.target_heads},
+        target=target,
+        options={"heads": heads.after},
         output=options.output,
-        method="first",
-        seed=0,
         max_shard_size=options.max_shard_size,
         force=options.force,
         dry_run=options.dry_run,
     )
-    return carry_out(plan, source, checkpoint, request, progress)
+    return carry_out(plan, request, progress)

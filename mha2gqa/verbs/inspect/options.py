@@ -1,11 +1,15 @@
 """What can be asked of `inspect`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from mha2gqa.options import Options
+from mha2gqa.verbs.options import AsJson, Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions:
-    """Options of `inspect`."""
+class InspectOptions(Options):
+    """Show what a checkpoint is, its KV cache for each possible G, and what convert would do."""
 
-    model: str | None = None
-    """Local directory or Hub id; None is the reference checkpoint."""
+    model: Model = None
+    as_json: ClassVar[AsJson] = False

@@ -1,27 +1,34 @@
-"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers."""
+"""`mha2gqa inspect`: what a checkpoint is, and what each G would save. Reads the config and headers.
+
+Parameters are counted on the meta device, so that it costs no memory and needs no weights. Tied ones count once.
+"""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
 
 from mha2gqa.errors import FamilyError, Mha2GqaError
-from mha2gqa.families.anatomy import anatomy
-from mha2gqa.families.blueprint import Blueprint, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
-from mha2gqa.families.counts import Count, decoders, find_counts
+from mha2gqa.families.blueprint import Blueprint
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.families.counts import Count
+from mha2gqa.families.names import MLP
 from mha2gqa.files.pieces import DTYPES
-from mha2gqa.files.reader import has_weights, read_checkpoint, read_json
-from mha2gqa.files.source import Source, find_source, remote_weight_shapes
+from mha2gqa.files.source import remote_weight_shapes
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.heads.grouping import divisors
-from mha2gqa.hosts import config_with_heads, has_hosts, host_config, hosts_by_groups, rehost
+from mha2gqa.hosts import counted, has_hosts, host_config, hosts_by_groups
 from mha2gqa.hosts.host import Host
-from mha2gqa.targets.kv_heads import possible_groups
-from mha2gqa.targets.plan import no_effect, plan_convert
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.original import Original
+from mha2gqa.targets.kv_heads import KvHeads, possible_groups
+from mha2gqa.targets.plan import make_plan, no_effect
 from mha2gqa.verbs.inspect.options import InspectOptions
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
+Role: TypeAlias = Literal["attention", "mlp", "embedding", "norm", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,66 +86,61 @@ def inspect(options: InspectOptions) -> InspectReport:
     Raises:
         Mha2GqaError: The model cannot be found, or its config cannot be read.
     """
-    source = find_source(options.model, small=True)
-    config = read_json(source.directory / "config.json")
-    own, hosts = blueprint(config), hosts_by_groups(config)
-    target = config_with_heads(config)
-    plan = blueprint(target)
-    counts, refusal = _counts(target, plan, source)
-    cached = cache_layers(target, plan, counts)
+    original = Original.sketch(options.model)
+    own, hosts = original.architecture, hosts_by_groups(original.architecture)
+    model = counted(own)
+    counts, refusal = _counts(original, model)
+    cached = model.cached if counts or model.is_latent else []
     if not refusal and not cached:
-        refusal = str(no_effect(plan.config.model_type))
-    parameters = anatomy(own, [] if hosts else cached)
-    decoder = decoders(plan)[0]
-    dtype = _dtype(config, source)
+        refusal = str(no_effect(model.model_type))
+    by_role, by_layer = _parameters(own.blueprint, [] if hosts else cached)
+    dtype = _dtype(original)
     main = [count for count in counts if count.part != "encoder"]
     groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
     widths = {layer.width for layer in cached}
     return InspectReport(
-        source=source.hub_id or str(source.directory),
-        model_type=own.config.model_type,
-        architecture=type(own.model).__name__,
+        source=original.name,
+        model_type=own.model_type,
+        architecture=type(own.outline).__name__,
         dtype=dtype,
         layers=sum(layer.kept and not layer.cross for layer in cached),
         cross_layers=sum(layer.cross for layer in cached),
-        query_heads=decoder.query_heads,
+        query_heads=model.query_heads,
         kv_heads=max((count.heads for count in main), default=0),
         head_width=widths.pop() // 2 if len(widths) == 1 and counts else None,
-        latent=decoder.family.latent,
-        parameters=parameters.total,
-        parameters_by_role={str(role): number for role, number in parameters.by_role.items()},
-        layer_kinds=_kinds(parameters.layers),
-        rows=[_row(one, cached, decoder.query_heads, dtype) for one in groups or [0]]
+        latent=model.decoders[0].family.latent,
+        parameters=sum(by_role.values()),
+        parameters_by_role={str(role): number for role, number in by_role.items()},
+        layer_kinds=_kinds(by_layer),
+        rows=[_row(one, cached, model.query_heads, dtype) for one in groups or [0]]
         if any(layer.kept for layer in cached)
         else [],
-        verdict=refusal or f"convert can make {_choices(groups)} of its {groups[0]} KV heads{_as(hosts)}.",
+        verdict=refusal
+        or f"convert can make {', '.join(map(str, groups[1:]))} of its {groups[0]} KV heads{_as(hosts)}.",
         convertible=not refusal,
         hosts={one: hosts[one].model_type for one in groups if one in hosts},
     )
 
 
-def _counts(config: dict[str, Any], plan: Blueprint, source: Source) -> tuple[list[Count], str]:
+def _counts(original: Original, model: Architecture) -> tuple[list[Count], str]:
     """Return the numbers of KV heads, and why convert would refuse (empty when it would not)."""
     try:
-        if has_hosts(config):
-            host_config(config, 1)  # none can express this model: the refusal says why
-        counts = find_counts(config, plan)
+        if has_hosts(model):
+            host_config(model, 1)  # none can express this model: the refusal says why
+        counts = model.counts
     except FamilyError as refusal:
         return [], str(refusal)
     possible = possible_groups([count for count in counts if count.part != "encoder"])
     if len(possible) < 2:
         return counts, "There is one KV head, which is the least (MQA)."
     try:
-        refuse_quantised(config)
-        if has_weights(source.directory):
-            plan_convert(rehost(read_checkpoint(source.directory), possible[0]), possible[0])
+        refuse_quantised(original.config_json)
+        if original.tensors:
+            target = KvHeads(possible[0])
+            make_plan(target.host(original), target)
     except Mha2GqaError as refusal:
         return counts, str(refusal)
     return counts, ""
-
-
-def _choices(groups: list[int]) -> str:
-    return ", ".join(str(one) for one in groups[1:])
 
 
 def _as(hosts: dict[int, Host]) -> str:
@@ -154,24 +156,23 @@ def _as(hosts: dict[int, Host]) -> str:
     return f". Its own class knows only multi-head attention, so the result is {' and '.join(results)}" * bool(results)
 
 
-def _dtype(config: dict[str, Any], source: Source) -> str:
+def _dtype(original: Original) -> str:
     """Return the dtype of most of the weights, else what the config says."""
+    if original.dtype is not None:
+        return original.dtype
     sizes: Counter[str] = Counter()
-    if has_weights(source.directory):
-        for info in read_checkpoint(source.directory).tensors:
-            sizes[info.dtype] += info.size
-    elif source.hub_id:
-        for dtype, shape in (remote_weight_shapes(source) or {}).values():
-            sizes[dtype] += max(1, sum(shape))
+    for dtype, shape in (remote_weight_shapes(original.source) or {}).values():
+        sizes[dtype] += max(1, sum(shape))
     if sizes:
         return sizes.most_common(1)[0][0]
+    config = original.config_json
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     named = config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("dtype") or "float32"
     return next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{named}"), "F32")
 
 
-def _kinds(layers: dict[str, dict[Any, int]]) -> list[dict[str, int]]:
-    kinds = Counter(tuple(sorted(counts.items())) for counts in layers.values())
+def _kinds(layers: list[dict[Role, int]]) -> list[dict[str, int]]:
+    kinds = Counter(tuple(sorted(counts.items())) for counts in layers)
     return [{"layers": number, **dict(kind)} for kind, number in kinds.items()]
 
 
@@ -184,3 +185,47 @@ def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) ->
         bytes_at={context: cache_bytes(cached, itemsize, context, groups) for context in CONTEXTS},
         tensor_parallel=[size for size in divisors(groups) if query_heads % size == 0] if groups else [],
     )
+
+
+def _parameters(plan: Blueprint, cached: list[CacheLayer]) -> tuple[dict[Role, int], list[dict[Role, int]]]:
+    """Return the numbers of parameters by role, and those of each layer of the model that owns the KV heads.
+
+    Args:
+        plan: The blueprint.
+        cached: Its layers with a KV cache; their modules are attention whatever their class is called.
+    """
+    modules, head = dict(plan.model.named_modules()), plan.model.get_output_embeddings()
+    caching = {layer.module for layer in cached}
+    attention = caching | {name for name, module in modules.items() if type(module).__name__.endswith("Attention")}
+    embeddings = {name for name, module in modules.items() if isinstance(module, nn.Embedding) or module is head}
+    by_role: Counter[Role] = Counter()
+    layers: dict[str, Counter[Role]] = {}
+    for name, parameter in plan.model.named_parameters():
+        layer, inner = _split_layer(name)
+        role = _role(plan.model, name, inner, attention, embeddings)
+        by_role[role] += parameter.numel()
+        if layer:
+            layers.setdefault(layer, Counter())[role] += parameter.numel()
+    owners = {_split_layer(f"{module}.")[0].rpartition(".")[0] for module in caching or attention}
+    return dict(by_role), [dict(counts) for layer, counts in layers.items() if layer.rpartition(".")[0] in owners]
+
+
+def _split_layer(name: str) -> tuple[str, str]:
+    """Split `model.layers.3.mlp.up_proj.weight` into `model.layers.3` and `mlp.up_proj.weight`."""
+    parts = name.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    if number is None:
+        return "", name
+    return ".".join(parts[: number + 1]), ".".join(parts[number + 1 :])
+
+
+def _role(model: nn.Module, name: str, inner: str, attention: set[str], embeddings: set[str]) -> Role:
+    owner = name.rpartition(".")[0]
+    if "norm" in type(model.get_submodule(owner)).__name__.lower():
+        return "norm"
+    if owner in embeddings:
+        return "embedding"
+    if any(name.startswith(f"{module}.") for module in attention):
+        return "attention"
+    is_mlp = inner != name and any(word in inner.lower() for word in MLP)
+    return "mlp" if is_mlp else "other"

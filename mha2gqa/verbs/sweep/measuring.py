@@ -14,40 +14,44 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import SweepError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.files.source import Source
 from mha2gqa.model.devices import placement
-from mha2gqa.model.feed import Body, attempt, kind_of, sees_ahead
+from mha2gqa.model.feed import Body, attempt
+from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_unchecked
+from mha2gqa.model.original import Original
+from mha2gqa.progress import Advance
 from mha2gqa.verbs.sweep.outcome import Measured
-from mha2gqa.verbs.verify.differences import Text
-from mha2gqa.verbs.verify.layers import LayerErrors
+from mha2gqa.verbs.verify.levels import ComparedText
+from mha2gqa.verbs.verify.metrics import LayerErrors
 from mha2gqa.verbs.verify.options import VerifyOptions
-from mha2gqa.verbs.verify.outputs_level import Progress, batches, describe_text, find_text, read_both
+from mha2gqa.verbs.verify.outputs_level import batches, describe_text, find_text, read_both
 
 
-def check_kind(config_json: ConfigJson) -> None:
+def check_kind(model: PreTrainedModel) -> None:
     """Refuse, by its class, a model that has no loss on text.
 
     Raises:
-        SweepError: It is a masked language model, or an encoder with the head of a causal one.
+        SweepError: It is a masked language model, an encoder with the head of a causal one, or has no head.
     """
-    model = blueprint(config_json).model
-    if kind_of(model) == "masked" or sees_ahead(model):
-        why = "predicts masked tokens" if kind_of(model) == "masked" else "sees the tokens that it predicts"
-        raise SweepError(
-            f"{type(model).__name__} {why}; its loss on text without masks means nothing",
-            expected="a language model that predicts the next token",
-            remedy="Convert it, and compare the distributions with `mha2gqa verify`",
-        )
+    kind = kind_of(model)
+    if kind.predicts_next_token:
+        return
+    why = "sees the tokens that it predicts" if kind.sees_ahead else "predicts masked tokens"
+    problem, compared = f"{why}; its loss on text without masks means nothing", "distributions"
+    if kind.head == "none":
+        problem, compared = "has no head, and so no loss on text", "hidden states"
+    raise SweepError(
+        f"{kind.name} {problem}",
+        expected="a language model that predicts the next token",
+        remedy=f"Convert it, and compare the {compared} with `mha2gqa verify`",
+    )
 
 
 class Yardstick:
     """The original, and the tokens that every candidate is measured on.
 
     Args:
-        source: The original.
-        config_json: Its config.
+        original: The original.
         options: Which text and how much of it, the dtype, the device and the seed.
 
     Raises:
@@ -56,10 +60,10 @@ class Yardstick:
         SweepError: The model does not run on tokens alone.
     """
 
-    def __init__(self, source: Source, config_json: ConfigJson, options: VerifyOptions) -> None:
+    def __init__(self, original: Original, options: VerifyOptions) -> None:
+        source, config = original.source, original.architecture.config
         self._place = placement(source.directory, dtype=options.dtype, device=options.device, models=2)
         self._source, self._options = source, options
-        config = blueprint(config_json).config
         found = find_text(source, config, lambda: self.original, options)
         self._blocks, self._ids_NT = found.blocks, found.blocks.tokens_NT
         body = attempt(lambda: self._body(self.original))
@@ -83,7 +87,7 @@ class Yardstick:
         return self.original.device.type
 
     @property
-    def text(self) -> Text:
+    def text(self) -> ComparedText:
         """What is evaluated on."""
         count, length = self._ids_NT.shape
         return describe_text(self._blocks, count * (length - 1))
@@ -93,15 +97,15 @@ class Yardstick:
         return load_unchecked(directory, self._place)[0]
 
     @torch.inference_mode()
-    def measure(self, model: PreTrainedModel, progress: Progress) -> Measured:
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Measured:
         """Measure a model.
 
         Args:
             model: The model, as `load` gives it.
-            progress: Told of every batch.
+            advance: Told of every batch, in tokens.
         """
         cut = batches(self._ids_NT, self._options.batch_size)
-        sums = read_both(self._original_body, self._body(model), LayerErrors([]), cut, progress)
+        sums = read_both(self._original_body, self._body(model), LayerErrors({}), cut, advance)
         loss = sums.loss(self._options.seed)
         if loss is None:
             raise AssertionError("masked models were refused")
@@ -117,7 +121,7 @@ def single_layers(
     original: PreTrainedModel,
     expanded: PreTrainedModel,
     modules: Sequence[str],
-    progress: Progress,
+    advance: Advance,
 ) -> Iterator[tuple[str, Measured]]:
     """Measure the original with one attention module converted, for one module after the other.
 
@@ -127,7 +131,7 @@ def single_layers(
         expanded: The converted model with its KV heads repeated, so that it has the same shapes. Its attention
             modules are exchanged for the original's and back.
         modules: Names of the attention modules.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens of all modules.
 
     Yields:
         Each module's name, and what was measured.
@@ -137,7 +141,7 @@ def single_layers(
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])
-        yield name, yardstick.measure(expanded, progress)
+        yield name, yardstick.measure(expanded, lambda done, total: advance(done, total * len(modules)))
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])

@@ -2,57 +2,87 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_args
 
-from mha2gqa.verbs.convert.options import Grouping, Refinement
+from mha2gqa.errors import OptionError
+from mha2gqa.methods import METHODS
+from mha2gqa.options import Option, Options, at_least, listed, share
+from mha2gqa.verbs.convert.options import ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
+from mha2gqa.verbs.options import AsJson, BatchSize, Column, ConfigFile, Context, Device, Dtype, Model, Page, Seed
+
+_REFINEMENTS = ("none", *get_args(Refinement))
+
+
+def _groups(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, listed(value)))
+    except ValueError as error:
+        raise OptionError(f"--groups {value} is no list of whole numbers, such as 8,4,2,1") from error
+
+
+def _refinements(value: Any) -> tuple[str | None, ...]:
+    names = ["none" if name is None else name for name in listed(value)]
+    if unknown := [name for name in names if name not in _REFINEMENTS]:
+        raise OptionError(f"--refine {unknown[0]!r} is not one of {', '.join(_REFINEMENTS)}")
+    return tuple(None if name == "none" else name for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """Options of `sweep`."""
+class SweepOptions(Options):
+    """Convert in many ways, measure each on held-out text, and say which number of groups to take."""
 
-    model: str | None = None
-    """Local directory or Hub id; None is the reference checkpoint."""
-    groups: tuple[int, ...] = ()
+    model: Model = None
+    groups: Annotated[
+        tuple[int, ...],
+        Option(
+            "KV heads of the results: 8,4,2,1. Default: all that are possible.",
+            parse=_groups,
+            flags=("--groups", "-g"),
+        ),
+    ] = ()
     """KV heads of the results; empty is every number that the model allows below its own."""
-    methods: tuple[str, ...] = ("mean", "aligned")
-    """How the KV heads of a group become one: names in `merging.METHODS`."""
-    refine: tuple[Refinement | None, ...] = (None,)
+    methods: Annotated[
+        tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}.", parse=listed)
+    ] = ("mean", "aligned")
+    refine: Annotated[
+        tuple[Refinement | None, ...],
+        Option(f"How far to improve each result on text: some of {','.join(_REFINEMENTS)}.", parse=_refinements),
+    ] = (None,)
     """How far to improve each result on text; None leaves it as it is merged."""
-    grouping: Grouping = "contiguous"
-    """Which KV heads share a group."""
-    data: tuple[str, ...] = ()
+    grouping: GroupingName = "contiguous"
+    data: Annotated[
+        tuple[str, ...],
+        Option(
+            "Text to learn from, and without --eval-data to evaluate on a fifth of it; repeatable.",
+            is_repeatable=True,
+        ),
+    ] = ()
     """Text: files, Hub data sets, or `self`. Without `eval_data` it is divided, a fifth of it to evaluate on."""
-    eval_data: tuple[str, ...] = ()
-    """Text to evaluate on; `data` is then calibration text alone."""
-    column: str | None = None
-    """Column of tables that holds the text; None takes `text`, else the only one with strings."""
-    tokens: int = 262_144
-    """Tokens of calibration text, at most."""
-    eval_tokens: int = 32_768
-    """Tokens to evaluate on, at most."""
-    context: int | None = None
-    """Tokens of a block of text; None is as many as the model reads, up to 2048."""
-    batch_size: int | None = None
-    """Blocks that are evaluated at a time; None is as many as 2048 tokens hold, and at least one."""
-    steps: int = 300
-    """Training steps of each layer (`distil`), and of all together (`joint`)."""
-    activation_memory: str = "8GB"
-    """Activations of a refinement to hold in memory; the rest goes to disk beside the results."""
-    max_ppl_increase: float = 0.01
+    eval_data: Annotated[tuple[str, ...], Option("Text to evaluate on; repeatable.", is_repeatable=True)] = ()
+    column: Column = None
+    tokens: CalibrationTokens = 262_144
+    eval_tokens: Annotated[
+        int, Option("Tokens to evaluate on, at most: 32768, 50K.", parse=at_least(2), metavar="N")
+    ] = 32_768
+    context: Context = None
+    batch_size: BatchSize = None
+    steps: Steps = 300
+    activation_memory: ActivationMemory = "8GB"
+    max_ppl_increase: Annotated[
+        float,
+        Option("Largest increase of the perplexity to recommend, such as 2%.", parse=share(), metavar="SHARE"),
+    ] = 0.01
     """Largest increase of the perplexity that the recommended conversion may have, as a fraction."""
-    sensitivity: bool = True
-    """Also measure what happens when one layer alone is converted."""
-    dtype: str | None = None
-    """Dtype to run the models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
-    device: str | None = None
-    """Device to run the models on; None takes an accelerator when there is one."""
-    seed: int = 0
-    """Seed of everything that draws numbers."""
-    output: Path | None = None
+    sensitivity: Annotated[bool, Option("Also measure each layer converted alone.")] = True
+    dtype: Dtype = None
+    device: Device = None
+    seed: Seed = 0
+    output: Annotated[
+        Path | None, Option("File of the results, from which a later run goes on.", flags=("--output", "-o"))
+    ] = None
     """File of the results, which a later run goes on from; None is `./<name>-sweep.json`."""
-    keep: Path | None = None
-    """Directory to keep the converted checkpoints in; None keeps none."""
-    report: Path | None = None
-    """Directory to write the page into, as `report.html`; None writes none."""
-    force: bool = False
-    """Replace the results of another sweep."""
+    keep: Annotated[Path | None, Option("Keep the converted checkpoints in this directory.", metavar="DIR")] = None
+    report: Page = None
+    force: Annotated[bool, Option("Replace the results of another sweep.")] = False
+    as_json: ClassVar[AsJson] = False
+    config: ClassVar[ConfigFile] = None

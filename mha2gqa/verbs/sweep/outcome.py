@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mha2gqa.verbs.verify.differences import Loss, Text
+from mha2gqa.verbs.verify.levels import ComparedText, Loss
 from mha2gqa.verbs.verify.outcome import plain
 
 
@@ -74,7 +74,7 @@ class Sweep:
     """Bytes of KV cache a token of the original."""
     max_ppl_increase: float
     """Limit of the recommended conversion, as a fraction."""
-    text: Text | None
+    text: ComparedText | None
     """What was evaluated on; None before anything was."""
     dtype: str
     """In which the models were run."""
@@ -134,7 +134,7 @@ def parse(content: Mapping[str, Any]) -> Sweep:
     """
     names = Sweep.__dataclass_fields__
     fields = {name: content[name] for name in names}
-    fields["text"] = Text(**content["text"]) if content["text"] else None
+    fields["text"] = ComparedText(**content["text"]) if content["text"] else None
     fields["points"] = [Point(**one | {"measured": _measured(one["measured"])}) for one in content["points"]]
     fields["layers"] = [LayerPoint(**one | {"measured": _measured(one["measured"])}) for one in content["layers"]]
     return Sweep(**fields)

@@ -8,26 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.source import Source, find_source
+from mha2gqa.model.original import Original
 from mha2gqa.pages.page import check_place, write_page
-from mha2gqa.targets.report import ChangeReport
+from mha2gqa.progress import QUIET, Progress
+from mha2gqa.record.conversion import Outcome
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.sweep.measuring import check_kind
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import Sweep
-from mha2gqa.verbs.sweep.steps import Run, Watch
+from mha2gqa.verbs.sweep.steps import Run
 from mha2gqa.verbs.sweep.store import read_results, settings_of
 from mha2gqa.verbs.sweep.texts import check_texts
 from mha2gqa.verbs.sweep.ways import all_ways, convert_options
 
 
-def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
+def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     """Convert in every combination of groups, methods and refinements, and measure each on held-out text.
 
     Args:
         options: What to try, and on which text.
-        watch: Told of the progress.
+        progress: Told of each step, what is done in it, and each conversion that was measured.
 
     Returns:
         Every point that the file of the results holds, those of earlier runs included.
@@ -35,19 +35,18 @@ def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
     Raises:
         Mha2GqaError: The request is refused before anything was converted, or the disk is full.
     """
-    source = find_source(options.model)
-    checkpoint = read_checkpoint(source.directory)
-    ways = all_ways(options, checkpoint)
+    original = Original.find(options.model)
+    ways = all_ways(options, original)
     asked = (convert_options(way, options, options.data, options.column, None) for way in ways)
     plans = [convert(replace(one, dry_run=True)) for one in asked]
-    check_kind(checkpoint.config)
+    check_kind(original.architecture.outline)
     check_texts(options)
     if options.report is not None:
         check_place(options.report)
-    output = options.output or Path(f"{source.name}-sweep.json")
-    settings = settings_of(options, source, checkpoint)
-    found = read_results(output, settings, force=options.force) or _nothing_yet(source, plans[0], settings)
-    run = Run(options, source, checkpoint, output, convert, watch or Watch())
+    output = options.output or Path(f"{original.source.name}-sweep.json")
+    settings = settings_of(options, original)
+    found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans[0], settings)
+    run = Run(options, original, output, convert, progress)
     results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase))
     if options.report is not None:
         from mha2gqa.verbs.sweep.page import sweep_page
@@ -56,12 +55,12 @@ def sweep(options: SweepOptions, watch: Watch | None = None) -> Sweep:
     return results
 
 
-def _nothing_yet(source: Source, plan: ChangeReport, settings: dict[str, Any]) -> Sweep:
+def _nothing_yet(original: Original, plan: Outcome, settings: dict[str, Any]) -> Sweep:
     return Sweep(
-        name=source.name,
+        name=original.source.name,
         model=plan.source,
         model_type=plan.model_type,
-        heads=plan.heads_before,
+        heads=plan.change.facts[0].before,
         cache=plan.cache_before,
         max_ppl_increase=0.0,
         text=None,

@@ -10,19 +10,23 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
-from mha2gqa.files.reader import Checkpoint, read_checkpoint
-from mha2gqa.files.source import Source, find_source
 from mha2gqa.files.staging import workspace
-from mha2gqa.hosts import rehost
-from mha2gqa.model.load import attention_modules, load_rehosted
-from mha2gqa.targets.output import Request, carry_out
-from mha2gqa.targets.plan import plan_restore
-from mha2gqa.targets.report import ChangeReport
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.load import load_original
+from mha2gqa.model.original import Original
+from mha2gqa.progress import QUIET, Progress
+from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.record.conversion import Outcome
+from mha2gqa.targets.expand import Restore
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.plan import make_plan
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
@@ -31,20 +35,8 @@ from mha2gqa.verbs.sweep.texts import Texts, find_texts
 from mha2gqa.verbs.sweep.ways import Way, command_line, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
 
-Convert = Callable[..., ChangeReport]
-"""`convert` of the commands: options, progress of writing, `stages` of everything else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Who is told how far a sweep is."""
-
-    step: Callable[[str, int, int], object] = lambda name, number, total: None
-    """Told what is begun, how many steps are done, and how many there are."""
-    stage: Callable[[str, int, int], object] = lambda stage, size, total: None
-    """Told how much of a part of the step was done since the last call, and how much of it there is."""
-    point: Callable[[Point], object] = lambda point: None
-    """Told of each conversion that was measured."""
+Convert = Callable[[ConvertOptions, Progress], Outcome]
+"""`convert` of the commands."""
 
 
 class Run:
@@ -53,14 +45,13 @@ class Run:
     def __init__(
         self,
         options: SweepOptions,
-        source: Source,
-        checkpoint: Checkpoint,
+        original: Original,
         output: Path,
         convert: Convert,
-        watch: Watch,
+        progress: Progress,
     ) -> None:
-        self._options, self._source, self._checkpoint = options, source, checkpoint
-        self._output, self._convert_command, self._watch = output, convert, watch
+        self._options, self._source, self._original = options, original.source, original
+        self._output, self._convert_command, self._progress = output, convert, progress
 
     def go(self, ways: Sequence[Way], results: Sweep) -> Sweep:
         """Take every step that the results lack, and write them after each.
@@ -85,10 +76,10 @@ class Run:
                 yardstick = self._yardstick
                 results = replace(results, text=yardstick.text, dtype=yardstick.dtype, device=yardstick.device)
                 for number, (name, take) in enumerate(steps):
-                    self._watch.step(name, number, len(steps))
+                    self._progress.step(name, number, len(steps))
                     results = results.extended(take(work))
                     write_results(self._output, results)
-                self._watch.step("", len(steps), len(steps))
+                self._progress.step("", len(steps), len(steps))
         except KeyboardInterrupt as error:
             if not results.points:
                 raise
@@ -149,13 +140,13 @@ class Run:
             device=options.device,
             seed=texts.seed,
         )
-        return Yardstick(self._source, self._checkpoint.config, asked)
+        return Yardstick(self._original, asked)
 
-    def _convert(self, way: Way, work: Path) -> tuple[Path, ChangeReport, str]:
+    def _convert(self, way: Way, work: Path) -> tuple[Path, Outcome, str]:
         """Convert in one way; return where to, the report, and the command line that does the same."""
         output = work / way.name(self._source.name)
         asked = convert_options(way, self._options, self._texts.calibration, self._texts.column, output)
-        report = self._convert_command(asked, partial(self._watch.stage, "writing"), stages=self._watch.stage)
+        report = self._convert_command(asked, self._progress)
         return output, report, command_line(asked)
 
     def _point(self, way: Way, work: Path) -> list[Point]:
@@ -164,7 +155,7 @@ class Run:
         output, report, command = self._convert(way, work)
         seconds = time.monotonic() - started
         model = self._yardstick.load(output)
-        measured = self._yardstick.measure(model, partial(self._watch.stage, "evaluation"))
+        measured = self._yardstick.measure(model, self._progress.part("evaluation"))
         if (keep := self._options.keep) is not None:
             keep.mkdir(parents=True, exist_ok=True)
             shutil.move(output, keep / output.name)
@@ -180,23 +171,21 @@ class Run:
             seconds=seconds,
             command=command,
         )
-        self._watch.point(point)
+        self._progress.event(_told(point))
         return [point]
 
     def _layers(self, way: Way, work: Path) -> list[LayerPoint]:
         """Convert in one way, and measure the original with each attention module of the result alone."""
         output, _, _ = self._convert(way, work)
         expanded = work / f"{output.name}-restored"
-        same_class = rehost(self._checkpoint, way.groups)
-        restore(output, same_class, expanded)
+        same_class = KvHeads(way.groups).host(self._original)
+        restore(output, same_class.architecture, expanded)
         model, original = self._yardstick.load(expanded), self._yardstick.original
-        if same_class.rehosted:
-            original = load_rehosted(same_class, dtype=self._options.dtype, device=self._options.device)
-        modules = attention_modules(same_class.config)
-        advance = partial(self._watch.stage, "evaluation of single layers")
-        measured = single_layers(
-            self._yardstick, original, model, modules, lambda size, total: advance(size, total * len(modules))
-        )
+        if not same_class.origin.is_own:
+            original = load_original(same_class, dtype=self._options.dtype, device=self._options.device)
+        modules = same_class.architecture.attention_modules
+        advance = self._progress.part("evaluation of single layers")
+        measured = single_layers(self._yardstick, original, model, modules, advance)
         points = [
             LayerPoint(module=module, groups=way.groups, method=way.method, measured=found)
             for module, found in measured
@@ -206,18 +195,16 @@ class Run:
         return points
 
 
-def restore(converted: Path, original: Checkpoint, output: Path) -> None:
+def _told(point: Point) -> dict[str, Any]:
+    """Return what is told of a conversion that was measured."""
+    loss = point.measured.loss
+    measured = {"loss": loss.converted, "difference": loss.difference, "increase": loss.increase}
+    return {"kind": "point", "name": point.name, **measured}
+
+
+def restore(converted: Path, original: Architecture, output: Path) -> None:
     """Write a converted checkpoint with its KV heads repeated, in the shapes of its original; its outputs stay."""
-    checkpoint = read_checkpoint(converted)
-    request = Request(
-        command="expand",
-        options={},
-        output=output,
-        method="first",
-        seed=0,
-        max_shard_size=None,
-        force=True,
-        dry_run=False,
-    )
-    plan = plan_restore(checkpoint, original.config)
-    carry_out(plan, find_source(str(converted)), checkpoint, request, lambda size, total: None)
+    target = Restore(like=original)
+    plan = make_plan(Original.at(converted), target)
+    request = Request(command="expand", target=target, options={}, output=output, force=True)
+    carry_out(plan, request, QUIET)

@@ -14,8 +14,7 @@ from typing import Any
 
 from mha2gqa.errors import OutputError, SweepError
 from mha2gqa.files.pieces import path_of
-from mha2gqa.files.reader import Checkpoint
-from mha2gqa.files.source import Source
+from mha2gqa.model.original import Original
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import Sweep, parse
 
@@ -24,10 +23,11 @@ _WITHOUT_EFFECT = ("model", "activation_memory", "max_ppl_increase", "sensitivit
 _PACKAGES = ("mha2gqa", "torch", "transformers")
 
 
-def settings_of(options: SweepOptions, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def settings_of(options: SweepOptions, original: Original) -> dict[str, Any]:
     """Return everything that numbers depend on, but for the way to convert: options, files, versions."""
     asked = {name: value for name, value in asdict(options).items() if name not in (*_OF_A_POINT, *_WITHOUT_EFFECT)}
-    weights = sorted({path_of(info.file) for info in checkpoint.tensors})
+    source = original.source
+    weights = sorted({path_of(info.file) for info in original.tensors})
     texts = [Path(name).expanduser() for name in (*options.data, *options.eval_data)]
     files = [_state(path) for path in (*weights, *filter(os.path.isfile, texts))]
     model = f"{source.hub_id}@{source.revision}" if source.hub_id else str(source.directory.resolve())

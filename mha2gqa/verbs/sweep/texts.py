@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mha2gqa.errors import TextError
-from mha2gqa.files.source import Source, reference_directory
+from mha2gqa.files.source import Source
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
 from mha2gqa.verbs.sweep.options import SweepOptions
@@ -65,7 +65,7 @@ def find_texts(options: SweepOptions, source: Source, directory: Path) -> Texts:
     """
     data, evaluation, column = options.data, options.eval_data, options.column
     seed = options.seed + (SELF in data)  # of the same seed the model would write the calibration text again
-    if not evaluation and data and SELF not in data and source.directory != reference_directory():
+    if not evaluation and data and SELF not in data and not source.is_reference:
         data, evaluation = divide(data, column, options.tokens + options.eval_tokens, directory)
         column = None
     elif not evaluation and SELF in data:

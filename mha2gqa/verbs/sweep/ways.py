@@ -8,12 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mha2gqa.errors import SweepError
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
-from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.hosts import hosts_by_groups
-from mha2gqa.methods import LAYER_METHODS, METHODS
+from mha2gqa.methods import AUTO, METHODS, demand, text_readers
+from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
@@ -29,7 +27,7 @@ class Way:
 
     def learns(self, grouping: Grouping) -> bool:
         """Return whether it makes use of text."""
-        return self.refine is not None or self.method in LAYER_METHODS or grouping == "similar"
+        return demand(self.method, grouping, self.refine).reads_text
 
     def name(self, model: str) -> str:
         """Return what its checkpoint is called."""
@@ -37,7 +35,7 @@ class Way:
         return "-".join(filter(None, (model, heads, self.method, self.refine)))
 
 
-def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
+def all_ways(options: SweepOptions, original: Original) -> list[Way]:
     """Return what is to be tried, group by group.
 
     Raises:
@@ -45,13 +43,13 @@ def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
         FamilyError: The family cannot be converted.
         CheckpointError: The weights are quantised.
     """
-    if unknown := [name for name in options.methods if name not in (*METHODS, *LAYER_METHODS)]:
+    if unknown := [name for name in options.methods if name not in METHODS]:
         raise SweepError(
             f"There is no method {unknown[0]!r} to sweep over",
             expected=f"some of {', '.join(METHODS)}",
-            remedy="What --method auto tries is what a sweep compares" if unknown[0] == "auto" else "",
+            remedy="What --method auto tries is what a sweep compares" if unknown[0] == AUTO else "",
         )
-    groups = options.groups or _default_groups(checkpoint)
+    groups = options.groups or _default_groups(original)
     ways = [
         Way(groups=count, method=method, refine=refine)
         for count in groups
@@ -63,17 +61,16 @@ def all_ways(options: SweepOptions, checkpoint: Checkpoint) -> list[Way]:
     if options.data and options.eval_data and not any(way.learns(options.grouping) for way in ways):
         raise SweepError(
             f"No way of this sweep ({', '.join(options.methods)}) makes use of --data",
-            expected=f"--methods {' or '.join(LAYER_METHODS)}, or --refine",
+            expected=f"--methods {' or '.join(text_readers())}, or --refine",
             remedy="Leave out --data",
         )
     return list(dict.fromkeys(ways))
 
 
-def _default_groups(checkpoint: Checkpoint) -> list[int]:
-    refuse_quantised(checkpoint.config)
-    possible = [*hosts_by_groups(checkpoint.config)]
-    if not possible:
-        possible = possible_groups(find_counts(checkpoint.config, blueprint(checkpoint.config)))
+def _default_groups(original: Original) -> list[int]:
+    refuse_quantised(original.config_json)
+    model = original.architecture
+    possible = [*hosts_by_groups(model)] or possible_groups(model.counts)
     return possible[-2::-1]
 
 

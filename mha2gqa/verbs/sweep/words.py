@@ -1,13 +1,14 @@
 """A sweep as words: the verdict, the table of points, the table of single layers; for the console and the page.
 
-The numbers are `results.py`'s.
+The numbers are `outcome.py`'s.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
-from mha2gqa.verbs.verify.differences import Loss
+from mha2gqa.verbs.verify.levels import Loss
 
 HEADER = ("KV heads", "way", "cache a token", "of now", "loss", "perplexity", "increase", "KL", "same token", "s", "")
 _RECOMMENDED, _ON_FRONTIER = "recommended", "frontier"
@@ -18,6 +19,26 @@ class Row(NamedTuple):
 
     cells: tuple[str, ...]
     recommended: bool = False
+
+
+def summary(sweep: Sweep) -> Iterator[Part]:
+    """Yield the parts of the report: the points, the single layers, which one to take and how to make it."""
+    yield f"model  {sweep.model} ({sweep.model_type}, {sweep.heads} KV heads)"
+    yield f"text   {evaluated(sweep)}\n"
+    yield Section(numbers(*HEADER), tuple(row.cells for row in point_rows(sweep)))
+    header, rows = layer_table(sweep)
+    if rows:
+        yield Paragraph("\nLoss added by one layer alone, nats a token:")
+        yield Section(numbers(*header), tuple(row.cells for row in rows))
+    yield f"\n{verdict(sweep)}"
+    if sweep.recommended:
+        yield f"    {sweep.recommended.command}"
+
+
+def point_line(event: Mapping[str, Any]) -> str:
+    """Return what was measured of a conversion, from the event of that while the sweep runs."""
+    losses = f"loss {event['loss']:.4f} ({event['difference']:+.4f}), perplexity {event['increase']:+.2%}"
+    return f"{event['name']}: {losses}"
 
 
 def verdict(sweep: Sweep) -> str:
@@ -86,14 +107,10 @@ def layer_table(sweep: Sweep) -> tuple[tuple[str, ...], list[Row]]:
     found = {(one.method, one.groups, one.module): one.measured.loss.difference for one in sweep.layers}
     modules = dict.fromkeys(one.module for one in sweep.layers)
     header = ("attention module alone", *(f"{method}, G = {groups}" for method, groups in columns))
-    return header, [Row((module, *_differences(found, columns, module))) for module in modules]
-
-
-def _differences(
-    found: dict[tuple[str, int, str], float], columns: Sequence[tuple[str, int]], module: str
-) -> list[str]:
-    keys = [(*column, module) for column in columns]
-    return [f"{found[key]:+.4f}" if key in found else "" for key in keys]
+    keys = {module: [(*column, module) for column in columns] for module in modules}
+    return header, [
+        Row((module, *(f"{found[key]:+.4f}" if key in found else "" for key in keys[module]))) for module in modules
+    ]
 
 
 def _share(cache: int, whole: int) -> str:

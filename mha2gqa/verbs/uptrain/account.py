@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mha2gqa.verbs.uptrain.objective import perplexity
+from mha2gqa.units import perplexity
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 
 _RUN_KEYS = ("train", "objective", "text", "step", "processes", "changed")

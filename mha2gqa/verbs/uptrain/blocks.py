@@ -1,34 +1,103 @@
-"""Training text as blocks of tokens: documents packed one behind the other, with their boundaries kept.
+"""Training text as documents, and as blocks of tokens.
 
-Each document's positions begin at 0, by which transformers' attention masks tell packed documents apart; its first
-token is not predicted from the document before. For classes whose attention does not look at positions (state
-spaces, for one) a block holds one document and padding. Blocks are written once, as an Arrow file of the
-`datasets` library, and read from there.
+Documents are shuffled through a buffer, and a part of them kept aside for measuring, by a checksum of their text, so
+that copies are kept from training as well, in any order and on any machine. Text of too few documents is cut into
+pieces at line ends first.
+
+A block holds documents packed one behind the other, with their boundaries kept. Each document's positions begin at 0,
+by which transformers' attention masks tell packed documents apart; its first token is not predicted from the document
+before. For classes whose attention does not look at positions (state spaces, for one) a block holds one document and
+padding. Blocks are written once, as an Arrow file of the `datasets` library, and read from there.
 
 Legend: B blocks of a batch, T tokens of a block.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import datasets
 import torch
+import xxhash
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
 
-Row: TypeAlias = Mapping[str, Sequence[int]]
+TrainingRow: TypeAlias = Mapping[str, Sequence[int]]
 """Lists of numbers by their names: a block, or what else is a row on disk."""
+Document = TypeVar("Document", bound=Sized)
 
+_BUFFER = 64 << 20
+"""Characters that are shuffled among one another."""
+_HELD_OUT = 20
+"""One document in so many is kept aside."""
+_FEW = 100
+"""Documents below which text is cut up."""
 _PADDING = -1
 """Position of what is no token."""
 _AT_ONCE = 1 << 20
 """Characters that are tokenised at a time."""
 _ROWS = 256
 """Blocks that are written at a time."""
+
+
+def shuffled(documents: Iterable[Document], seed: int, characters: Callable[[Any], int] = len) -> Iterator[Document]:
+    """Yield documents in an order that depends on the seed alone; a bounded number of them is in memory.
+
+    Args:
+        documents: Texts, or what else `characters` gives the size of.
+        seed: Of the order.
+        characters: Size of one.
+    """
+    generator = random.Random(seed)  # noqa: S311 (no secret)
+    buffer: list[Document] = []
+    size = 0
+    for document in documents:
+        buffer.append(document)
+        size += characters(document)
+        while size > _BUFFER and len(buffer) > 1:
+            chosen = generator.randrange(len(buffer))
+            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+            size -= characters(buffer[-1])
+            yield buffer.pop()
+    generator.shuffle(buffer)
+    yield from buffer
+
+
+def cut_if_few(documents: Iterable[str]) -> Iterator[str]:
+    """Yield documents; where there are few, pieces of them, cut at line ends (or anywhere, in one huge line)."""
+    stream = iter(documents)
+    first = list(itertools.islice(stream, _FEW))
+    if len(first) == _FEW:
+        yield from itertools.chain(first, stream)
+        return
+    size = max(1, sum(map(len, first)) // _FEW)
+    for document in first:
+        yield from _pieces(document, size)
+
+
+def _pieces(document: str, size: int) -> Iterator[str]:
+    start = 0
+    while start < len(document):
+        end = start + size
+        line_end = document.find("\n", end, end + size)
+        end = line_end + 1 if line_end >= 0 else end
+        yield document[start:end]
+        start = end
+
+
+def key_of(document: str) -> int:
+    """Return what a document and its copies have in common."""
+    return xxhash.xxh3_64_intdigest(document.encode("utf-8", "surrogatepass"))
+
+
+def is_held_out(key: int) -> bool:
+    """Return whether documents of this key are kept aside."""
+    return key % _HELD_OUT == 0
 
 
 @dataclass
@@ -46,7 +115,7 @@ class Packer:
     _ids: list[int] = field(default_factory=list)
     _positions: list[int] = field(default_factory=list)
 
-    def add(self, ids: Sequence[int]) -> Iterator[Row]:
+    def add(self, ids: Sequence[int]) -> Iterator[TrainingRow]:
         """Take in a document; yield the blocks that are full with it."""
         rest = [self.bos, *ids] if self.bos is not None and list(ids[:1]) != [self.bos] else list(ids)
         at = 0
@@ -66,7 +135,7 @@ class Packer:
             self._positions += [_PADDING] * padding
             yield self._take()
 
-    def _take(self) -> Row:
+    def _take(self) -> TrainingRow:
         row = {"input_ids": self._ids, "position_ids": self._positions}
         self._ids, self._positions = [], []
         return row
@@ -79,19 +148,17 @@ def packer_for(tokenizer: PreTrainedTokenizerBase, context: int, *, mixes: bool)
     return Packer(context=context, bos=bos, reopens=opens, mixes=mixes)
 
 
-def tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Iterator[list[int]]:
-    """Yield the tokens of each document, without special ones.
+def tokenise(document: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+    """Return the tokens of a document, without special ones.
 
     Raises:
         TextError: The tokenizer knows more tokens than the model.
     """
-    for document in documents:
-        ids: list[int] = []
-        for start in range(0, len(document), _AT_ONCE):
-            part = document[start : start + _AT_ONCE]
-            ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-        check_vocabulary(ids, vocabulary)
-        yield ids
+    ids: list[int] = []
+    for start in range(0, len(document), _AT_ONCE):
+        ids += tokenizer(document[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]
+    check_vocabulary(ids, vocabulary)
+    return ids
 
 
 def check_vocabulary(ids: Sequence[int], vocabulary: int) -> None:
@@ -115,11 +182,11 @@ class BlockFile:
         self.path = path
         self.blocks = 0
         self._partial = path.with_suffix(".partial")
-        self._rows: list[Row] = []
+        self._rows: list[TrainingRow] = []
         kinds = datasets.Features(dict.fromkeys(columns, datasets.List(datasets.Value("int32"))))
         self._writer = ArrowWriter(path=str(self._partial), features=kinds)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TrainingRow) -> None:
         """Take in a block."""
         self._rows.append(row)
         self.blocks += 1
@@ -143,21 +210,22 @@ def read_blocks(path: Path) -> Any:
     return datasets.Dataset.from_file(str(path)).with_format("numpy")
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Makes a batch of blocks."""
+def collate(rows: Sequence[Any], *, mixes: bool) -> dict[str, torch.Tensor]:
+    """Make a batch of blocks.
 
-    mixes: bool
-    """Whether the model is told the positions."""
+    Args:
+        rows: The blocks.
+        mixes: Whether the model is told the positions.
 
-    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `labels` (-100 where nothing is predicted) and the positions, each int64 `[B, T]`."""
-        ids_BT, positions_BT = (
-            torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
-            for name in ("input_ids", "position_ids")
-        )
-        batch = {"input_ids": ids_BT, "labels": ids_BT.masked_fill(positions_BT <= 0, -100)}
-        return batch | ({"position_ids": positions_BT} if self.mixes else {})
+    Returns:
+        `input_ids`, `labels` (-100 where nothing is predicted) and the positions, each int64 `[B, T]`.
+    """
+    ids_BT, positions_BT = (
+        torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
+        for name in ("input_ids", "position_ids")
+    )
+    batch = {"input_ids": ids_BT, "labels": ids_BT.masked_fill(positions_BT <= 0, -100)}
+    return batch | ({"position_ids": positions_BT} if mixes else {})
 
 
 @torch.no_grad()

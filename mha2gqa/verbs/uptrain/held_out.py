@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mha2gqa.verbs.uptrain.objective import cross_entropy
-from mha2gqa.verbs.uptrain.task import Task
+from mha2gqa.model.divergence import target_losses
+from mha2gqa.verbs.uptrain.text import Task
 
 
 @torch.no_grad()
@@ -47,6 +47,6 @@ def loss_sums(
         if number >= len(starts):
             targets_BT = torch.full_like(targets_BT, -100)
         fed = {name: value.to(device) for name, value in batch.items()}
-        total, count = cross_entropy(model(**fed, use_cache=False).logits, targets_BT)
-        sums += torch.stack([total, count.double()])
+        losses, count = target_losses(model(**fed, use_cache=False).logits, targets_BT)
+        sums += torch.tensor([sum(losses.tolist()), int(count)], dtype=torch.float64)
     return sums

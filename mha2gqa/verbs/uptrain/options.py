@@ -3,81 +3,126 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from mha2gqa.errors import OptionError
+from mha2gqa.options import Defaults, Option, Options, at_least
+from mha2gqa.verbs.options import Against, Column, Context, Converted, DryRun, Page, Seed, ShardSize
 
 Trained = Literal["attention", "all", "kv", "lora"]
 Objective = Literal["distil", "lm", "mix"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class UptrainOptions:
-    """Options of `uptrain`; exactly one of `steps`, `tokens` and `alpha` is given."""
+def _trainer(value: Any) -> dict[str, Any]:
+    """Read a mapping, or `key=value` texts whose values are YAML."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not (isinstance(value, list | tuple) and all(isinstance(pair, str) for pair in value)):
+        raise ValueError("must map fields of transformers.TrainingArguments to values")
+    return dict(map(_pair, value))
 
-    converted: Path | None = None
-    """Directory of the converted checkpoint; None is the one directory here that carries a record."""
-    against: str | None = None
-    """Local directory or Hub id of the original; None is what the record names."""
-    output: Path | None = None
+
+def _pair(pair: str) -> tuple[str, Any]:
+    import yaml
+
+    key, sign, text = pair.partition("=")
+    if not sign:
+        raise OptionError(f"--trainer {pair!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--trainer {pair!r} cannot be read: {error}") from error
+    try:
+        return key.strip(), float(value) if isinstance(value, str) else value  # `1e-3` has no dot: a string to YAML
+    except ValueError:
+        return key.strip(), value
+
+
+@dataclass(frozen=True, kw_only=True)
+class UptrainOptions(Options):
+    """Train a converted checkpoint to win the original's quality back.
+
+    Exactly one of `steps`, `tokens` and `alpha` is given.
+    """
+
+    converted: Converted = None
+    against: Against = None
+    output: Annotated[Path | None, Option("Directory to create.", flags=("--output", "-o"))] = None
     """Directory to create; None is `./<name>-uptrained`."""
-    data: tuple[str, ...] = ()
+    data: Annotated[
+        tuple[str, ...],
+        Option(
+            "Text, jsonl, csv, parquet, Hub data set, or `self`; repeatable. Default: the reference's own.",
+            is_repeatable=True,
+        ),
+    ] = ()
     """Training text: files, Hub data sets, or `self` for text that the original writes. Empty is the training text of
     the reference checkpoint. For an encoder-decoder tables of sources and targets."""
-    held_out: tuple[str, ...] = ()
+    held_out: Annotated[
+        tuple[str, ...],
+        Option("Text to measure on; repeatable. Default: a twentieth of --data.", is_repeatable=True),
+    ] = ()
     """Text to measure on, which training does not see; empty keeps a part of the training text aside."""
-    column: str | None = None
-    """Column of tables that holds the text; None takes `text`, else the only one with strings."""
-    source_column: str | None = None
+    column: Column = None
+    source_column: Annotated[str | None, Option("Encoder-decoders: column of tables that the encoder reads.")] = None
     """Column of what an encoder reads (`translation.en` is one inside another); None takes `source`, else the first of
     the only two with strings."""
-    target_column: str | None = None
+    target_column: Annotated[str | None, Option("Encoder-decoders: column that the decoder is to answer.")] = None
     """Column of what its decoder is to answer; None takes `target`, else the second."""
-    source_prefix: str | None = None
-    """What stands before every source, such as `summarize: `."""
-    source_lang: str | None = None
+    source_prefix: Annotated[str | None, Option("What stands before every source, such as 'summarize: '.")] = None
+    source_lang: Annotated[str | None, Option("Language of sources, where the tokenizer knows several.")] = None
     """Language of the sources, for a tokenizer of many languages, in its own spelling."""
-    target_lang: str | None = None
-    """Language of the targets."""
-    context: int | None = None
+    target_lang: Annotated[str | None, Option("Language of targets, where the tokenizer knows several.")] = None
+    context: Context = None
     """Tokens of a block, or of a source at most; None is as many as the model reads, up to 2048, or 512 of a source."""
-    target_context: int | None = None
-    """Tokens of a target, at most; None is as many as the model reads, up to 128."""
-    held_out_tokens: int = 32_768
-    """Tokens to measure on, at most."""
-    samples: Path | None = None
+    target_context: Annotated[int | None, Option("Tokens of a target, at most. Default: up to 128.")] = None
+    held_out_tokens: Annotated[
+        int, Option("Tokens to measure on, at most: 32768, 50K.", parse=at_least(2), metavar="N")
+    ] = 32_768
+    samples: Annotated[Path | None, Option("File for the text of --data self, to keep and to use again.")] = None
     """Where the text of `--data self` is written, and read again; None is the workspace, which goes with the run."""
-    steps: int | None = None
-    """Optimiser steps."""
-    tokens: str | None = None
-    """Tokens to train on, for example `20M`."""
-    alpha: float | None = None
-    """Fraction of the original's pre-training, as in the GQA paper."""
-    pretraining_tokens: str | None = None
-    """Tokens of the original's pre-training, for example `2T`; known for the reference checkpoint."""
-    train: Trained = "attention"
+    steps: Annotated[int | None, Option("Length in optimiser steps.")] = None
+    tokens: Annotated[str | None, Option("Length in tokens, such as 20M.")] = None
+    alpha: Annotated[float | None, Option("Length as a fraction of the original's pre-training.")] = None
+    pretraining_tokens: Annotated[
+        str | None, Option("Tokens of that pre-training, such as 2T; known for the reference.")
+    ] = None
+    train: Annotated[Trained, Option("What trains.")] = "attention"
     """What trains: the converted attention modules, everything, only what holds keys and values, or an adapter."""
-    lora_rank: int = 16
+    lora_rank: Annotated[int, Option("Rank of the adapter of --train lora.")] = 16
     """Rank of the adapter of `lora`; its scale (alpha) is twice as much."""
-    objective: Objective | None = None
+    objective: Annotated[
+        Objective | None,
+        Option("What is learned: the original's distributions, the text, or both. Default: distil with the original."),
+    ] = None
     """What is learned: the original's distributions, the text, or both; None is `distil`, or `lm` without original."""
-    temperature: float = 1.0
-    """Of both softmaxes in the divergence of `distil` and `mix`."""
-    lm_weight: float = 0.5
+    temperature: Annotated[float, Option("Of the softmaxes of distil and mix.")] = 1.0
+    lm_weight: Annotated[float, Option("Weight of the text in mix.")] = 0.5
     """Weight of the text's cross-entropy in `mix`; the divergence has the rest."""
-    hidden_weight: float = 0.0
+    hidden_weight: Annotated[float, Option("Weight of the layers' outputs in distil and mix.")] = 0.0
     """Weight of the relative squared error of the layers' outputs, in `distil` and `mix`."""
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of transformers.TrainingArguments, passed through as they are."""
-    best: bool = False
-    """Keep the weights with the least held-out loss instead of the last ones."""
-    resume: bool = False
-    """Go on with a run that was interrupted or killed."""
-    seed: int = 0
-    """Seed of everything that draws numbers."""
-    max_shard_size: str | None = None
-    """Largest weight file, for example `5GB`; None keeps the division into files."""
-    report: Path | None = None
-    """Directory to write the page into, as `report.html`; None writes none."""
-    force: bool = False
-    """Replace an output of an earlier run, and what an interrupted one has left."""
-    dry_run: bool = False
-    """Plan and check, train and write nothing."""
+    trainer: Annotated[
+        Mapping[str, Any],
+        Option(
+            "A field of transformers.TrainingArguments; repeatable.",
+            parse=_trainer,
+            metavar="KEY=VALUE",
+            is_repeatable=True,
+        ),
+    ] = field(default_factory=dict)
+    best: Annotated[bool, Option("Keep the weights with the least held-out loss.")] = False
+    resume: Annotated[bool, Option("Go on with a run that was interrupted or killed.")] = False
+    seed: Seed = 0
+    max_shard_size: ShardSize = None
+    report: Page = None
+    force: Annotated[bool, Option("Replace an earlier output, and an interrupted run.")] = False
+    dry_run: DryRun = False
+    as_json: ClassVar[
+        Annotated[bool, Option("Print JSON lines while it runs; the last is the report.", flags=("--json",))]
+    ] = False
+    config: ClassVar[
+        Annotated[
+            Path | None,
+            Defaults("YAML recipe: these options, and `trainer:` for transformers.TrainingArguments."),
+        ]
+    ] = None

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mha2gqa.verbs.uptrain.lengths import Length
-from mha2gqa.verbs.uptrain.objective import perplexity
+from mha2gqa.units import perplexity
+from mha2gqa.verbs.uptrain.recipe import Length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,21 +18,32 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from mha2gqa.errors import TextError
-from mha2gqa.families.blueprint import blueprint
+from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
+from mha2gqa.texts.documents import Pair, read_pairs
 from mha2gqa.texts.find import SELF
-from mha2gqa.texts.pairs import Pair, read_pairs
 from mha2gqa.texts.tables import Purpose
-from mha2gqa.verbs.uptrain.blocks import Row, check_vocabulary
-from mha2gqa.verbs.uptrain.documents import key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import TrainingRow, check_vocabulary, key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.task import Batch, Keyed, Loss
+from mha2gqa.verbs.uptrain.text import Batch, Keyed, LossFunction
 
 SOURCE_TOKENS, TARGET_TOKENS = 512, 128
 """Where the user does not say, and the model reads as many."""
 _AT_ONCE = 256
 """Pairs that are tokenised at a time."""
+
+
+def mean_cross_entropy(outputs: Any, labels_BT: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Return the loss of a batch in nats, divided by the tokens of the whole step.
+
+    Args:
+        outputs: Of the model, with `logits` `[B, T, V]`.
+        labels_BT: What they predict; -100 for nothing.
+        num_items_in_batch: The tokens of the step; None is those of the batch.
+    """
+    losses, count = target_losses(outputs.logits, labels_BT)
+    return losses.sum() / (count if num_items_in_batch is None else num_items_in_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +59,14 @@ class Pairs:
     """The model on the meta device: it knows how its decoder's inputs follow from the labels."""
     mixes: bool = False
     columns: tuple[str, ...] = ("input_ids", "labels")
+    states: str = "decoder_hidden_states"
+    loss: LossFunction = mean_cross_entropy
+    """Over the tokens of a whole step: these classes take the mean of each batch."""
 
     @property
     def row_tokens(self) -> int:
         """Of a pair at full length."""
         return self.source_tokens + self.target_tokens
-
-    @property
-    def loss(self) -> Loss:
-        """Cross-entropy over the tokens of a whole step: these classes take the mean of each batch."""
-        return mean_cross_entropy
 
     def check(self) -> None:
         """Refuse what does not fit."""
@@ -111,10 +120,6 @@ class Pairs:
         return read_pairs(names, (self.options.source_column, self.options.target_column), purpose)
 
     def _with_keys(self, pairs: Iterable[Pair]) -> Keyed:
-        one, other = itertools.tee(pairs)
-        return zip((key_of(pair.source) for pair in one), self._tokenise(other), strict=True)
-
-    def _tokenise(self, pairs: Iterable[Pair]) -> Iterator[Row]:
         """Yield the tokens of each pair, cut to their full length, with the special tokens of the tokenizer."""
         prefix, stream = self.options.source_prefix or "", iter(pairs)
         while some := list(itertools.islice(stream, _AT_ONCE)):
@@ -122,11 +127,11 @@ class Pairs:
             read = self.tokenizer(sources, truncation=True, max_length=self.source_tokens)["input_ids"]
             targets = [pair.target for pair in some]
             answers = self.tokenizer(text_target=targets, truncation=True, max_length=self.target_tokens)["input_ids"]
-            for ids, labels in zip(read, answers, strict=True):
+            for pair, ids, labels in zip(some, read, answers, strict=True):
                 check_vocabulary([*ids, *labels], self.vocabulary)
-                yield {"input_ids": ids, "labels": labels}
+                yield key_of(pair.source), {"input_ids": ids, "labels": labels}
 
-    def packing(self) -> Callable[[Any], Iterator[Row]]:
+    def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what makes a row of each pair."""
         return lambda row: iter((row,))
 
@@ -151,11 +156,6 @@ class Pairs:
     def targets(self, labels_BT: torch.Tensor) -> torch.Tensor:
         """Return the labels, which logits of their own position predict."""
         return labels_BT
-
-    def hidden_states(self, outputs: Any) -> Sequence[torch.Tensor]:
-        """Return the outputs of the decoder's layers."""
-        states: Sequence[torch.Tensor] = outputs.decoder_hidden_states
-        return states
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
@@ -183,34 +183,21 @@ def set_languages(tokenizer: Any, source: str | None, target: str | None) -> Non
         raise TextError(f"The tokenizer does not know the language {told}", expected="its own names of languages")
 
 
-def mean_cross_entropy(outputs: Any, labels_BT: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Return the loss of a batch in nats, divided by the tokens of the whole step.
-
-    Args:
-        outputs: Of the model, with `logits` `[B, T, V]`.
-        labels_BT: What they predict; -100 for nothing.
-        num_items_in_batch: The tokens of the step; None is those of the batch.
-    """
-    logits, labels = outputs.logits.flatten(0, 1).float(), labels_BT.flatten().to(outputs.logits.device)
-    total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-
 def pairs(subject: Subject, options: UptrainOptions) -> Pairs:
     """Return the task of an encoder-decoder.
 
     Raises:
         TextError: There is no tokenizer, or sources or targets are longer than the model reads.
     """
-    plan = blueprint(subject.checkpoint.config)
-    most = context_length(plan.config, None)
+    model = subject.converted.architecture
+    most = context_length(model.config, None)
     return Pairs(
         options=options,
         tokenizer=load_tokenizer(subject.directory),
-        source_tokens=context_length(plan.config, options.context or min(SOURCE_TOKENS, most)),
+        source_tokens=context_length(model.config, options.context or min(SOURCE_TOKENS, most)),
         target_tokens=context_length(
-            plan.config, options.target_context or min(TARGET_TOKENS, most), "--target-context"
+            model.config, options.target_context or min(TARGET_TOKENS, most), "--target-context"
         ),
-        vocabulary=plan.config.get_text_config(decoder=True).vocab_size,
-        outline=plan.model,
+        vocabulary=model.vocabulary,
+        outline=model.outline,
     )

@@ -1,7 +1,7 @@
 """What trains: the converted attention modules, everything, only what holds keys and values, or an adapter (peft).
 
 Freezes the rest of the model, so that the optimiser has state only for what trains. Which modules are attention is
-what `models.attention_modules` says; those whose keys and values a conversion has left alone do not train.
+what `Architecture.attention_modules` says; those whose keys and values a conversion has left alone do not train.
 """
 
 import copy
@@ -13,19 +13,23 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import TrainingError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.model.load import attention_modules
+from mha2gqa.families.blueprint import ConfigJson
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.verbs.uptrain.options import Trained
 
 
 def select_parameters(
-    model: PreTrainedModel, config: ConfigJson, record_changes: list[dict[str, Any]], train: Trained, lora_rank: int
+    model: PreTrainedModel,
+    architecture: Architecture,
+    record_changes: list[dict[str, Any]],
+    train: Trained,
+    lora_rank: int,
 ) -> nn.Module:
     """Freeze what does not train.
 
     Args:
         model: The converted model.
-        config: Its config.json.
+        architecture: What its config says.
         record_changes: The record's changes of config.json, which tell what the conversion touched.
         train: What trains.
         lora_rank: Rank of an adapter.
@@ -38,13 +42,14 @@ def select_parameters(
     """
     if train == "all":
         return model.requires_grad_(requires_grad=True)
-    converted = _keys_and_values(config, record_changes)
-    modules = attention_modules(config)
+    converted = _keys_and_values(architecture, record_changes)
+    modules = architecture.attention_modules
     modules = [one for one in modules if any(name.startswith(f"{one}.") for name in converted)] or modules
     model.requires_grad_(requires_grad=False)
     if train == "lora":
         return _with_adapter(model, modules, lora_rank)
-    names = _inside(model, modules) if train == "attention" else converted
+    inside = {f"{one}.{name}" for one in modules for name, _ in model.get_submodule(one).named_parameters()}
+    names = inside if train == "attention" else converted
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in names and parameter.is_floating_point():
             parameter.requires_grad = True
@@ -57,13 +62,10 @@ def select_parameters(
     return model
 
 
-def _inside(model: PreTrainedModel, modules: list[str]) -> set[str]:
-    return {f"{module}.{name}" for module in modules for name, _ in model.get_submodule(module).named_parameters()}
-
-
-def _keys_and_values(config: ConfigJson, changes: list[dict[str, Any]]) -> set[str]:
+def _keys_and_values(model: Architecture, changes: list[dict[str, Any]]) -> set[str]:
     """Return the parameters whose shapes the conversion changed; fused with queries, they train as a whole."""
-    before, after = blueprint(_undone(config, changes)).module_shapes, blueprint(config).module_shapes
+    original = Architecture(_undone(model.config_json, changes))
+    before, after = (one.blueprint.module_shapes for one in (original, model))
     return {name for name, shape in after.items() if before.get(name) != shape}
 
 

@@ -16,37 +16,26 @@ from mha2gqa.errors import TrainingError
 from mha2gqa.files.staging import check_output
 from mha2gqa.files.tensors import refuse_quantised
 from mha2gqa.model.load import load_model
-from mha2gqa.verbs.uptrain.lengths import Length, check_length, find_length
-from mha2gqa.verbs.uptrain.options import Objective, UptrainOptions
+from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.pairs import pairs
 from mha2gqa.verbs.uptrain.parameters import count_parameters, select_parameters
-from mha2gqa.verbs.uptrain.recipe import build_arguments, check_trainer, merged_recipe, set_steps
+from mha2gqa.verbs.uptrain.recipe import (
+    Length,
+    build_arguments,
+    check_length,
+    check_trainer,
+    find_length,
+    merged_recipe,
+    set_steps,
+)
 from mha2gqa.verbs.uptrain.running_text import running_text
 from mha2gqa.verbs.uptrain.subject import Subject, find_subject
-from mha2gqa.verbs.uptrain.task import Task
-from mha2gqa.verbs.uptrain.text import Reading, Text
+from mha2gqa.verbs.uptrain.text import Reading, Task, TrainingText
 from mha2gqa.verbs.uptrain.workspace import check_workspace, workspace_of
 
 _ADAM, _CHECKPOINTS = 8, 3
 """Bytes of optimiser state for a trained parameter; checkpoints that are there at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """The objective, and what weighs how much in it."""
-
-    objective: Objective
-    temperature: float = 1.0
-    lm_weight: float = 0.5
-    """Of the cross-entropy in `mix`."""
-    hidden_weight: float = 0.0
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Weight of the cross-entropy and of the divergence."""
-        share = {"lm": 1.0, "distil": 0.0, "mix": self.lm_weight}[self.objective]
-        return share, 1 - share
 
 
 @dataclass
@@ -59,11 +48,16 @@ class Job:
     arguments: TrainingArguments
     task: Task
     length: Length
-    goal: Goal
     recipe: Mapping[str, Any]
     parameters: Mapping[str, int] = field(default_factory=dict)
     student: nn.Module | None = None
     original: PreTrainedModel | None = None
+
+    @property
+    def loss_weights(self) -> tuple[float, float]:
+        """Weight of the cross-entropy and of the divergence."""
+        share = {"lm": 1.0, "distil": 0.0, "mix": self.options.lm_weight}[self.subject.objective]
+        return share, 1 - share
 
     @property
     def is_main(self) -> bool:
@@ -77,39 +71,38 @@ class Job:
             TrainingError: Nothing trains, or the model has no next token to predict.
             CheckpointError: A checkpoint does not load.
         """
-        record, options = self.subject.written.record, self.options
-        model = load_model(self.subject.directory, dtype="float32", device="cpu")
+        subject, options = self.subject, self.options
+        model = load_model(subject.directory, dtype="float32", device="cpu")
         self.task = self.task.fitted(model)
-        config, changes = self.subject.checkpoint.config, record.config_changes
-        self.student = select_parameters(model, config, changes, options.train, options.lora_rank)
+        changes = subject.record.conversion.config_changes
+        self.student = select_parameters(
+            model, subject.converted.architecture, changes, options.train, options.lora_rank
+        )
         self.parameters = count_parameters(self.student)
-        if self.subject.original is not None:
-            self.original = load_model(self.subject.original.directory, dtype=self._original_dtype, device="cpu")
-        size = sum(info.size for info in self.subject.checkpoint.tensors)
+        if subject.original is not None:
+            dtype = "bfloat16" if self.arguments.bf16 else "float16" if self.arguments.fp16 else "float32"
+            self.original = load_model(subject.original.directory, dtype=dtype, device="cpu")
+        size = subject.converted.size
         saved = self.parameters["trained"] * _ADAM + self.parameters["all"] * 4
-        origin = self.subject.directory
-        check_output(self.output, origin, size + _CHECKPOINTS * saved, force=self.options.force)
-
-    @property
-    def _original_dtype(self) -> str:
-        return "bfloat16" if self.arguments.bf16 else "float16" if self.arguments.fp16 else "float32"
+        check_output(self.output, subject.directory, size + _CHECKPOINTS * saved, force=options.force)
 
     @property
     def reading(self) -> Reading:
         """How much is read."""
         return Reading(options=self.options, task=self.task, tokens=self.length.tokens, device=self.arguments.device)
 
-    def report(self, text: Text | None = None) -> UptrainReport:
+    def report(self, text: TrainingText | None = None) -> UptrainReport:
         """Return what is planned, with the measures of the text once that is there."""
+        original = self.subject.original
         rows_per_step = self.length.tokens_per_step / self.task.row_tokens
         return UptrainReport(
             converted=str(self.subject.directory),
-            original=self._original_name,
+            original=None if original is None else original.hub_id or str(original.directory),
             output=self.output,
             written=False,
-            model_type=self.subject.written.record.model_type,
+            model_type=self.subject.record.conversion.model_type,
             train=self.options.train,
-            objective=self.goal.objective,
+            objective=self.subject.objective,
             parameters=self.parameters,
             length=self.length,
             text=self.task.describe(),
@@ -121,11 +114,6 @@ class Job:
             text_tokens=None if text is None else text.tokens,
             step_tokens=None if text is None else rows_per_step * text.tokens / len(text.training),
         )
-
-    @property
-    def _original_name(self) -> str | None:
-        original = self.subject.original
-        return None if original is None else original.hub_id or str(original.directory)
 
 
 def plan_job(options: UptrainOptions) -> Job:
@@ -142,24 +130,18 @@ def plan_job(options: UptrainOptions) -> Job:
     task: Task = (pairs if subject.learns_from_pairs else running_text)(subject, options)
     task.check()
     output = options.output or Path(f"{subject.name}-uptrained")
-    check_output(output, subject.directory, sum(info.size for info in subject.checkpoint.tensors), force=options.force)
+    check_output(output, subject.directory, subject.converted.size, force=options.force)
     check_workspace(output, resume=options.resume, force=options.force)
-    was_trained = subject.written.record.was_trained
+    was_trained = subject.record.conversion.was_trained
     arguments = build_arguments(options, task.row_tokens, workspace_of(output), was_trained=was_trained)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     original = None if subject.original is None else subject.original.directory
     length = find_length(options, original, batch * task.row_tokens)
     set_steps(arguments, length.steps, options.trainer)
-    goal = Goal(
-        objective=subject.objective,
-        temperature=options.temperature,
-        lm_weight=options.lm_weight,
-        hidden_weight=options.hidden_weight,
-    )
     if options.best and arguments.eval_strategy == "no":
         raise TrainingError("--best needs measurements, and eval_strategy is 'no'", remedy="Leave one of them out")
     recipe = merged_recipe(options, arguments) | {"objective": subject.objective}
-    return Job(options, subject, output, arguments, task, length, goal, recipe)
+    return Job(options, subject, output, arguments, task, length, recipe)
 
 
 def _check_weights(options: UptrainOptions) -> None:

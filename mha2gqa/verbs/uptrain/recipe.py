@@ -1,12 +1,17 @@
-"""From options to transformers.TrainingArguments: what the user gives goes through as it is, the rest is chosen here.
+"""From options to how long a run is and to transformers.TrainingArguments.
 
-The merged recipe is what a run can be repeated with; it is saved with the output. Fields that decide where the run
-writes, how long it takes or which weights it keeps are options of `uptrain`, and refused here.
+What the user gives the Trainer goes through as it is, the rest is chosen here. The merged recipe is what a run can be
+repeated with; it is saved with the output. Fields that decide where the run writes, how long it takes or which weights
+it keeps are options of `uptrain`, and refused here.
+
+How long is said in steps, tokens, or a fraction alpha of the original's pre-training. Source of alpha: Ainslie et al.
+2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", section 2.1.
 """
 
 import copy
-import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,9 @@ import yaml
 from transformers import TrainingArguments
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.files.reader import read_json
+from mha2gqa.files.source import reference_directory
+from mha2gqa.units import parse_count
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 
 _OURS = {
@@ -52,7 +60,7 @@ def check_trainer(given: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: One is.
     """
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    known = [field.name for field in fields(TrainingArguments) if field.init]
     for key in given:
         if key in _OURS:
             raise TrainingError(f"trainer: {key} is not for recipes to set", expected=_OURS[key])
@@ -108,7 +116,7 @@ def set_steps(arguments: TrainingArguments, steps: int, given: Mapping[str, Any]
 def merged_recipe(options: UptrainOptions, arguments: TrainingArguments) -> dict[str, Any]:
     """Return the whole recipe, as it can be given to `--config` again."""
     content: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(options).items():
+    for name, value in asdict(options).items():
         if name in _UNSAVED or value in (None, (), {}) or name == "trainer":
             continue
         content[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
@@ -119,9 +127,10 @@ def merged_recipe(options: UptrainOptions, arguments: TrainingArguments) -> dict
     return content
 
 
-def write_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
-    """Write a recipe as YAML."""
-    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe as YAML."""
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _defaults(options: UptrainOptions, context: int, *, was_trained: bool) -> dict[str, Any]:
@@ -155,3 +164,90 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     plain = getattr(value, "value", value)  # enumerations
     return plain if isinstance(plain, (bool, int, float, str, type(None))) else str(plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long a run is."""
+
+    steps: int
+    tokens_per_step: int
+    pretraining_tokens: int | None
+    """Tokens of the original's pre-training, where they are known."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are trained on, repetitions included."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def alpha(self) -> float | None:
+        """Fraction of the pre-training."""
+        return self.tokens / self.pretraining_tokens if self.pretraining_tokens else None
+
+
+def check_length(options: UptrainOptions) -> None:
+    """Refuse a length that is missing, contradictory or no length, before anything is loaded.
+
+    Raises:
+        TrainingError: It is.
+    """
+    named = {"--steps": options.steps, "--tokens": options.tokens, "--alpha": options.alpha}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) != 1:
+        raise TrainingError(
+            f"How long to train is given {'by ' + ' and '.join(given) if given else 'by nothing'}",
+            expected="exactly one of --steps, --tokens and --alpha",
+        )
+    if options.steps is not None and options.steps < 1:
+        raise TrainingError(f"--steps is {options.steps}", expected="at least one")
+    if options.alpha is not None and not (math.isfinite(options.alpha) and options.alpha > 0):
+        raise TrainingError(f"--alpha is {options.alpha}", expected="a fraction above zero, such as 0.05")
+    if options.tokens is not None:
+        _count(options.tokens, "--tokens")
+    if options.pretraining_tokens is not None:
+        _count(options.pretraining_tokens, "--pretraining-tokens")
+
+
+def find_length(options: UptrainOptions, original: Path | None, tokens_per_step: int) -> Length:
+    """Return how long to train; at least one step.
+
+    Args:
+        options: As asked for; `check_length` has found them good.
+        original: Directory of the original, if it is at hand; the reference knows its own pre-training.
+        tokens_per_step: Of all processes and accumulated batches together.
+
+    Raises:
+        TrainingError: A fraction is asked for of a pre-training of unknown length.
+    """
+    known = _pretraining(options, original)
+    if options.steps is not None:
+        steps = options.steps
+    elif options.tokens is not None:
+        steps = max(1, round(_count(options.tokens, "--tokens") / tokens_per_step))
+    elif options.alpha is not None and known is not None:
+        steps = max(1, round(options.alpha * known / tokens_per_step))
+    else:
+        raise TrainingError(
+            f"--alpha {options.alpha} of how many tokens of pre-training?",
+            expected="--pretraining-tokens, for example 2T",
+            remedy="The model's paper or card says it; or give --tokens",
+        )
+    return Length(steps=steps, tokens_per_step=tokens_per_step, pretraining_tokens=known)
+
+
+def _pretraining(options: UptrainOptions, original: Path | None) -> int | None:
+    if options.pretraining_tokens is not None:
+        return _count(options.pretraining_tokens, "--pretraining-tokens")
+    if original is not None and original.resolve() == reference_directory().resolve():
+        return int(read_json(original / "training.json")["tokens"])
+    return None
+
+
+def _count(text: str, option: str) -> int:
+    try:
+        return parse_count(text)
+    except ValueError:
+        raise TrainingError(
+            f"{option} is {text!r}", expected="a number of tokens, such as 500000, 20M, 1.5B or 2T"
+        ) from None

@@ -1,8 +1,7 @@
 """The finished checkpoint: the converted one's files with what training has changed in them.
 
 Same tensor names, dtypes and division into files. A tensor that training has not changed, after rounding to the file's
-dtype, is copied byte for byte. The record and the card are extended, config.json stays as it is. Written beside, read
-back, renamed, as `output.py` does it for a conversion.
+dtype, is copied byte for byte. The record and the card are extended, config.json stays as it is.
 """
 
 import math
@@ -15,28 +14,27 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mha2gqa.errors import OutputError, TrainingError
-from mha2gqa.families.blueprint import blueprint, find_spelling
-from mha2gqa.files.card import extend_card
+from mha2gqa.errors import TrainingError
+from mha2gqa.files.finish import Contents, finish
 from mha2gqa.files.pieces import DTYPES, Computed, OutputTensor, Span, TensorInfo, path_of, whole
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.record import extend_record
-from mha2gqa.files.sizes import parse_size
-from mha2gqa.files.staging import staged
+from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
-from mha2gqa.files.threads import ignore_progress
-from mha2gqa.files.writer import divide, write_weights
-from mha2gqa.methods import POOLINGS
+from mha2gqa.files.writer import divide
+from mha2gqa.methods import pooling
 from mha2gqa.model.load import load_model
+from mha2gqa.progress import QUIET
+from mha2gqa.record.card import extended_card
+from mha2gqa.record.record import extended
+from mha2gqa.units import parse_size
 from mha2gqa.verbs.uptrain.account import card_section, record_entry
 from mha2gqa.verbs.uptrain.held_out import loss_sums
 from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport
 from mha2gqa.verbs.uptrain.parameters import merge_adapter
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.recipe import write_recipe
+from mha2gqa.verbs.uptrain.recipe import recipe_text
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.train import Finished
 
 RECIPE, PLOT = "uptrain.yaml", "loss.png"
@@ -60,13 +58,12 @@ def changed_tensors(subject: Subject, trained: PreTrainedModel, work: Path) -> t
     Raises:
         TrainingError: A trained number is not finite in the file's dtype.
     """
-    plan = blueprint(subject.checkpoint.config)
-    spelling = find_spelling(plan, {info.name for info in subject.checkpoint.tensors})
-    state = spelling.write(plan, trained.state_dict())
+    converted = subject.converted
+    state = converted.spelling.write(converted.architecture.blueprint, trained.state_dict())
     folder = work / "changed"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    return tuple(_outputs(subject.checkpoint.tensors, state, folder))
+    return tuple(_outputs(converted.tensors, state, folder))
 
 
 def _outputs(infos: tuple[TensorInfo, ...], state: Mapping[str, torch.Tensor], folder: Path) -> Iterator[OutputTensor]:
@@ -97,7 +94,7 @@ def _computed(info: TensorInfo, tensor: torch.Tensor, path: Path) -> OutputTenso
     return OutputTensor(info.name, info.dtype, info.shape, (Computed(span, origin=path_of(info.file)),))
 
 
-def measure(trained: PreTrainedModel, text: Text, finished: Finished, job: Job) -> Losses:
+def measure(trained: PreTrainedModel, text: TrainingText, finished: Finished, job: Job) -> Losses:
     """Measure the trained model with its weights rounded to the file's dtypes, which it keeps.
 
     The losses of the converted checkpoint and the original are those that the run has measured.
@@ -140,24 +137,13 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
         OutputError: The output cannot be written there, or does not read back.
     """
     checkpoint, options = job.subject.checkpoint, job.options
-    files = divide(tensors, parse_size(options.max_shard_size))
-    with staged(job.output, force=options.force) as directory:
-        checksums = write_weights(
-            directory,
-            files,
-            method=POOLINGS["mean"],
-            seed=0,
-            metadata=checkpoint.metadata,
-            progress=ignore_progress,
-        )
-        for companion in checkpoint.companions:
-            (directory / companion).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.directory / companion, directory / companion)
-        write_recipe(directory / RECIPE, job.recipe)
-        (directory / PLOT).write_bytes(plot)
-        extend_record(checkpoint.directory, directory, record_entry(report), tensors, checksums)
-        extend_card(checkpoint.directory, directory, job.output.resolve().name, card_section(report))
-        shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
-        found = {info.name: (info.dtype, info.shape) for info in read_checkpoint(directory).tensors}
-        if found != {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}:
-            raise OutputError("What was written does not read back as planned", remedy="Check the disk, and try again")
+    contents = Contents(
+        files=divide(tensors, parse_size(options.max_shard_size)),
+        pool=Pool(pooling(None), 0),  # nothing is merged
+        source=checkpoint,
+        config=None,
+        record=lambda checksums: extended(checkpoint.directory, record_entry(report), tensors, checksums),
+        card=extended_card(checkpoint.directory, job.output.resolve().name, card_section(report)),
+        more={RECIPE: recipe_text(job.recipe).encode(), PLOT: plot},
+    )
+    finish(job.output, contents, force=options.force, progress=QUIET)

@@ -3,35 +3,27 @@
 Runs in every process of a launcher (`torchrun`, `accelerate launch`); the main one prepares the text and writes.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from mha2gqa.pages.page import check_place, write_page
+from mha2gqa.progress import QUIET, Progress
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.plan import Job, plan_job
 from mha2gqa.verbs.uptrain.result import changed_tensors, load_trained, measure, write_result
-from mha2gqa.verbs.uptrain.text import Text, prepare_text
-from mha2gqa.verbs.uptrain.train import Finished, Tell, run
+from mha2gqa.verbs.uptrain.text import TrainingText, prepare_text
+from mha2gqa.verbs.uptrain.train import Finished, run
 from mha2gqa.verbs.uptrain.workspace import training_workspace
 
-Progress = Callable[[str, int, int], object]
-"""Told what is being prepared, how much of it was done since the last call, and how much there is in all."""
 
-
-def uptrain(
-    options: UptrainOptions,
-    tell: Tell = lambda event: None,
-    *,
-    progress: Progress = lambda stage, size, total: None,
-) -> UptrainReport | None:
+def uptrain(options: UptrainOptions, progress: Progress = QUIET) -> UptrainReport | None:
     """Train a converted checkpoint.
 
     Args:
         options: What to train, on what, how long, and how.
-        tell: Told of the plan, of each logged step and of each measurement, as plain values with a `kind`.
-        progress: Told of the preparation of text.
+        progress: Told of the preparation of text, and as events of the plan (kind `plan`), of each logged step
+            (`training`) and of each measurement (`held-out`).
 
     Returns:
         What was done, or with `dry_run` what would be; None in all processes but the main one.
@@ -49,15 +41,14 @@ def uptrain(
         with job.arguments.main_process_first(local=False, desc="reading the text"):  # all nodes see the workspace
             text = prepare_text(work, job.reading, job.original, progress)
         if job.is_main:
-            tell({"kind": "plan", **job.report(text).to_json()})
-        finished = run(job, text, tell)
+            progress.event({"kind": "plan", **job.report(text).to_json()})
+        finished = run(job, text, progress)
         return _finish(job, text, finished, work) if job.is_main else None
 
 
-def _finish(job: Job, text: Text, finished: Finished, work: Path) -> UptrainReport:
+def _finish(job: Job, text: TrainingText, finished: Finished, work: Path) -> UptrainReport:
     """Write the output, measured as it is on disk, and report."""
-    from mha2gqa.verbs.uptrain.figures import loss_png
-    from mha2gqa.verbs.uptrain.page import uptrain_page
+    from mha2gqa.verbs.uptrain.page import loss_png, uptrain_page
 
     options = job.options
     trained = load_trained(job.subject, finished.weights, is_adapter=options.train == "lora")

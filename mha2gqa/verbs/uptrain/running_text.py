@@ -4,7 +4,6 @@ Text is what the user names, or for the reference checkpoint its own. What the o
 `text.py`.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -13,16 +12,23 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import Collator, Row, keeps_documents_apart, packer_for, tokenise
-from mha2gqa.verbs.uptrain.documents import cut_if_few, key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import (
+    TrainingRow,
+    collate,
+    cut_if_few,
+    keeps_documents_apart,
+    key_of,
+    packer_for,
+    shuffled,
+    tokenise,
+)
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject
-from mha2gqa.verbs.uptrain.task import Batch, Keyed
+from mha2gqa.verbs.uptrain.text import Batch, Keyed
 
 _OF_PAIRS = ("source_column", "target_column", "source_prefix", "source_lang", "target_lang", "target_context")
 
@@ -40,6 +46,7 @@ class RunningText:
     vocabulary: int
     mixes: bool = True
     columns: tuple[str, ...] = ("input_ids", "position_ids")
+    states: str = "hidden_states"
     loss: None = None
 
     def check(self) -> None:
@@ -100,27 +107,21 @@ class RunningText:
         return None if options.data else self._with_keys(corpus.read_documents(corpus.held_out_files()))
 
     def _with_keys(self, documents: Iterable[str]) -> Keyed:
-        one, other = itertools.tee(documents)
-        return zip(map(key_of, one), tokenise(other, self.tokenizer, self.vocabulary), strict=True)
+        return ((key_of(one), tokenise(one, self.tokenizer, self.vocabulary)) for one in documents)
 
-    def packing(self) -> Callable[[Any], Iterator[Row]]:
+    def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what packs documents into blocks."""
         return packer_for(self.tokenizer, self.row_tokens, mixes=self.mixes).add
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Return a batch of blocks."""
-        return Collator(mixes=self.mixes)(rows)
+        return collate(rows, mixes=self.mixes)
 
     def targets(self, labels_BT: torch.Tensor) -> torch.Tensor:
         """Return the next token of each position."""
         targets_BT = torch.full_like(labels_BT, -100)
         targets_BT[:, :-1] = labels_BT[:, 1:]
         return targets_BT
-
-    def hidden_states(self, outputs: Any) -> Sequence[torch.Tensor]:
-        """Return the outputs of the layers."""
-        states: Sequence[torch.Tensor] = outputs.hidden_states
-        return states
 
 
 def running_text(subject: Subject, options: UptrainOptions) -> RunningText:
@@ -129,12 +130,12 @@ def running_text(subject: Subject, options: UptrainOptions) -> RunningText:
     Raises:
         TextError: There is no tokenizer, or the context is longer than the model reads.
     """
-    config = blueprint(subject.checkpoint.config).config
+    model = subject.converted.architecture
     return RunningText(
         options=options,
         of_reference=subject.of_reference,
         has_original=subject.original is not None,
         tokenizer=load_tokenizer(subject.directory),
-        row_tokens=context_length(config, options.context),
-        vocabulary=config.get_text_config(decoder=True).vocab_size,
+        row_tokens=context_length(model.config, options.context),
+        vocabulary=model.vocabulary,
     )

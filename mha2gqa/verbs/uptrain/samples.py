@@ -5,13 +5,14 @@ depend on its own number alone, so a run that was killed goes on where the file 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
+from mha2gqa.progress import Advance
 from mha2gqa.texts.blocks import sample_text
 
 _BATCH = 16
@@ -26,7 +27,7 @@ def write_samples(
     tokens: int,
     context: int,
     seed: int,
-    progress: Callable[[int, int], object],
+    advance: Advance,
 ) -> None:
     """Have the original write until the file holds enough.
 
@@ -37,7 +38,7 @@ def write_samples(
         tokens: How many tokens there must be, at least.
         context: Tokens of a sample.
         seed: Of the sampling.
-        progress: Told of every batch.
+        advance: Told of every batch.
 
     Raises:
         TextError: The model cannot write, or the file holds something else.
@@ -45,13 +46,13 @@ def write_samples(
     wanted = -(-tokens // (context * _BATCH))
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _whole_batches(path, context)
-    progress(done, wanted)
+    advance(done, wanted)
     for number in range(done, wanted):
         batch_seed = seed + 1_000_003 * number
         ids_BT = sample_text(model, tokenizer, tokens=_BATCH * context, context=context, seed=batch_seed)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(_line(ids, tokenizer) for ids in ids_BT)
-        progress(1, wanted)
+        advance(1, wanted)
 
 
 def read_samples(path: Path) -> Iterator[list[int]]:

@@ -4,24 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mha2gqa.errors import OriginalMissingError, PairError, SourceError, TrainingError
-from mha2gqa.families.blueprint import blueprint
-from mha2gqa.families.counts import find_counts
 from mha2gqa.files.pieces import DTYPES
-from mha2gqa.files.reader import Checkpoint, read_checkpoint
-from mha2gqa.files.record import WrittenRecord, read_record
-from mha2gqa.files.source import Source, reference_directory
-from mha2gqa.model.feed import answers_text_with_text, kind_of, sees_ahead
+from mha2gqa.files.reader import Checkpoint
+from mha2gqa.files.source import Source
+from mha2gqa.model.kind import kind_of
+from mha2gqa.model.original import Original
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.record.pair import find_converted, find_pair
+from mha2gqa.record.record import Record, read_record
 from mha2gqa.verbs.uptrain.options import Objective, UptrainOptions
-from mha2gqa.verbs.verify.pair import find_converted, find_pair
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A converted checkpoint to train."""
 
-    directory: Path
-    checkpoint: Checkpoint
-    written: WrittenRecord
+    converted: Original
+    """The checkpoint that is trained, read as originals are."""
+    record: Record
     original: Source | None
     """None where it is not at hand, and need not be."""
     objective: Objective
@@ -32,14 +32,24 @@ class Subject:
         return self.directory.resolve().name
 
     @property
+    def directory(self) -> Path:
+        """Where it lies."""
+        return self.converted.directory
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Its files."""
+        return self.converted.checkpoint
+
+    @property
     def learns_from_pairs(self) -> bool:
         """Whether it is an encoder-decoder, whose sources and targets are two texts."""
-        return kind_of(blueprint(self.checkpoint.config).model) == "encoder-decoder"
+        return kind_of(self.converted.architecture.outline).has_encoder
 
     @property
     def of_reference(self) -> bool:
         """Whether the original is the checkpoint that ships with the package."""
-        return self.original is not None and self.original.directory.resolve() == reference_directory().resolve()
+        return self.original is not None and self.original.is_reference
 
 
 def find_subject(options: UptrainOptions) -> Subject:
@@ -54,9 +64,9 @@ def find_subject(options: UptrainOptions) -> Subject:
     directory = find_converted() if options.converted is None else options.converted
     if not directory.is_dir():
         raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
-    written, checkpoint = read_record(directory), read_checkpoint(directory)
-    _check_kind(checkpoint)
-    _check_heads(checkpoint, written)
+    record, converted = read_record(directory), Original.at(directory)
+    _check_kind(converted)
+    _check_change(converted, record)
     original = _find_original(options, directory)
     objective: Objective = options.objective or ("lm" if original is None else "distil")
     if original is None and objective != "lm":
@@ -64,56 +74,56 @@ def find_subject(options: UptrainOptions) -> Subject:
             f"--objective {objective} learns from the original, which is not where the record says",
             remedy="Name it with --against, or use --objective lm",
         )
-    if objective == "distil" and _is_original(written):
+    if objective == "distil" and _is_original(record.conversion):
         raise TrainingError(
             f"Nothing is lost in {directory}: each of its KV heads is one of the original's",
             expected="heads that were merged, for --objective distil",
             remedy="Use --objective lm to train it on text",
         )
-    return Subject(directory=directory, checkpoint=checkpoint, written=written, original=original, objective=objective)
+    return Subject(converted=converted, record=record, original=original, objective=objective)
 
 
 def _find_original(options: UptrainOptions, directory: Path) -> Source | None:
     try:
-        return find_pair(directory, options.against).source
+        return find_pair(directory, options.against).original.source
     except (OriginalMissingError, SourceError):
         if options.against is not None:
             raise
         return None
 
 
-def _is_original(written: WrittenRecord) -> bool:
+def _is_original(conversion: Conversion) -> bool:
     """Whether the checkpoint answers as the original does, so that its divergence from that is zero."""
-    groups = [group for groups in written.record.groups.values() for group in groups]
-    return not written.record.uptrain and all(len(group) == 1 for group in groups)
+    groups = [group for groups in conversion.groups.values() for group in groups]
+    return not conversion.uptrain and all(len(group) == 1 for group in groups)
 
 
-def _check_kind(checkpoint: Checkpoint) -> None:
-    model = blueprint(checkpoint.config).model
-    kind, name, reads = kind_of(model), type(model).__name__, model.main_input_name
-    if reads != "input_ids":
-        raise TrainingError(f"{name} reads {reads}, and this trains on text", expected="a model that reads text")
-    if kind == "encoder-decoder" and not answers_text_with_text(model):
-        raise TrainingError(f"{name} does not answer text with text", expected="a text-to-text class of transformers")
-    if kind != "encoder-decoder" and (sees_ahead(model) or kind == "masked" or not model.can_generate()):
+def _check_kind(converted: Original) -> None:
+    kind = kind_of(converted.architecture.outline)
+    if not kind.reads_tokens:
+        what = f"{kind.name} reads {kind.reads}, and this trains on text"
+        raise TrainingError(what, expected="a model that reads text")
+    if kind.has_encoder and not kind.answers_text_with_text:
+        what = f"{kind.name} does not answer text with text"
+        raise TrainingError(what, expected="a text-to-text class of transformers")
+    if not kind.has_encoder and not (kind.predicts_next_token and kind.generates):
         raise TrainingError(
-            f"{name} has no next token to predict from tokens alone",
+            f"{kind.name} has no next token to predict from tokens alone",
             expected="a language model with its head: causal, or from text to text",
             remedy="Refine it instead: mha2gqa convert --refine distil",
         )
-    dtypes = {info.dtype for info in checkpoint.tensors}
+    dtypes = {info.dtype for info in converted.tensors}
     if not dtypes & set(DTYPES):
         raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*DTYPES]}")
 
 
-def _check_heads(checkpoint: Checkpoint, written: WrittenRecord) -> None:
-    counts = find_counts(checkpoint.config, blueprint(checkpoint.config))
-    changed = {tuple(change["path"]) for change in written.record.config_changes}
-    moved = [count for count in counts if changed & {*count.paths}]  # an encoder may have been left alone
-    heads = max(count.heads for count in moved or counts)
-    if heads != written.record.target_heads:
-        raise PairError(
-            f"{checkpoint.directory} has {heads} KV heads, and its record says {written.record.target_heads}",
-            expected="the checkpoint as the conversion left it",
-            remedy="Convert again",
-        )
+def _check_change(converted: Original, record: Record) -> None:
+    """Refuse a checkpoint that no longer has what the record says that it was changed to."""
+    for name, value in record.conversion.found(converted.architecture).items():
+        fact = next(fact for fact in record.conversion.change.facts if fact.name == name)
+        if value != fact.after:
+            raise PairError(
+                f"{converted.directory} has {value} {fact.label}, and its record says {fact.after}",
+                expected="the checkpoint as the conversion left it",
+                remedy="Convert again",
+            )

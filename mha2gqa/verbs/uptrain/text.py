@@ -1,32 +1,102 @@
 """Has what a run reads as rows on disk: to learn from, and, never overlapping, to measure on.
 
-What is read and how it becomes rows is the task's (`task.py`). It is read in order, shuffled through a buffer,
-tokenised once, and only as far as the run needs it: a corpus may be larger than the disk.
+What is read and how it becomes rows and batches differs between kinds of models that learn, and a `Task` says it.
+There are two: `running_text.py` (a decoder predicts the next token of text) and `pairs.py` (an encoder-decoder predicts
+a target from a source). Everything else of a run is the same for both, and does not ask of which kind a model is.
+
+Data is read in order, shuffled through a buffer, tokenised once, and only as far as the run needs it: a corpus may be
+larger than the disk.
+
+Legend: B rows of a batch, T tokens that logits are given for, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mha2gqa.errors import TextError
+from mha2gqa.progress import Progress
 from mha2gqa.texts.find import SELF
-from mha2gqa.verbs.uptrain.blocks import BlockFile, Row, read_blocks
-from mha2gqa.verbs.uptrain.documents import is_held_out
+from mha2gqa.verbs.uptrain.blocks import BlockFile, TrainingRow, is_held_out, read_blocks
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.samples import read_samples, write_samples
-from mha2gqa.verbs.uptrain.task import Task, row_count
 
+Batch: TypeAlias = dict[str, torch.Tensor]
+"""Arguments of a forward pass, and `labels`."""
+Keyed: TypeAlias = Iterator[tuple[int, Any]]
+"""What `Task.packing` takes, each with a key that its copies share."""
+LossFunction: TypeAlias = Callable[..., torch.Tensor]
+"""A `compute_loss_func` of transformers' Trainer."""
 _TRAINING, _HELD_OUT = "training.arrow", "held-out.arrow"
 _SAMPLED_MORE = 1.1
 """Sampled text for measuring comes on top of what is learned from."""
 
 
+class Task(Protocol):
+    """How models of a kind learn."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The converted checkpoint's."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of a row's lists of numbers."""
+
+    @property
+    def states(self) -> str:
+        """Name of the outputs of the layers whose logits are compared, the embeddings first."""
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row, at most."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a row holds several documents, kept apart in the attention."""
+
+    @property
+    def loss(self) -> LossFunction | None:
+        """Cross-entropy where the class's own does not count tokens over a whole step; None is the class's own."""
+
+    def check(self) -> None:
+        """Refuse options and data that do not fit, before a model is loaded.
+
+        Raises:
+            TextError: The data is missing or unreadable, or an option is another task's.
+        """
+
+    def describe(self) -> str:
+        """Return what is read, as a phrase."""
+
+    def too_short(self, what: str) -> TextError:
+        """Return the refusal of data that makes no row `what` (to learn from, or to measure on)."""
+
+    def fitted(self, model: PreTrainedModel) -> Self:
+        """Return the task as the loaded model takes it."""
+
+    def training(self) -> Keyed:
+        """Yield what there is to learn from, in the order of the seed."""
+
+    def held_out(self) -> Keyed | None:
+        """Return what there is to measure on, or None where a part of the training text is kept aside."""
+
+    def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
+        """Return what makes rows of each that `training` and `held_out` yield."""
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Return a batch of rows."""
+
+    def targets(self, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Return int64 `[B, T]`: the token that the logits of each position predict, -100 for none."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class TrainingText:
     """What a run reads."""
 
     training: Any
@@ -35,8 +105,10 @@ class Text:
 
     @property
     def tokens(self) -> int:
-        """Tokens on disk to learn from; what is more of a run is repetition."""
-        return row_count(self.training)
+        """Tokens on disk to learn from, padding of blocks included; what is more of a run is repetition."""
+        names = [name for name in self.training.column_names if name != "position_ids"]
+        chunks = (chunk for name in names for chunk in self.training.data.table.column(name).chunks)
+        return sum(int(chunk.value_lengths().sum().as_py() or 0) for chunk in chunks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +123,7 @@ class Reading:
     """Where the original writes."""
 
 
-def prepare_text(
-    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
-) -> Text:
+def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> TrainingText:
     """Have the rows on disk, if they are not there from an interrupted run.
 
     Args:
@@ -68,12 +138,10 @@ def prepare_text(
     training, held_out = work / _TRAINING, work / _HELD_OUT
     if not (training.is_file() and held_out.is_file()):
         _write(work, reading, original, progress)
-    return Text(training=read_blocks(training), held_out=read_blocks(held_out))
+    return TrainingText(training=read_blocks(training), held_out=read_blocks(held_out))
 
 
-def _write(
-    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
-) -> None:
+def _write(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> None:
     task = reading.task
     training = _Sink(work / _TRAINING, task, max(1, -(-reading.tokens // task.row_tokens)), count=lambda row: 1)
     held_out = _Sink(work / _HELD_OUT, task, reading.options.held_out_tokens, count=_tokens_of)
@@ -84,7 +152,7 @@ def _write(
         if apart is None and is_held_out(key):
             held_out.add(item)
         elif key not in (apart or ()):
-            progress("packing", training.add(item), training.wanted)
+            progress.stage("packing", training.add(item), training.wanted)
         if training.is_full and held_out.is_full:
             break
     for sink, what in ((training, "to learn from"), (held_out, "to measure on")):
@@ -92,7 +160,7 @@ def _write(
             raise task.too_short(what)
 
 
-def _tokens_of(row: Row) -> int:
+def _tokens_of(row: TrainingRow) -> int:
     return sum(len(numbers) for name, numbers in row.items() if name != "position_ids")
 
 
@@ -111,7 +179,7 @@ def _fill_apart(held_out: "_Sink", task: Task) -> set[int] | None:
 
 
 def _sampled(
-    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Callable[[str, int, int], object]
+    work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress
 ) -> Iterator[tuple[int, list[int]]]:
     if original is None:
         raise RuntimeError("the task has refused --data self without the original")
@@ -125,7 +193,7 @@ def _sampled(
         tokens=int(reading.tokens * _SAMPLED_MORE) + options.held_out_tokens,
         context=reading.task.row_tokens,
         seed=options.seed,
-        progress=partial(progress, "sampling"),
+        advance=progress.part("sampling"),
     )
     placed.to("cpu")  # where sharding expects it
     return enumerate(read_samples(path))
@@ -134,7 +202,7 @@ def _sampled(
 class _Sink:
     """What is read on its way into a file of rows, until they count for as much as is wanted."""
 
-    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[Row], int]) -> None:
+    def __init__(self, path: Path, task: Task, wanted: int, *, count: Callable[[TrainingRow], int]) -> None:
         self.wanted, self._count, self._done = wanted, count, 0
         self._file, self._rows_of = BlockFile(path, task.columns), task.packing()
 

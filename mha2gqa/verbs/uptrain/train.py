@@ -4,7 +4,7 @@ Which steps come before and after is the command's; what a step does is `trainer
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.progress import Progress
 from mha2gqa.verbs.uptrain.outcome import gap_closed
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, read_state
-
-Tell = Callable[[Mapping[str, Any]], object]
-"""Told of each logged step and each measurement, as plain values with a `kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class Finished:
     """Steps of this process: fewer than all after `--resume`."""
 
 
-def run(job: Job, text: Text, tell: Tell) -> Finished:
+def run(job: Job, text: TrainingText, progress: Progress) -> Finished:
     """Train, from the last checkpoint in the workspace on if there is one; the job has its models no longer after it.
 
     Raises:
@@ -51,34 +49,25 @@ def run(job: Job, text: Text, tell: Tell) -> Finished:
     trainer = UptrainTrainer(job, text)
     job.student = job.original = None
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Reporter(tell, time.monotonic()))
-    begun = 0 if last is None else int(read_state(last)["global_step"])
+    trainer.add_callback(_Reporter(progress, time.monotonic()))
+    state = {} if last is None else read_state(last)
+    begun = int(state.get("global_step", 0))
     started = time.monotonic()
     if begun < arguments.max_steps:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         history: list[Any] = trainer.state.log_history
         best_step = trainer.state.best_global_step
     else:  # killed behind the last step
-        history, best_step = read_state(_known(last))["log_history"], read_state(_known(last))["best_global_step"]
+        history, best_step = state["log_history"], state["best_global_step"]
     seconds = time.monotonic() - started
     step = int(best_step or arguments.max_steps) if job.options.best else arguments.max_steps
     weights = work / f"checkpoint-{step}"
-    if not _has_weights(weights):
+    if not any(weights.glob("*model*.safetensors")):
         _save_whole(trainer, weights, is_last=step == arguments.max_steps)
     trainer.accelerator.wait_for_everyone()
     return Finished(
         weights=weights, step=step, history=history, seconds=seconds, steps_here=arguments.max_steps - begun
     )
-
-
-def _known(path: Path | None) -> Path:
-    if path is None:
-        raise RuntimeError("a run that is finished has a checkpoint")
-    return path
-
-
-def _has_weights(directory: Path) -> bool:
-    return any(directory.glob("*model*.safetensors"))
 
 
 def _save_whole(trainer: UptrainTrainer, directory: Path, *, is_last: bool) -> None:
@@ -97,9 +86,8 @@ def _save_whole(trainer: UptrainTrainer, directory: Path, *, is_last: bool) -> N
 class _Reporter(TrainerCallback):
     """Tells of the log as it is written, and has the last step measured."""
 
-    def __init__(self, tell: Tell, started: float) -> None:
-        self._tell, self._started, self._tokens = tell, started, 0
-        self._first: float | None = None
+    def __init__(self, progress: Progress, started: float) -> None:
+        self._progress, self._started = progress, started
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy != "no":
@@ -112,14 +100,12 @@ class _Reporter(TrainerCallback):
             return
         facts = {"step": state.global_step, "steps": state.max_steps, "seconds": time.monotonic() - self._started}
         if "loss" in logs:
-            self._tell({"kind": "training", **facts, "loss": logs["loss"], "learning_rate": logs["learning_rate"]})
+            self._progress.event(
+                {"kind": "training", **facts, "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+            )
         elif "eval_loss" in logs:
             held = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
             before, now, original = held[0], logs["eval_loss"], logs.get("eval_original_loss")
-            told = {
-                "loss": now,
-                "before": before,
-                "original": original,
-                "gap_closed": gap_closed(before, now, original),
-            }
-            self._tell({"kind": "held-out", **facts, **told})
+            told = {"loss": now, "before": before, "original": original}
+            told |= {"gap_closed": gap_closed(before, now, original)}
+            self._progress.event({"kind": "held-out", **facts, **told})

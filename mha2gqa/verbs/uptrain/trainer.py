@@ -3,9 +3,10 @@
 Everything else (loop, optimiser, scheduler, processes, sharding, checkpoints, logging) is the Trainer's. The original
 takes part as a model in inference mode; it is sharded like the student where FSDP shards that.
 
-Legend: B blocks of a batch, T tokens of a block, V vocabulary.
+Legend: L layers, B blocks of a batch, T tokens of a block, V vocabulary, D width.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.model.divergence import summed_divergence
 from mha2gqa.model.feed import Body
 from mha2gqa.verbs.uptrain.held_out import loss_sums
-from mha2gqa.verbs.uptrain.objective import divergence, hidden_error
 from mha2gqa.verbs.uptrain.plan import Job
-from mha2gqa.verbs.uptrain.text import Text
+from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint
 
 _ORIGINAL = "eval_original_loss"
@@ -32,7 +33,7 @@ class UptrainTrainer(Trainer):
         text: What is learned from, and measured on.
     """
 
-    def __init__(self, job: Job, text: Text) -> None:
+    def __init__(self, job: Job, text: TrainingText) -> None:
         super().__init__(
             model=job.student,
             args=job.arguments,
@@ -41,7 +42,7 @@ class UptrainTrainer(Trainer):
             data_collator=job.task.collate,
             compute_loss_func=job.task.loss,
         )
-        self._goal, self._task, self._original = job.goal, job.task, job.original
+        self._options, self._weights, self._task, self._original = job.options, job.loss_weights, job.task, job.original
         self._body: Any = None
         self.original_loss: float | None = None
 
@@ -49,23 +50,23 @@ class UptrainTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of a batch, normalised over the whole step as the Trainer does for cross-entropy."""
-        lm_weight, weight = self._goal.weights
+        lm_weight, weight = self._weights
         if not weight:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels_BT = inputs["labels"]
         counts_BT = (self._task.targets(labels_BT) != -100).float()
         fed = {name: value for name, value in inputs.items() if name != "labels"}
-        wants_hidden = self._goal.hidden_weight > 0
+        wants_hidden = self._options.hidden_weight > 0
         more: dict[str, Any] = {"output_hidden_states": True} if wants_hidden else {}
         if lm_weight and self._task.loss is None:
             more |= {"labels": labels_BT}
             more |= {"num_items_in_batch": num_items_in_batch} if self.model_accepts_loss_kwargs else {}
         outputs = model(**fed, **more, use_cache=False)
         wanted, hidden = self._ask_original(fed, outputs.logits, wants_hidden=wants_hidden)
-        loss = weight * divergence(wanted, outputs.logits, counts_BT, self._goal.temperature)
+        loss = weight * summed_divergence(wanted, outputs.logits, counts_BT, self._options.temperature)
         if wants_hidden:
-            states = self._task.hidden_states(outputs)[1:]
-            loss = loss + self._goal.hidden_weight * hidden_error(hidden, states, counts_BT)
+            states = getattr(outputs, self._task.states)[1:]
+            loss = loss + self._options.hidden_weight * hidden_error(hidden, states, counts_BT)
         loss = loss / (counts_BT.sum() if num_items_in_batch is None else num_items_in_batch)
         if lm_weight:
             own = self._task.loss
@@ -94,7 +95,7 @@ class UptrainTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             if wants_hidden or not self._body:
                 outputs = original(**fed, use_cache=False, output_hidden_states=wants_hidden)
-                hidden = self._task.hidden_states(outputs)[1:] if wants_hidden else None
+                hidden = getattr(outputs, self._task.states)[1:] if wants_hidden else None
                 return (lambda span: outputs.logits[:, span]), hidden
             return self._body.answer(fed), None
 
@@ -103,23 +104,17 @@ class UptrainTrainer(Trainer):
         if self._original is None:
             raise RuntimeError("the original is not at hand")
         if self._body is None:
-            self._original = self._prepare(self._original.requires_grad_(requires_grad=False).eval(), device)
-            probe_BT = torch.arange(16, device=device)[None]
-            self._body = False if self.is_fsdp_enabled else Body(self._original, probe_BT)
+            placed: Any = self._original.requires_grad_(requires_grad=False).eval()
+            if not self.is_fsdp_enabled:
+                self._original = placed.to(device)
+                self._body = Body(placed, torch.arange(16, device=device)[None])
+            elif self.accelerator.is_fsdp2:
+                from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+                self._original, self._body = fsdp2_prepare_model(self.accelerator, placed), False
+            else:
+                self._original, self._body = self.accelerator.prepare_model(placed), False
         return self._original
-
-    def _prepare(self, original: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-        placed: Any = original
-        if not self.is_fsdp_enabled:
-            placed = placed.to(device)
-        elif self.accelerator.is_fsdp2:
-            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-            placed = fsdp2_prepare_model(self.accelerator, placed)
-        else:
-            placed = self.accelerator.prepare_model(placed)
-        prepared: PreTrainedModel = placed
-        return prepared
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Measure the held-out loss exactly, in nats a token: sums over all processes, divided once.
@@ -145,6 +140,24 @@ class UptrainTrainer(Trainer):
             sums = loss_sums(model, self.eval_dataset, self._task, size, self.args.device, rank, world)
         total = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return float(total[0] / total[1])
+
+
+def hidden_error(
+    wanted_LBTD: Sequence[torch.Tensor], answer_LBTD: Sequence[torch.Tensor], counts_BT: torch.Tensor
+) -> torch.Tensor:
+    """Return the sum over positions of the layers' squared error relative to the output's energy, mean of layers.
+
+    Args:
+        wanted_LBTD: Hidden states of the original, one tensor a layer.
+        answer_LBTD: Those of the student.
+        counts_BT: 1 where a position counts, 0 elsewhere.
+    """
+    errors = []
+    for wanted_BTD, answer_BTD in zip(wanted_LBTD, answer_LBTD, strict=True):
+        wanted, answer = wanted_BTD.to(answer_BTD.device).float(), answer_BTD.float()
+        energy = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append(((answer - wanted).square().mean(-1) / energy * counts_BT.to(answer.device)).sum())
+    return torch.stack(errors).sum() / max(1, len(errors))
 
 
 def _not_finite(step: int, rate: float, work: Path) -> TrainingError:

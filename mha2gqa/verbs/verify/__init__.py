@@ -1,7 +1,7 @@
 """What a converted checkpoint is worth beside its original.
 
-`pair` finds the two; `file_level`, `load_level` and `outputs_level` verify them, `judge` gives the verdict,
-`results` is the report. `tensors`, `config_keys` and `companions` compare files; `loading`, `running` and
-`behaviour` run models; `metrics`, `layers` and `continuations` measure outputs. `perplexity` is the loss of
-one checkpoint on the reference's held-out text.
+`run` goes from one level to the next: `file_level` compares bytes (`tensors`), `load_level` runs both models
+(`behaviour`), `outputs_level` and `embeddings_level` measure what they give for the same tokens (`metrics`), and
+`benchmarks` scores them. `judge` gives the verdict. `levels` and `outcome` are the report; `words`, `page` (with its
+plots in `figures`) and `card` show it.
 """

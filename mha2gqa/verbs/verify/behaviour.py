@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
-from mha2gqa.model.feed import attempt, inputs, kind_of
+from mha2gqa.model.feed import attempt, inputs
+from mha2gqa.model.kind import kind_of
 
 NEW_TOKENS = 16
 """Tokens that are generated."""
 
-Measured: TypeAlias = float | str | None
+Observed: TypeAlias = float | str | None
 """A number, why there is none, or None where the class does not do this at all."""
 
 
@@ -25,16 +26,16 @@ Measured: TypeAlias = float | str | None
 class Behaviour:
     """What one model did."""
 
-    forward: Measured
+    forward: Observed
     """Largest logit (without a head: number of the last hidden state) in absolute value; every one was finite."""
-    cache: Measured
+    cache: Observed
     """Bytes of KV cache that a token added to one sequence."""
-    cross_cache: Measured
+    cross_cache: Observed
     """Bytes that a token of the encoder added to the cache of cross-attention; None without an encoder."""
-    generation: Measured
+    generation: Observed
     """How much less likely than the best a token was that generation with the cache chose, by a forward without
     the cache: largest difference of two logits, as a fraction of the largest logit."""
-    prefill: Measured
+    prefill: Observed
     """Largest difference of the logits of the second half read after the first from those of the whole, as a
     fraction of the largest logit."""
 
@@ -48,27 +49,26 @@ def observe(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> Behavi
         ids_BT: What it reads.
         cached: Tokens at which the cache is measured; no sliding window may be full by then.
     """
+    kind = kind_of(model)
     forward = attempt(lambda: _forward(model, ids_BT))
-    if isinstance(forward, str) or kind_of(model) in ("masked", "embedding"):
+    if isinstance(forward, str) or not kind.decodes:
         return Behaviour(forward, None, None, None, None)
     return Behaviour(
         forward=forward,
         cache=attempt(lambda: _cache(model, ids_BT, cached)),
-        cross_cache=attempt(lambda: _cross_cache(model, ids_BT)) if kind_of(model) == "encoder-decoder" else None,
-        generation=attempt(lambda: _generation(model, ids_BT)) if model.can_generate() else None,
+        cross_cache=attempt(lambda: _cross_cache(model, ids_BT)) if kind.has_encoder else None,
+        generation=attempt(lambda: _generation(model, ids_BT)) if kind.generates else None,
         prefill=attempt(lambda: _prefill(model, ids_BT)),
     )
 
 
 def _run(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor, **options: Any) -> Any:
-    if kind_of(model) in ("masked", "embedding"):
-        options.pop("use_cache", None)
-    return model(**inputs(model, ids_BT, encoder_ids_BT), **options)
+    return model(**inputs(model, ids_BT, encoder_ids_BT) | options)
 
 
 def _forward(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
-    output = _run(model, ids_BT, ids_BT, use_cache=False)
-    if kind_of(model) == "embedding":
+    output = _run(model, ids_BT, ids_BT)
+    if kind_of(model).gives_embeddings:
         states_BTD = output.last_hidden_state
         if not torch.isfinite(states_BTD).all():
             raise ValueError("the last hidden state holds NaN or infinity")
@@ -87,25 +87,23 @@ def _scale(logits_BTV: torch.Tensor) -> float:
 def _cache(model: PreTrainedModel, ids_BT: torch.Tensor, cached: int) -> float | None:
     if cached < 2:
         return None
-    short, long = (_held(model, ids_BT[:, :length], ids_BT) for length in (cached // 2, cached))
+    short, long = (_filled(model, ids_BT[:, :length], ids_BT) for length in (cached // 2, cached))
     if short is None or long is None:
         return None
-    return (long - short) / (cached - cached // 2) / len(ids_BT)
+    return (held_bytes(long) - held_bytes(short)) / (cached - cached // 2) / len(ids_BT)
 
 
-def _held(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor) -> int | None:
-    """Return the bytes of keys and values after reading `ids_BT`."""
-    cache = getattr(_run(model, ids_BT, encoder_ids_BT, use_cache=True), "past_key_values", None)
-    return None if cache is None else held_bytes(cache)
+def _filled(model: PreTrainedModel, ids_BT: torch.Tensor, encoder_ids_BT: torch.Tensor) -> Cache | None:
+    """Return the cache after reading `ids_BT`; None where the class gives none."""
+    output = _run(model, ids_BT, encoder_ids_BT, use_cache=True)
+    cache: Cache | None = getattr(output, "past_key_values", None)
+    return cache
 
 
 def _cross_cache(model: PreTrainedModel, ids_BT: torch.Tensor) -> float | None:
     """Return what one more token of the encoder takes, by two inputs of different length."""
     half, whole = ids_BT.shape[1] // 2, ids_BT.shape[1]
-    caches = [
-        getattr(_run(model, ids_BT, ids_BT[:, :length], use_cache=True), "past_key_values", None)
-        for length in (half, whole)
-    ]
+    caches = [_filled(model, ids_BT, ids_BT[:, :length]) for length in (half, whole)]
     read = [held_bytes(one.cross_attention_cache) for one in caches if isinstance(one, EncoderDecoderCache)]
     return (read[1] - read[0]) / (whole - half) / len(ids_BT) if len(read) == 2 else None
 
@@ -123,7 +121,7 @@ def _generation(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
     read_BT = ids_BT.to(model.device)
     seen_BT = torch.ones_like(read_BT)  # else a token that happens to be the padding would be left out
     written_BT: torch.Tensor = generate(input_ids=read_BT, attention_mask=seen_BT, max_new_tokens=NEW_TOKENS)
-    logits_BTV = _run(model, written_BT, ids_BT, use_cache=False).logits
+    logits_BTV = _run(model, written_BT, ids_BT).logits
     chosen_BT = written_BT[:, -NEW_TOKENS:]
     choices_BTV = logits_BTV[:, -NEW_TOKENS - 1 : -1]
     taken_BT = choices_BTV.gather(-1, chosen_BT[..., None])[..., 0]
@@ -132,7 +130,7 @@ def _generation(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
 
 def _prefill(model: PreTrainedModel, ids_BT: torch.Tensor) -> float:
     half = ids_BT.shape[1] // 2
-    whole_BTV = _run(model, ids_BT, ids_BT, use_cache=False).logits[:, half:]
+    whole_BTV = _run(model, ids_BT, ids_BT).logits[:, half:]
     first = _run(model, ids_BT[:, :half], ids_BT, use_cache=True)
     rest_BTV = _run(model, ids_BT[:, half:], ids_BT, use_cache=True, past_key_values=first.past_key_values).logits
     return float((rest_BTV - whole_BTV).nan_to_num(nan=0.0).abs().max()) / max(_scale(whole_BTV), 1e-30)

@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import BenchmarkError
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.model.feed import kind_of, sees_ahead
+from mha2gqa.model.kind import kind_of
+from mha2gqa.progress import Advance
 from mha2gqa.verbs.verify.outcome import Benchmark
-
-Progress = Callable[[int, int], object]
-"""Told the number of models scored since the last call, and how many there are in all."""
 
 _BATCH = 8
 """Documents a batch on a CPU; on an accelerator the harness finds what fits."""
@@ -42,23 +39,22 @@ class Suite:
     """The harness's `TaskManager`, which knows them."""
 
 
-def find_tasks(names: Sequence[str], path: Path | None, config: ConfigJson) -> Suite:
+def find_tasks(names: Sequence[str], path: Path | None, model: PreTrainedModel) -> Suite:
     """Find tasks by their names, and load their data.
 
     Args:
         names: Tasks, groups or tags of lm-evaluation-harness; `*` stands for anything.
         path: A directory of further task definitions (YAML); they win over the harness's own.
-        config: The config.json of the original.
+        model: The original, without weights.
 
     Raises:
         BenchmarkError: The harness is not installed or does not run such models, a task is unknown, its data cannot be
             had, or it would run code.
     """
-    model = blueprint(config).model
-    if kind_of(model) in ("masked", "embedding") or sees_ahead(model):
-        name = type(model).__name__
+    kind = kind_of(model)
+    if not kind.predicts_next_token:
         raise BenchmarkError(
-            f"lm-evaluation-harness does not run {name}: it predicts no next token", remedy="Leave out --tasks"
+            f"lm-evaluation-harness does not run {kind.name}: it predicts no next token", remedy="Leave out --tasks"
         )
     if path is not None and not path.is_dir():
         raise BenchmarkError(f"No such directory: {str(path)!r}", expected="--task-path with task definitions in YAML")
@@ -81,7 +77,7 @@ def run_tasks(
     original: PreTrainedModel,
     converted: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    progress: Progress,
+    advance: Advance,
 ) -> tuple[Benchmark, ...]:
     """Score both models on all tasks of `suite`.
 
@@ -90,12 +86,12 @@ def run_tasks(
         original: The original.
         converted: The converted checkpoint.
         tokenizer: The original's, for both.
-        progress: Told of each model that is done.
+        advance: Told of each model that is done.
     """
     results = []
     for model in (original, converted):
         results.append(_evaluate(suite, model, tokenizer))
-        progress(1, 2)
+        advance(1, 2)
     return tuple(_side_by_side(*results))
 
 

@@ -4,12 +4,12 @@ They become results in the card's `model-index`, which the Hub shows; each is ma
 run replaces what the first one wrote. Results that others wrote there stay, and so does every byte outside it
 (`front_matter.py`).
 
-The card that `convert` writes is `checkpoint/card.py`'s.
+The card that `convert` writes is `record/card.py`'s.
 """
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def write_numbers(report: Verification, directory: Path) -> Path:
         OutputError: As `check_card`.
     """
     card = read_front_matter(directory / CARD)
-    if results := [result for numbers in _numbers(report) for result in _as_results(numbers)]:
+    indices = [eval_results_to_model_index("", numbers) for numbers in _numbers(report)]
+    if results := [result for index in indices for result in index[0]["results"]]:
         card.with_key(_KEY, _merged(_index(card), results, directory.resolve().name)).write()
     return card.path
 
@@ -84,11 +85,6 @@ def _is_ours(result: Any) -> bool:
     return isinstance(arguments, dict) and _MARK.items() <= arguments.items()
 
 
-def _as_results(numbers: list[EvalResult]) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = eval_results_to_model_index("", numbers)[0]["results"]
-    return results
-
-
 def _numbers(report: Verification) -> Iterator[list[EvalResult]]:
     """Yield what was measured on each dataset."""
     if report.outputs:
@@ -97,41 +93,38 @@ def _numbers(report: Verification) -> Iterator[list[EvalResult]]:
         yield [number for one in scores for number in _benchmark_numbers(one)]
 
 
+def _results(values: Iterable[tuple[str, str, float]], **dataset: Any) -> Iterator[EvalResult]:
+    """Yield metric, name and value of what was measured on a data set; a number that is not finite is left out."""
+    for metric, name, value in values:
+        if math.isfinite(value):
+            number = float(f"{value:.6g}")
+            yield EvalResult(metric_type=metric, metric_name=name, metric_value=number, **dataset)
+
+
 def _output_numbers(outputs: OutputsLevel) -> Iterator[EvalResult]:
-    values = [
+    values: list[tuple[str, str, float]] = []
+    if outputs.loss:
+        before, after = outputs.loss.perplexities
+        values += [("perplexity", "Perplexity", after), ("original_perplexity", "Perplexity of the original", before)]
+    values += [
         ("kl_divergence", "KL divergence from the original, nats a token", outputs.kl.mean),
         ("top1_agreement", "Same most likely token as the original", outputs.top1),
     ]
-    if outputs.loss:
-        before, after = outputs.loss.perplexities
-        values = [
-            ("perplexity", "Perplexity", after),
-            ("original_perplexity", "Perplexity of the original", before),
-            *values,
-        ]
-    for metric, name, value in values:
-        if math.isfinite(value):
-            yield EvalResult(
-                task_type="text-generation" if outputs.loss else "fill-mask",
-                dataset_type="text",
-                dataset_name=outputs.text.description,
-                dataset_args={**_MARK, "tokens": outputs.text.tokens, "context": outputs.text.context},
-                metric_type=metric,
-                metric_name=name,
-                metric_value=float(f"{value:.6g}"),
-            )
+    return _results(
+        values,
+        task_type="text-generation" if outputs.loss else "fill-mask",
+        dataset_type="text",
+        dataset_name=outputs.text.description,
+        dataset_args={**_MARK, "tokens": outputs.text.tokens, "context": outputs.text.context},
+    )
 
 
 def _benchmark_numbers(one: Benchmark) -> Iterator[EvalResult]:
-    values = {one.metric: one.converted, f"original_{one.metric}": one.original}
-    for metric, value in values.items():
-        if math.isfinite(value):
-            yield EvalResult(
-                task_type="text-generation",
-                dataset_type=one.dataset,
-                dataset_name=one.task,
-                dataset_args=_MARK | ({"num_few_shot": one.shots} if one.shots is not None else {}),
-                metric_type=metric,
-                metric_name=f"{one.metric} of the original" if metric != one.metric else metric,
-                metric_value=float(f"{value:.6g}"),
-            )
+    original = (f"original_{one.metric}", f"{one.metric} of the original", one.original)
+    return _results(
+        [(one.metric, one.metric, one.converted), original],
+        task_type="text-generation",
+        dataset_type=one.dataset,
+        dataset_name=one.task,
+        dataset_args=_MARK | ({"num_few_shot": one.shots} if one.shots is not None else {}),
+    )

@@ -14,13 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.model.feed import attempt, inputs
-from mha2gqa.verbs.verify.differences import Cosines
+from mha2gqa.progress import Advance
 from mha2gqa.verbs.verify.judge import cosine_findings
-from mha2gqa.verbs.verify.levels import EmbeddingsLevel
-from mha2gqa.verbs.verify.loading import Models
+from mha2gqa.verbs.verify.levels import Cosines, EmbeddingsLevel
+from mha2gqa.verbs.verify.load_level import Models
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
-from mha2gqa.verbs.verify.outputs_level import EvaluationText, Progress, batches, describe_text, layer_errors, loaded
+from mha2gqa.verbs.verify.outputs_level import EvaluationText, batches, describe_text, layer_errors, loaded
 
 
 @dataclass
@@ -61,16 +61,16 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def compare_embeddings(
-    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, progress: Progress
+    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, advance: Advance
 ) -> EmbeddingsLevel | None:
     """Compare the last hidden states of both models on the same tokens.
 
     Args:
-        models: The original and the converted checkpoint, of kind `embedding`.
+        models: The original and the converted checkpoint, which give embeddings.
         text: The tokens, as `find_text` gives them.
         limits: What they may differ by.
         options: How many blocks are run at a time.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens.
 
     Returns:
         The level, or None where the original does not run on tokens alone.
@@ -90,7 +90,7 @@ def compare_embeddings(
         with layers.converted(converted):
             second_BTD = _states(converted, ids_BT)
         sums.add(first_BTD, second_BTD)
-        progress(ids_BT.numel(), ids_NT.numel())
+        advance(ids_BT.numel(), ids_NT.numel())
     level = EmbeddingsLevel(
         text=describe_text(text.blocks, ids_NT.numel()),
         cosines=sums.result(),

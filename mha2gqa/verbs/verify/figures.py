@@ -1,20 +1,18 @@
 """The plots of a verification: loss by position, error by layer, divergence, cache, similarity of heads.
 
 Each function takes a part of the report and returns a `Plot`, or None where there is nothing to plot.
-The style is `figures.py`'s; no number is computed here that the report does not hold.
+The style is `pages/figures.py`'s; no number is computed here that the report does not hold.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
-from mha2gqa.verbs.verify.differences import Divergence, LayerError, PositionLoss
-from mha2gqa.verbs.verify.levels import LoadLevel
+from mha2gqa.units import format_size
+from mha2gqa.verbs.verify.levels import Divergence, LayerError, LoadLevel, PositionLoss
 from mha2gqa.verbs.verify.outcome import Similarity
 
 _NAMED_HEADS = 16
@@ -51,7 +49,8 @@ def error_by_layer(layers: Sequence[LayerError]) -> Plot | None:
         plot.axes.bar(range(len(errors)), errors, color=colours, width=0.7)
         plot.axes.set(xlabel="attention module, first to last", ylabel="relative error of the output")
         plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _mark(plot.axes, worst, errors[worst], f"{errors[worst]:.3g}")
+        mark, place = f"{errors[worst]:.3g}", (worst, errors[worst])
+        plot.axes.annotate(mark, place, (0, 3), textcoords="offset points", ha="center", color=MUTED, fontsize=9.5)
     return Plot("Error by layer", f"Largest in {layers[worst].module}.", plot.svg)
 
 
@@ -95,7 +94,9 @@ def cache_by_context(load: LoadLevel) -> Plot | None:
         plot.axes.set_yscale("log", base=2)
         plot.axes.set(xlabel="context (tokens)", ylabel="KV cache of one sequence")
         plot.axes.set_xticks(contexts[:: -(-len(contexts) // 8)])
-        plot.axes.xaxis.set_major_formatter(lambda tokens, _: _context(tokens))
+        plot.axes.xaxis.set_major_formatter(
+            lambda tokens, _: f"{tokens / 1024:g}k" if tokens >= 1024 else f"{tokens:g}"
+        )
         plot.axes.yaxis.set_major_formatter(lambda size, _: format_size(int(size)))
         legend(plot.axes)
     caption = (
@@ -140,14 +141,6 @@ def _filled(kl: Divergence, limit: float) -> tuple[float, float]:
     return (min(low, limit), max(high, limit)) if kl.edges[0] <= limit <= kl.edges[-1] else (low, high)
 
 
-def _mark(axes: Axes, x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", color=MUTED, fontsize=9.5)
-
-
 def _colour(share: float) -> tuple[float, float, float, float]:
     """Return blue for a positive and orange for a negative share of the largest; transparent at 0."""
     return (*(_BLUE if share > 0 else _ORANGE), min(1.0, abs(share)))
-
-
-def _context(tokens: float) -> str:
-    return f"{tokens / 1024:g}k" if tokens >= 1024 else f"{tokens:g}"

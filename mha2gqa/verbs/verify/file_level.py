@@ -1,36 +1,43 @@
 """The file level of `verify`: every byte of a converted checkpoint is what the conversion must have made.
 
 Tensors that the conversion copied are compared with the original's, changed ones are made again from it
-where the method needs no data, and held against the record's checksum otherwise. The config may differ in
+where the method streams, and held against the record's checksum otherwise. The config may differ in
 the recorded keys alone, the tokenizer and other small files not at all. No model is loaded.
 """
 
+import copy
+import filecmp
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from mha2gqa.errors import CheckpointError, Mha2GqaError
-from mha2gqa.families.blueprint import blueprint, find_spelling
 from mha2gqa.files.pieces import OutputTensor, TensorInfo, whole
 from mha2gqa.files.pool import Pool
-from mha2gqa.files.reader import Checkpoint, read_checkpoint, read_safetensors
-from mha2gqa.methods import POOLINGS
-from mha2gqa.targets.plan import Plan, plan_convert, plan_expand
-from mha2gqa.verbs.verify.companions import companion_findings
-from mha2gqa.verbs.verify.config_keys import config_findings
+from mha2gqa.files.reader import RECORD, Checkpoint, read_checkpoint, read_safetensors
+from mha2gqa.methods import METHODS, demand, pooling
+from mha2gqa.model.original import Original
+from mha2gqa.progress import Advance
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.record.pair import Pair, not_the_original
+from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.verify.levels import FileLevel, Finding
-from mha2gqa.verbs.verify.pair import Pair, not_the_original
 from mha2gqa.verbs.verify.tensors import Compared, Expected, compare
 
-Progress = Callable[[int, int], object]
-"""Told the number of bytes compared since the last call, and how many there are in all."""
-
-_DATA_FREE = ("mean", "first", "random")
 _RECOMPUTABLE = {"groups", "method", "grouping", "seed", "heads"}
 """Options whose results follow from the original alone; any other that was used makes the record the only witness."""
+_READ_BY_TOKENIZERS = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "chat_template", "spiece")
+"""How the names of files begin whose presence alone changes a tokenizer."""
+_ABSENT = object()
 
 
-def check_files(pair: Pair, progress: Progress) -> FileLevel:
+def check_files(pair: Pair, advance: Advance) -> FileLevel:
     """Compare the files of a converted checkpoint with its original and its record.
+
+    Args:
+        pair: The two.
+        advance: Told of every run of bytes compared.
 
     Raises:
         PairError: The original is not the one that was converted.
@@ -40,20 +47,20 @@ def check_files(pair: Pair, progress: Progress) -> FileLevel:
     try:
         converted = read_checkpoint(pair.converted)
     except CheckpointError as error:
-        finding = Finding(level="file", guilty=_damaged_file(pair), problem=error.problem)
-        return _result(pair, started, [finding])
+        return _result(pair, started, [_finding(_damaged_file(pair), error.problem)])
     plan = _plan(pair)
     findings = [
         *config_findings(pair, converted, plan),
-        *companion_findings(pair.checkpoint, converted),
+        *companion_findings(pair.original, converted),
         *_header_findings(pair, converted, plan),
     ]
     expected = _expected(pair, converted, plan, {finding.guilty for finding in findings})
     total = sum(tensor.found.size for tensor in expected)
-    results = compare(expected, _pool(pair), lambda size: progress(size, total))
+    pool = Pool(pooling(pair.conversion.method), int(pair.conversion.options.get("seed", 0)))
+    results = compare(expected, pool, lambda size: advance(size, total))
     for tensor, result in zip(expected, results, strict=True):
         findings += _tensor_findings(pair, tensor, result)
-    return _result(pair, started, findings, expected, files=len(pair.checkpoint.companions))
+    return _result(pair, started, findings, expected, files=len(pair.original.checkpoint.companions))
 
 
 def _result(
@@ -74,8 +81,7 @@ def _result(
 
 def _is_copy(pair: Pair, tensor: OutputTensor) -> bool:
     """Return whether a tensor is one of the original's, byte for byte, and was not computed for another class."""
-    rehosted = pair.checkpoint.rehosted
-    return tensor.is_copy and (rehosted is None or tensor.name not in rehosted.recomputed)
+    return tensor.is_copy and tensor.name not in pair.original.origin.recomputed
 
 
 def _damaged_file(pair: Pair) -> str:
@@ -90,76 +96,71 @@ def _damaged_file(pair: Pair) -> str:
 
 def _plan(pair: Pair) -> Plan | None:
     """Plan the recorded conversion again; None where its method needs more than the original."""
-    record = pair.written.record
-    if record.uptrain:
+    conversion = pair.conversion
+    if conversion.uptrain or not {name for name, value in conversion.options.items() if value} <= _RECOMPUTABLE:
         return None
-    if not {name for name, value in record.options.items() if value} <= _RECOMPUTABLE:
+    if conversion.method is not None and not _streams(conversion):
         return None
-    if record.command == "expand":
-        return plan_expand(pair.checkpoint, record.options.get("heads"))
-    is_data_free = record.options.get("method") in _DATA_FREE and record.options.get("grouping") == "contiguous"
-    return plan_convert(pair.checkpoint, record.wanted) if is_data_free else None
+    return make_plan(pair.original, pair.record.target)
 
 
-def _pool(pair: Pair) -> Pool:
-    options = pair.written.record.options
-    method = POOLINGS.get(str(options.get("method")), POOLINGS["first"])
-    return Pool(method, int(options.get("seed", 0)))
+def _streams(conversion: Conversion) -> bool:
+    """Return whether options without a refinement made each tensor by itself, by a method that is still there."""
+    method, grouping = str(conversion.method), str(conversion.options.get("grouping"))
+    return method in METHODS and not demand(method, grouping, refine=None).whole_layers
 
 
 def _header_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:
     """Hold names, dtypes and shapes against the record, the plan and what transformers expects."""
     found = {info.name: info for info in converted.tensors}
-    recorded = pair.written.tensors
+    recorded = pair.record.tensors
     for name in sorted(recorded.keys() - found.keys()):
-        yield Finding(level="file", guilty=name, problem="is missing; the record lists it")
+        yield _finding(name, "is missing; the record lists it")
     for name in sorted(found.keys() - recorded.keys()):
-        yield Finding(level="file", guilty=name, problem="is not in the record")
+        yield _finding(name, "is not in the record")
     wanted = _wanted(pair, converted, plan)
     for name, info in found.items():
         dtype, shape = wanted.get(name, (info.dtype, info.shape))
         if (dtype, shape) != (info.dtype, info.shape):
             problem = f"has dtype {info.dtype} and shape {list(info.shape)}, not {dtype} and {list(shape)}"
-            yield Finding(level="file", guilty=name, problem=problem)
+            yield _finding(name, problem)
 
 
 def _wanted(pair: Pair, converted: Checkpoint, plan: Plan | None) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the dtype and shape of each tensor: by the plan, else by transformers' class for the new config."""
     if plan is not None:
         return {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
-    dtypes = {info.name: info.dtype for info in pair.checkpoint.tensors}
+    dtypes = {info.name: info.dtype for info in pair.original.tensors}
     try:
-        expected = blueprint(converted.config)
+        shapes = pair.result.spelling({info.name for info in converted.tensors})(pair.result.blueprint)
     except Mha2GqaError:  # a config that transformers rejects is a finding of the config's own
         return {}
-    shapes = find_spelling(expected, {info.name for info in converted.tensors})(expected)
     return {name: (dtypes[name], shape) for name, shape in shapes.items() if name in dtypes}
 
 
 def _expected(pair: Pair, converted: Checkpoint, plan: Plan | None, guilty: set[str]) -> list[Expected]:
-    originals = {info.name: info for info in pair.checkpoint.tensors}
     planned = {tensor.name: tensor for tensor in plan.tensors} if plan else {}
     return [
-        Expected(info, planned.get(info.name) if plan else _copied(info, originals, pair))
+        Expected(info, planned.get(info.name) if plan else _copied(info, pair))
         for info in converted.tensors
         if info.name not in guilty
     ]
 
 
-def _copied(info: TensorInfo, originals: Mapping[str, TensorInfo], pair: Pair) -> OutputTensor | None:
+def _copied(info: TensorInfo, pair: Pair) -> OutputTensor | None:
     """Return the original's tensor when the record says that it was copied."""
-    is_changed = pair.written.tensors[info.name].changed
-    return None if is_changed or info.name not in originals else whole(originals[info.name])
+    found = pair.original.infos.get(info.name)
+    return None if found is None or pair.record.tensors[info.name].changed else whole(found)
 
 
 def _tensor_findings(pair: Pair, tensor: Expected, result: Compared) -> Iterator[Finding]:
-    recorded = pair.written.tensors[result.name].checksum
+    recorded = pair.record.tensors[result.name].checksum
     if result.first is None and result.checksum == recorded:
         return
     is_copy = tensor.made_of is not None and _is_copy(pair, tensor.made_of)
     if is_copy and result.first is not None and result.checksum == recorded:
         raise not_the_original(pair, result.name)
-    yield Finding(level="file", guilty=result.name, problem=_problem(pair, tensor, result, recorded))
+    yield _finding(result.name, _problem(pair, tensor, result, recorded))
 
 
 def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> str:
@@ -175,10 +176,10 @@ def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> s
 
 
 def _made_by(pair: Pair, made_of: OutputTensor | None) -> str:
-    record = pair.written.record
+    conversion = pair.conversion
     if made_of is not None and made_of.is_copy:
-        return f"what is computed of the original's for {record.model_type}"
-    made = "the repetition" if record.command == "expand" else f"the result of {record.options.get('method')!r}"
+        return f"what is computed of the original's for {conversion.model_type}"
+    made = "the repetition" if conversion.method is None else f"the result of {conversion.method!r}"
     return f"{made} of the original's heads"
 
 
@@ -186,3 +187,62 @@ def _place(info: TensorInfo, offset: int) -> str:
     if len(info.shape) < 2:
         return f"at byte {offset} of {info.size}"
     return f"in row {offset // info.row_size} of {info.shape[0]}"
+
+
+def companion_findings(original: Original, converted: Checkpoint) -> Iterator[Finding]:
+    """Yield each file beside the weights that is missing, differs, or makes another tokenizer by being there."""
+    beside = original.checkpoint.companions
+    for companion in beside:
+        before, after = original.directory / companion, converted.directory / companion
+        if not after.is_file():
+            yield _finding(companion, "is missing; the original has it")
+        elif not filecmp.cmp(before, after, shallow=False):
+            yield _finding(companion, "differs from the original's")
+    added = original.origin.files
+    for name, text in added.items():
+        file = converted.directory / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            yield _finding(name, "is not what this version writes for the class")
+    for companion in converted.companions:
+        is_known = companion in beside or str(companion) in added
+        if not is_known and companion.name.startswith(_READ_BY_TOKENIZERS):
+            yield _finding(companion, "is not beside the original, and would change its tokenizer")
+
+
+def _finding(guilty: str | Path, problem: str) -> Finding:
+    return Finding(level="file", guilty=str(guilty), problem=problem)
+
+
+def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Iterator[Finding]:
+    """Yield each key of config.json that is not the original's with the recorded changes made to it.
+
+    Args:
+        pair: The two checkpoints and the record.
+        converted: The converted checkpoint.
+        plan: The conversion, planned again; None where it cannot be.
+    """
+    recorded = {tuple(change["path"]): change["after"] for change in pair.conversion.config_changes}
+    if plan is not None and recorded != {change.path: change.after for change in plan.config_changes}:
+        yield _finding(RECORD, "lists other changes of config.json than this conversion makes")
+    expected = copy.deepcopy(pair.original.config_json)
+    for path, value in recorded.items():
+        holder = expected
+        for key in path[:-1]:
+            holder = holder.setdefault(key, {})
+        holder[path[-1]] = value
+    for path, wanted, found in _differences(expected, converted.config):
+        name = ".".join(path)
+        whose = "its recorded value" if path in recorded else "the original's"
+        yield _finding(f"config.json: {name}", f"is {_show(found)}, not {whose}, {_show(wanted)}")
+
+
+def _differences(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys((*one, *other)):
+            yield from _differences(one.get(key, _ABSENT), other.get(key, _ABSENT), (*path, key))
+    elif type(one) is not type(other) or one != other:
+        yield path, one, other
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)

@@ -8,9 +8,9 @@ its original; who knows what the model is for may ask for more or for less.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 
-from mha2gqa.files.record import Record
-from mha2gqa.verbs.verify.differences import Loss
+from mha2gqa.record.conversion import Conversion
 from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits, Verdict
@@ -20,33 +20,23 @@ ROUNDING = Limits(max_ppl_increase=0.001, max_kl=0.001, min_top1=0.98, min_cosin
 LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9, min_cosine=0.99)
 
 
-def limits_for(record: Record, options: VerifyOptions) -> Limits:
+def limits_for(conversion: Conversion, options: VerifyOptions) -> Limits:
     """Return the limits: the user's, else those that suit the conversion."""
-    usual = ROUNDING if record.command == "expand" and not record.uptrain else LOSSY
-    same = EXACT if record.rehosted_from is None else ROUNDING
-    base = same if record.source_heads == record.target_heads and not record.uptrain else usual
-
-    def choose(wanted: float | None, default: float) -> float:
-        return default if wanted is None else wanted
-
-    return Limits(
-        max_ppl_increase=choose(options.max_ppl_increase, base.max_ppl_increase),
-        max_kl=choose(options.max_kl, base.max_kl),
-        min_top1=choose(options.min_top1, base.min_top1),
-        min_cosine=choose(options.min_cosine, base.min_cosine),
-    )
+    suited = {"none": EXACT, "rounding": ROUNDING, "loss": LOSSY}[conversion.effect]
+    wanted = {name: getattr(options, name) for name in asdict(suited)}
+    return replace(suited, **{name: limit for name, limit in wanted.items() if limit is not None})
 
 
 def limit_findings(level: OutputsLevel, limits: Limits) -> Iterator[Finding]:
     """Yield a finding for each limit that the outputs pass."""
     if level.loss is not None and not level.loss.increase <= limits.max_ppl_increase:
-        grown = f"grew by {level.loss.increase:.2%} ({_perplexities(level.loss)})"
+        before, after = level.loss.perplexities
+        grown = f"grew by {level.loss.increase:.2%} ({before:.4g} -> {after:.4g})"
         yield _finding("perplexity", f"{grown}; the limit is {limits.max_ppl_increase:.2%}")
     if not level.kl.mean <= limits.max_kl:
         yield _finding("KL divergence", f"is {level.kl.mean:.4g} nats a token; the limit is {limits.max_kl:g}")
     if level.top1 < limits.min_top1:
-        problem = f"is {level.top1:.2%}; the limit is {limits.min_top1:.2%}"
-        yield _finding("top-1 agreement", problem)
+        yield _finding("top-1 agreement", f"is {level.top1:.2%}; the limit is {limits.min_top1:.2%}")
     if limits.exact and level.largest_logit_difference > 0:
         problem = f"differ by up to {level.largest_logit_difference:.3g}; nothing may differ"
         yield _finding("logits", problem)
@@ -64,11 +54,6 @@ def cosine_findings(level: EmbeddingsLevel, limits: Limits) -> Iterator[Finding]
 
 def _finding(guilty: str, problem: str) -> Finding:
     return Finding(level="outputs", guilty=guilty, problem=problem)
-
-
-def _perplexities(loss: Loss) -> str:
-    before, after = loss.perplexities
-    return f"{before:.4g} -> {after:.4g}"
 
 
 def judge(

@@ -1,23 +1,26 @@
 """The load level of `verify`: the converted checkpoint loads strictly and runs as its original does.
 
 What the original's own class cannot do is not asked of the converted checkpoint, and tolerances are
-those of rounding in the dtype of the run, or what the original itself shows.
+those of rounding in the dtype of the run, or what the original itself shows. `Models` holds both for the other levels.
 """
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers, cross_cache_bytes
-from mha2gqa.families.counts import find_counts
-from mha2gqa.files.reader import read_json
-from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Measured, observe
+from mha2gqa.families.blueprint import ConfigJson
+from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.devices import placement
+from mha2gqa.model.feed import attempt
+from mha2gqa.model.load import load_unchecked
+from mha2gqa.record.pair import Pair
+from mha2gqa.verbs.verify.behaviour import NEW_TOKENS, Behaviour, Observed, observe
 from mha2gqa.verbs.verify.levels import CacheUse, Check, Finding, LoadLevel
-from mha2gqa.verbs.verify.loading import Models
 
 _BLOCKS, _TOKENS = 2, 24
 _LEAST_VOCABULARY = 96
@@ -29,6 +32,54 @@ _AS_ORIGINAL = 4
 _FIRST_CONTEXT, _LAST_CONTEXT = 256, 32_768
 
 
+class Models:
+    """Both models of a pair."""
+
+    def __init__(self, pair: Pair, *, dtype: str | None, device: str | None) -> None:
+        """Decide where they are run; nothing is loaded yet.
+
+        Raises:
+            DeviceError: The device is not there.
+        """
+        self.pair = pair
+        self._place = placement(pair.original.directory, dtype=dtype, device=device, models=2)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Config of the original, without its weights."""
+        return self.pair.original.architecture.config
+
+    @cached_property
+    def _original(self) -> tuple[PreTrainedModel, list[str]]:
+        return load_unchecked(self.pair.original.directory, self._place)
+
+    @cached_property
+    def _converted(self) -> tuple[PreTrainedModel, list[str]] | str:
+        return attempt(lambda: load_unchecked(self.pair.converted, self._place))
+
+    @property
+    def original(self) -> PreTrainedModel:
+        """The original; keys that its own class does not know are left out, as transformers does."""
+        return self._original[0]
+
+    @property
+    def converted(self) -> PreTrainedModel | None:
+        """The converted checkpoint; None when it does not load strictly."""
+        return None if isinstance(self._converted, str) or self.problems else self._converted[0]
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What is wrong with the keys of the converted checkpoint and not with the original's: `missing <name>`, ..."""
+        if isinstance(self._converted, str):
+            return [self._converted]
+        return [problem for problem in self._converted[1] if problem not in self._original[1]]
+
+    @property
+    def dtype(self) -> str:
+        """In which they are run."""
+        return str(self.original.dtype).removeprefix("torch.")
+
+
 def check_loading(models: Models, seed: int) -> LoadLevel:
     """Load both models and run them on a few random tokens.
 
@@ -36,23 +87,24 @@ def check_loading(models: Models, seed: int) -> LoadLevel:
         CheckpointError: The original cannot be loaded.
     """
     started = time.monotonic()
-    before, after = models.pair.checkpoint.config, read_json(models.pair.converted / "config.json")
-    layers = _cache_layers(before)
-    original = models.original
-    ids_BT = _random_tokens(original, before, seed)
+    before, original = models.pair.original.architecture, models.original
+    layers = before.cached
+    ids_BT = _random_tokens(original, before.config_json, seed)
     cached = min([_TOKENS, *(layer.window - 1 for layer in layers if layer.window)])
     seen = observe(original, ids_BT, cached)
     converted = models.converted
-    checks, cache = [_strict(models)], None
+    used, cache = _cache_use(layers, original, seen, before), None
+    checks = [_strict(models)]
     if converted is not None:
         now = observe(converted, ids_BT, cached)
-        cache = _cache_use(_cache_layers(after), converted, now, before)
-        checks += _checks(seen, now, _cache_use(layers, original, seen, before), cache, original.dtype)
-        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, _cache_layers(after))]
+        after = models.pair.result.cached
+        cache = _cache_use(after, converted, now, before)
+        checks += _checks(seen, now, used, cache, original.dtype)
+        formula = [cross_cache_bytes(one, original.dtype.itemsize) for one in (layers, after)]
         checks += _cross_cache_check(seen.cross_cache, now.cross_cache, formula)
     return LoadLevel(
         checks=tuple(checks),
-        original_cache=_cache_use(layers, original, seen, before),
+        original_cache=used,
         converted_cache=cache,
         dtype=models.dtype,
         device=original.device.type,
@@ -81,18 +133,12 @@ def _token_ids(content: Any, key: str = "") -> Iterator[int]:
         yield content
 
 
-def _cache_layers(config: ConfigJson) -> list[CacheLayer]:
-    plan = blueprint(config)
-    return cache_layers(config, plan, find_counts(config, plan))
-
-
 def _cache_use(
-    layers: list[CacheLayer], model: PreTrainedModel, seen: Behaviour, config: ConfigJson
+    layers: list[CacheLayer], model: PreTrainedModel, seen: Behaviour, original: Architecture
 ) -> CacheUse | None:
     if seen.cache is None or not layers:
         return None
-    text = blueprint(config).config.get_text_config(decoder=True)
-    most = getattr(text, "max_position_embeddings", None) or _LAST_CONTEXT
+    most = getattr(original.text_config, "max_position_embeddings", None) or _LAST_CONTEXT
     contexts = [_FIRST_CONTEXT]
     while contexts[-1] * 2 <= max(most, 4 * _FIRST_CONTEXT):
         contexts.append(contexts[-1] * 2)
@@ -129,7 +175,7 @@ def _checks(
     yield from _agreement(name, seen.prefill, now.prefill, tolerance, "largest difference of a logit")
 
 
-def _cache_check(before: CacheUse, after: CacheUse | None, measured: Measured) -> Check:
+def _cache_check(before: CacheUse, after: CacheUse | None, measured: Observed) -> Check:
     name = "cache bytes a token"
     if after is None or after.measured is None:
         return Check(name=name, passed=False, detail=f"the converted checkpoint gives no cache ({measured})")
@@ -139,7 +185,7 @@ def _cache_check(before: CacheUse, after: CacheUse | None, measured: Measured) -
     return Check(name=name, passed=passed, detail=detail)
 
 
-def _cross_cache_check(seen: Measured, now: Measured, formula: list[int]) -> Iterator[Check]:
+def _cross_cache_check(seen: Observed, now: Observed, formula: list[int]) -> Iterator[Check]:
     """Hold what cross-attention caches of a token of the encoder against the formula, for both models."""
     if not any(formula) or not isinstance(seen, (int, float)):
         return
@@ -149,7 +195,7 @@ def _cross_cache_check(seen: Measured, now: Measured, formula: list[int]) -> Ite
     yield Check(name="cross-attention cache bytes a token read", passed=measured == formula, detail=detail)
 
 
-def _agreement(name: str, seen: Measured, now: Measured, tolerance: float, what: str) -> Iterator[Check]:
+def _agreement(name: str, seen: Observed, now: Observed, tolerance: float, what: str) -> Iterator[Check]:
     if seen is None:
         return
     if isinstance(seen, str) or seen > tolerance:

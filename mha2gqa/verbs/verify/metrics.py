@@ -1,19 +1,29 @@
-"""What two models' logits say about one another: sums over tokens, taken a few positions at a time.
+"""How far two models are apart on the same tokens: `Sums` of what their logits say, `LayerErrors` of their attention.
 
-Softmaxes are in fp32 (fp64 for fp64 models), sums over tokens in fp64. Of each token only its divergence
-is kept, in fp32.
+Logits are taken a few positions at a time: softmaxes in fp32 (fp64 for fp64 models), sums over tokens in fp64. Of each
+token only its divergence is kept, in fp32.
 
-Legend: B blocks, C positions of a chunk, P compared positions of a block, V vocabulary.
+Attention outputs are compared module by module, each model on its own inputs. The original's of one batch are kept
+until the converted model has passed the same module; then only sums remain. Where those of all layers would not fit
+into `_KEPT` numbers, evenly spaced positions stand for all.
+
+Legend: B blocks, C positions of a chunk, D width, P compared positions of a block, T tokens, V vocabulary.
 """
 
 import itertools
 import math
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
-from mha2gqa.verbs.verify.differences import Divergence, Loss, PositionLoss
+from mha2gqa.model.divergence import divergence_terms
+from mha2gqa.model.feed import Logits
+from mha2gqa.verbs.verify.levels import Divergence, LayerError, Loss, PositionLoss
 
 _CHUNK = 1 << 24
 """Logits that are looked at together, at least: 32 MB in 16 bits, 64 MB in fp32. The C library gives blocks of that
@@ -23,20 +33,8 @@ _BINS = 32
 _EDGES = tuple(10 ** (power / 5) for power in range(-40, 11))
 """Five bins a decade, from 1e-8 to 100 nats."""
 _RESAMPLED, _RESAMPLED_AT_ONCE = 2000, 100
-
-Logits = Callable[[slice], torch.Tensor]
-"""Gives the logits `[B, C, V]` of a range of positions."""
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """What one chunk says of each of its tokens, `[B, C]`."""
-
-    divergence_BC: torch.Tensor
-    same_BC: torch.Tensor
-    shared_BC: torch.Tensor
-    largest: float
-    losses_BC: tuple[torch.Tensor, torch.Tensor] | None
+_KEPT = 1 << 25
+"""Numbers of a batch's attention outputs that are kept: 64 MB in 16 bits."""
 
 
 @dataclass
@@ -72,21 +70,37 @@ class Sums:
         for start in range(0, positions, step):
             span = slice(start, min(start + step, positions))
             targets_BC = ids_BT[:, span.start + 1 : span.stop + 1] if predicts else None
-            chunk = _look(original(span), converted(span), targets_BC)
-            self._take(chunk)
-            if chunk.losses_BC is not None:
-                losses.append(chunk.losses_BC)
+            both_BC = self._take(original(span), converted(span), targets_BC)
+            if both_BC is not None:
+                losses.append(both_BC)
         self.blocks += blocks
         if losses:
             first, second = (torch.cat(parts, dim=1) for parts in zip(*losses, strict=True))
             self._add_losses(first, second)
 
-    def _take(self, chunk: _Chunk) -> None:
-        self.tokens += chunk.same_BC.numel()
-        self.top1 += int(chunk.same_BC.sum())
-        self.top5 += float(chunk.shared_BC.double().sum())
-        self.largest = max(self.largest, chunk.largest)
-        self.divergences.append(chunk.divergence_BC.flatten())
+    def _take(
+        self, original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Take in one chunk, and return both losses of each of its tokens, `[B, C]`; None without targets."""
+        wide = torch.float64 if original_BCV.dtype == torch.float64 else torch.float32
+        first_BCV = original_BCV.to(wide)
+        second_BCV = converted_BCV.to(first_BCV.device, wide)
+        top = min(_TOP, first_BCV.shape[-1])
+        best_BCK, others_BCK = (logits.topk(top, dim=-1).indices for logits in (first_BCV, second_BCV))
+        same_BC = best_BCK[..., 0] == others_BCK[..., 0]
+        shared_BC = (best_BCK[..., :, None] == others_BCK[..., None, :]).any(-1).sum(-1) / top
+        self.tokens += same_BC.numel()
+        self.top1 += int(same_BC.sum())
+        self.top5 += float(shared_BC.cpu().double().sum())
+        # Classes may mask a part of the vocabulary with -infinity: a difference of two such is none.
+        self.largest = max(self.largest, (first_BCV - second_BCV).abs_().nan_to_num_(nan=0.0).max().item())
+        first_BCV, second_BCV = first_BCV.log_softmax(-1), second_BCV.log_softmax(-1)
+        self.divergences.append(divergence_terms(first_BCV, second_BCV).sum(-1).float().cpu().flatten())
+        if targets_BC is None:
+            return None
+        index = targets_BC.to(first_BCV.device)[..., None]
+        first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
+        return first_BC, second_BC
 
     def _add_losses(self, first_BP: torch.Tensor, second_BP: torch.Tensor) -> None:
         self.block_losses.append((first_BP.sum(1), second_BP.sum(1)))
@@ -139,38 +153,6 @@ class Sums:
         )
 
 
-def _look(original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: torch.Tensor | None) -> _Chunk:
-    wide = torch.float64 if original_BCV.dtype == torch.float64 else torch.float32
-    first_BCV = original_BCV.to(wide)
-    second_BCV = converted_BCV.to(first_BCV.device, wide)
-    top = min(_TOP, first_BCV.shape[-1])
-    best_BCK, others_BCK = (logits.topk(top, dim=-1).indices for logits in (first_BCV, second_BCV))
-    shared_BC = (best_BCK[..., :, None] == others_BCK[..., None, :]).any(-1).sum(-1) / top
-    # Classes may mask a part of the vocabulary with -infinity: a difference of two such is none.
-    largest = (first_BCV - second_BCV).abs_().nan_to_num_(nan=0.0).max().item()
-    first_BCV, second_BCV = first_BCV.log_softmax(-1), second_BCV.log_softmax(-1)
-    losses = None
-    if targets_BC is not None:
-        index = targets_BC.to(first_BCV.device)[..., None]
-        first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
-        losses = (first_BC, second_BC)
-    return _Chunk(
-        divergence_BC=_divergence(first_BCV, second_BCV).float().cpu(),
-        same_BC=(best_BCK[..., 0] == others_BCK[..., 0]).cpu(),
-        shared_BC=shared_BC.cpu(),
-        largest=largest,
-        losses_BC=losses,
-    )
-
-
-def _divergence(first_BCV: torch.Tensor, second_BCV: torch.Tensor) -> torch.Tensor:
-    """Return KL(first || second) of log-probabilities, `[B, C]`; overwrites both."""
-    torch.sub(first_BCV, second_BCV, out=second_BCV)
-    probabilities_BCV = first_BCV.exp_()
-    second_BCV.mul_(probabilities_BCV).masked_fill_(probabilities_BCV == 0, 0.0)
-    return second_BCV.sum(-1)
-
-
 def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean of N blocks' values, by resampling them; None for a single block.
 
@@ -187,3 +169,62 @@ def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:
         ]
     ).sort()[0]
     return means[round(0.025 * _RESAMPLED)].item(), means[round(0.975 * _RESAMPLED) - 1].item()
+
+
+class LayerErrors:
+    """Sums over tokens of the squared differences, by module."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        """Take the names of the attention modules: in the converted model's tree -> in the original's."""
+        self._modules = modules
+        self._kept: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
+        self._squares: dict[str, float] = dict.fromkeys(modules, 0.0)
+        self._errors: dict[str, float] = dict.fromkeys(modules, 0.0)
+
+    def original(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While the block runs, keep what the attention modules of the original give."""
+        self._kept.clear()
+        return self._hooked(model, self._modules, self._keep)
+
+    def converted(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While the block runs, compare what the attention modules of the converted model give with what was kept."""
+        return self._hooked(model, {name: name for name in self._modules}, self._compare)
+
+    def results(self) -> tuple[LayerError, ...]:
+        """Return the relative errors in the order of the modules; modules that never ran are left out."""
+        return tuple(
+            LayerError(module=module, error=math.sqrt(self._errors[module] / self._squares[module]))
+            for module in self._modules
+            if self._squares[module] > 0
+        )
+
+    @contextmanager
+    def _hooked(
+        self, model: nn.Module, paths: Mapping[str, str], see: Callable[[str, torch.Tensor], None]
+    ) -> Iterator[None]:
+        def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda module, arguments, output: see(name, output[0] if isinstance(output, tuple) else output)
+
+        handles = [model.get_submodule(path).register_forward_hook(hook(name)) for name, path in paths.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, name: str, output_BTD: torch.Tensor) -> None:
+        self._kept[name].append(self._thinned(output_BTD).clone())  # what follows may add to it in place
+
+    def _compare(self, name: str, output_BTD: torch.Tensor) -> None:
+        original_BTD = _wide(self._kept[name].popleft())  # a shared module runs several times, in the same order
+        converted_BTD = _wide(self._thinned(output_BTD)).to(original_BTD.device)
+        self._squares[name] += original_BTD.square().sum().item()
+        self._errors[name] += (converted_BTD - original_BTD).square().sum().item()
+
+    def _thinned(self, output_BTD: torch.Tensor) -> torch.Tensor:
+        step = math.ceil(len(self._modules) * output_BTD.numel() / _KEPT)
+        return output_BTD[:, ::step]
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

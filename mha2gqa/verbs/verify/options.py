@@ -2,51 +2,74 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from mha2gqa.errors import OptionError
+from mha2gqa.options import Option, Options, at_least, listed, share
+from mha2gqa.verbs.options import Against, AsJson, BatchSize, Column, Context, Converted, Device, Dtype, Page
 
 Level = Literal["file", "load", "outputs"]
+_NO_TASK = "--tasks needs the name of a benchmark; --task-path says where more of them are"
+
+
+def _tasks(value: Any) -> tuple[str, ...]:
+    names = listed(value)
+    if isinstance(value, str) and not names:
+        raise OptionError(_NO_TASK)
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """Options of `verify`."""
+class VerifyOptions(Options):
+    """Hold a converted checkpoint against its original: files, loading, outputs."""
 
-    converted: Path | None = None
-    """Directory of the converted checkpoint; None is the one directory here that carries a record."""
-    against: str | None = None
-    """Local directory or Hub id of the original; None is what the record names."""
-    data: tuple[str, ...] = ()
+    converted: Converted = None
+    against: Against = None
+    data: Annotated[
+        tuple[str, ...],
+        Option("Text, jsonl, csv or parquet file, Hub data set, or `self`; repeatable.", is_repeatable=True),
+    ] = ()
     """Text to compare the outputs on: files, Hub data sets, or `self` for text that the original writes; empty is the
     held-out text for the reference checkpoint, and `self` for any other."""
-    column: str | None = None
-    """Column of tables that holds the text; None takes `text`, else the only one with strings."""
-    tokens: int = 32_768
-    """Tokens to compare the outputs on, at most."""
-    context: int | None = None
-    """Tokens of a block; None is as many as the model reads, up to 2048."""
-    batch_size: int | None = None
-    """Blocks that are run at a time; None is as many as 2048 tokens hold, and at least one."""
-    levels: tuple[Level, ...] = ("file", "load", "outputs")
-    """What to verify."""
-    max_ppl_increase: float | None = None
+    column: Column = None
+    tokens: Annotated[int, Option("Tokens to compare the outputs on: 32768, 50K.", parse=at_least(2), metavar="N")] = (
+        32_768
+    )
+    context: Context = None
+    batch_size: BatchSize = None
+    levels: Annotated[
+        tuple[Level, ...], Option("What to verify; repeatable.", flags=("--level",), is_repeatable=True)
+    ] = get_args(Level)
+    max_ppl_increase: Annotated[
+        float | None,
+        Option("Largest increase of the perplexity. Default: 0.01, or 1%.", parse=share(), metavar="SHARE"),
+    ] = None
     """Largest increase of the perplexity, as a fraction; None is 0.01, or what suits the conversion."""
-    max_kl: float | None = None
+    max_kl: Annotated[float | None, Option("Largest mean KL, nats a token. Default: 0.05.", least=0)] = None
     """Largest mean KL divergence in nats a token; None is 0.05, or what suits the conversion."""
-    min_top1: float | None = None
+    min_top1: Annotated[
+        float | None,
+        Option("Least share of equal most likely tokens. Default: 0.9.", parse=share(1), metavar="SHARE"),
+    ] = None
     """Least share of tokens with the same most likely token; None is 0.9, or what suits the conversion."""
-    min_cosine: float | None = None
+    min_cosine: Annotated[
+        float | None,
+        Option("Least mean cosine of embeddings, for models without a head. Default: 0.99.", least=-1, most=1),
+    ] = None
     """Least mean cosine of the embeddings of models without a head; None is 0.99, or what suits the conversion."""
-    dtype: str | None = None
-    """Dtype to run the models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
-    device: str | None = None
-    """Device to run the models on; None takes an accelerator when there is one."""
-    seed: int = 0
-    """Seed of the sampled text and of the bootstrap."""
-    tasks: tuple[str, ...] = ()
+    dtype: Dtype = None
+    device: Device = None
+    seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.")] = 0
+    tasks: Annotated[
+        tuple[str, ...], Option("Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.", parse=_tasks)
+    ] = ()
     """Benchmarks of lm-evaluation-harness to score both models on: tasks, groups, tags, or patterns with `*`."""
-    task_path: Path | None = None
-    """Directory of further task definitions in the harness's YAML."""
-    report: Path | None = None
-    """Directory to write the page into, as `report.html`; None writes none."""
-    write_card: bool = False
-    """Add the measured numbers to the converted checkpoint's card."""
+    task_path: Annotated[Path | None, Option("Directory of further task definitions.")] = None
+    report: Page = None
+    write_card: Annotated[bool, Option("Add the numbers to the converted checkpoint's README.md.")] = False
+    as_json: ClassVar[AsJson] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_path is not None and not self.tasks:
+            raise OptionError(_NO_TASK)

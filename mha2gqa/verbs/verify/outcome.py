@@ -9,51 +9,15 @@ Nothing is computed here beyond what follows from the fields; the console and th
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from mha2gqa.heads.grouping import Groups
+from mha2gqa.record.conversion import Conversion
 from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, Finding, LoadLevel, OutputsLevel
 
 Verdict: TypeAlias = Literal["identical", "within limits", "different"]
-Groups: TypeAlias = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What was converted, and how, by the record and the two configs."""
-
-    original: str
-    """Directory or Hub id of the original."""
-    converted: str
-    """Directory of the converted checkpoint."""
-    model_type: str
-    """The family."""
-    command: str
-    """`convert` or `expand`."""
-    method: str | None
-    """How the heads of a group became one; None for `expand`."""
-    way: str | None
-    """The method and, where layers were improved on text, how: `aligned, distil`; None for `expand`."""
-    options: Mapping[str, Any]
-    """The options of the command that change the result, by their names on the command line."""
-    heads_before: int
-    """KV heads of the original (the largest number, where layers differ)."""
-    heads_after: int
-    """KV heads of the converted checkpoint."""
-    groups: Mapping[str, Groups]
-    """Attention module, as the file spells it -> source heads of each KV head of the result."""
-    versions: Mapping[str, str]
-    """Package -> version that made the conversion."""
-    rehosted_from: str | None = None
-    """Model type of the original, where the converted checkpoint's is another, because its own knows only MHA."""
-    text: str | None = None
-    """Where calibration text came from."""
-    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Attention module -> step (`merged`, `refit`, `distil`) -> squared error of its output on batches of that text
-    that were kept aside, as a share of the output's energy; empty where nothing was refined."""
-    uptrained: tuple[str, ...] = ()
-    """Each training that followed: what trained, by which objective, for how many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +81,14 @@ class Benchmark:
 class Verification:
     """The report of `verify`."""
 
+    original: str
+    """Directory or Hub id."""
+    converted: str
+    """Directory."""
     conversion: Conversion
-    """What was converted, and how."""
+    """What was done, by the record."""
+    versions: Mapping[str, str]
+    """Package -> version that made the conversion."""
     limits: Limits
     """What the outputs may differ by."""
     verdict: Verdict
@@ -141,15 +111,13 @@ class Verification:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong, of all levels."""
-        return tuple(one for level in self._levels if level for one in level.findings)
-
-    @property
-    def _levels(self) -> tuple[FileLevel | LoadLevel | OutputsLevel | EmbeddingsLevel | None, ...]:
-        return self.file, self.load, self.outputs, self.embeddings
+        levels = (self.file, self.load, self.outputs, self.embeddings)
+        return tuple(one for level in levels if level for one in level.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; numbers that are not finite become null."""
-        content = asdict(self)
+        content = {name: value for name, value in asdict(self).items() if name not in _OF_CONVERSION}
+        content["conversion"] = self._conversion()
         if self.outputs and (loss := self.outputs.loss):
             before, after = loss.perplexities
             content["outputs"]["loss"] |= {
@@ -159,6 +127,16 @@ class Verification:
             }
         found: dict[str, Any] = plain(content)
         return found
+
+    def _conversion(self) -> dict[str, Any]:
+        made = self.conversion
+        names = ("model_type", "command", "method", "way", "options", "groups", "rehosted_from", "text")
+        facts = {name: getattr(made, name) for name in names} | made.change.numbers()
+        more = {"errors": made.layer_errors, "uptrained": made.trainings}
+        return facts | more | {name: getattr(self, name) for name in _OF_CONVERSION}
+
+
+_OF_CONVERSION = ("original", "converted", "versions")
 
 
 def plain(value: Any) -> Any:

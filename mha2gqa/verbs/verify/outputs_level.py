@@ -10,30 +10,28 @@ Legend: N blocks, B blocks of a batch, T tokens of a block.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import PairError, TextError
 from mha2gqa.files.source import Source
-from mha2gqa.model.feed import Body, attempt, kind_of
-from mha2gqa.model.load import attention_modules, context_length, load_tokenizer
+from mha2gqa.model.feed import Body, attempt
+from mha2gqa.model.kind import kind_of
+from mha2gqa.model.load import context_length, load_tokenizer
+from mha2gqa.progress import Advance
 from mha2gqa.texts.find import Blocks, find_blocks
-from mha2gqa.verbs.verify.continuations import continuations
-from mha2gqa.verbs.verify.differences import Text
 from mha2gqa.verbs.verify.judge import limit_findings
-from mha2gqa.verbs.verify.layers import LayerErrors
-from mha2gqa.verbs.verify.levels import OutputsLevel
-from mha2gqa.verbs.verify.loading import Models
-from mha2gqa.verbs.verify.metrics import Sums
+from mha2gqa.verbs.verify.levels import ComparedText, Continuation, OutputsLevel
+from mha2gqa.verbs.verify.load_level import Models
+from mha2gqa.verbs.verify.metrics import LayerErrors, Sums
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
 
-Progress = Callable[[int, int], object]
-"""Told the number of tokens compared since the last call, and how many there are in all."""
-
 BATCH_TOKENS = 2048
 """Tokens of a batch, unless the user says how many blocks."""
+_PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 32, 48
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def find_text(
 
 @torch.inference_mode()
 def compare_outputs(
-    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, progress: Progress
+    models: Models, text: EvaluationText, limits: Limits, options: VerifyOptions, advance: Advance
 ) -> OutputsLevel | None:
     """Compare what both models make of the same tokens.
 
@@ -86,7 +84,7 @@ def compare_outputs(
         text: The tokens, as `find_text` gives them.
         limits: What they may differ by.
         options: How many blocks are run at a time, and the seed of the bootstrap.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens.
 
     Returns:
         The level, or None where the original does not run on tokens alone.
@@ -101,7 +99,7 @@ def compare_outputs(
     if isinstance(first, str):
         return None
     layers = layer_errors(models)
-    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), progress)
+    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), advance)
     level = OutputsLevel(
         text=describe_text(text.blocks, sums.tokens),
         loss=sums.loss(options.seed),
@@ -133,10 +131,8 @@ def loaded(models: Models) -> PreTrainedModel:
 
 def layer_errors(models: Models) -> LayerErrors:
     """Return sums, still empty, of the errors of the attention modules that both models have."""
-    rehosted = models.pair.checkpoint.rehosted
-    originals = rehosted.modules if rehosted else {}
-    modules = [name for name in attention_modules(models.pair.checkpoint.config) if not originals or name in originals]
-    return LayerErrors(modules, originals)
+    original = models.pair.original
+    return LayerErrors(original.origin.compared(original.architecture.attention_modules))
 
 
 def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
@@ -146,7 +142,7 @@ def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
 
 
 def read_both(
-    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], progress: Progress
+    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], advance: Advance
 ) -> Sums:
     """Have both models read every batch, once, and compare what they make of it.
 
@@ -155,24 +151,26 @@ def read_both(
         converted: The converted model.
         layers: Takes the errors of the attention modules that it names.
         batches: Token ids.
-        progress: Told of every batch.
+        advance: Told of every batch, in tokens.
     """
     sums, total = Sums(), sum(ids_BT.numel() for ids_BT in batches)
-    predicts = kind_of(original.model) != "masked"
+    predicts = kind_of(original.model).head != "masked token"
     for ids_BT in batches:
         with layers.original(original.model):
             first = original.read(ids_BT)
         with layers.converted(converted.model):
             second = converted.read(ids_BT)
         sums.add(first, second, ids_BT, predicts=predicts)
-        progress(ids_BT.numel(), total)
+        advance(ids_BT.numel(), total)
     return sums
 
 
-def describe_text(blocks: Blocks, tokens: int) -> Text:
+def describe_text(blocks: Blocks, tokens: int) -> ComparedText:
     """Return what is to be known of a text of which so many tokens were compared."""
     count, context = blocks.tokens_NT.shape
-    return Text(description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens)
+    return ComparedText(
+        description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens
+    )
 
 
 def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
@@ -184,3 +182,46 @@ def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
             expected="the tokenizer that the model was trained with",
             remedy="Check the tokenizer's files beside the original",
         )
+
+
+@torch.inference_mode()
+def continuations(
+    original: PreTrainedModel, converted: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks_NT: torch.Tensor
+) -> tuple[Continuation, ...]:
+    """Continue the beginnings of a few blocks, evenly spaced; nothing where the original's class does not generate."""
+    count, length = min(_PROMPTS, len(blocks_NT)), min(_PROMPT_TOKENS, blocks_NT.shape[1] // 2)
+    chosen = [number * len(blocks_NT) // count for number in range(count)]
+    prompts_NT = blocks_NT[chosen, : max(1, length)]
+    if not kind_of(original).generates:
+        return ()
+    count = _room(converted, prompts_NT.shape[1])
+    first_NT = attempt(lambda: _write(original, prompts_NT, count))
+    if isinstance(first_NT, str):
+        return ()
+    second_NT = _write(converted, prompts_NT, count)
+    return tuple(
+        Continuation(
+            prompt=_text(tokenizer, prompt_T),
+            original=_text(tokenizer, first_T),
+            converted=_text(tokenizer, second_T),
+            agreed=int((first_T == second_T).long().cumprod(0).sum()),
+            tokens=len(first_T),
+        )
+        for prompt_T, first_T, second_T in zip(prompts_NT, first_NT, second_NT, strict=True)
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids_T: torch.Tensor) -> str:
+    return str(tokenizer.decode(ids_T, skip_special_tokens=True))
+
+
+def _room(converted: PreTrainedModel, prompt: int) -> int:
+    """Return how many tokens to write: a table of positions may end where the original's formula does not."""
+    most = getattr(converted.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(_NEW_TOKENS, max(1, most - prompt)) if isinstance(most, int) else _NEW_TOKENS
+
+
+def _write(model: PreTrainedModel, prompts_NT: torch.Tensor, count: int) -> torch.Tensor:
+    generate: Any = model.generate
+    written_NT: torch.Tensor = generate(input_ids=prompts_NT.to(model.device), max_new_tokens=count)
+    return written_NT[:, -count:].cpu()

@@ -1,22 +1,23 @@
 """A `Verification` as a page: verdict first, then what it rests on, level by level.
 
-Words what `templates/verify.html` shows (the rows of its tables: `verify_rows.py`) and picks the plots of
-`verify_figures.py`. The template places them; `page.py` renders and writes. Nothing is measured here.
+Words what `templates/verify.html` shows and picks the plots of `figures.py`. The template places them;
+`pages/page.py` renders and writes. Nothing is measured here.
 """
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import permutations, takewhile
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from mha2gqa.files.sizes import format_size
 from mha2gqa.pages.figures import Plot
 from mha2gqa.pages.page import render
-from mha2gqa.verbs.verify import figures as verify_figures
-from mha2gqa.verbs.verify.differences import Continuation
-from mha2gqa.verbs.verify.levels import EmbeddingsLevel, OutputsLevel
-from mha2gqa.verbs.verify.outcome import Benchmark, Conversion, Verification
-from mha2gqa.verbs.verify.rows import agreement_rows, loss_rows, share, signed
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.units import format_size
+from mha2gqa.verbs.verify import figures
+from mha2gqa.verbs.verify.levels import ComparedText, Continuation, EmbeddingsLevel, OutputsLevel
+from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
+from mha2gqa.verbs.verify.words import with_error
 
 _SIGNS = {"identical": ("=", "good"), "within limits": ("✓", "good"), "different": ("✗", "bad")}
 
@@ -33,34 +34,30 @@ class Tile(NamedTuple):
 def verify_page(report: Verification) -> str:
     """Return the page of a verification, as HTML that needs no other file."""
     outputs, compared = report.outputs, report.outputs or report.embeddings
+    sign, tone = _SIGNS[report.verdict]
     return render(
         "verify.html",
         report=report,
-        name=PurePath(report.conversion.converted).name or report.conversion.converted,
-        verdict=_verdict(report),
+        name=PurePath(report.converted).name or report.converted,
+        verdict={"sign": sign, "tone": tone, "headline": report.verdict.capitalize()},
         reasons=[
             reason[:1].upper() + reason[1:]
             for reason in (*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :])
         ],
         tiles=list(_tiles(report)),
         levels=list(_levels(report)),
-        facts=list(_facts(report.conversion)),
+        facts=list(_facts(report)),
         refined=_refined(report.conversion),
-        text=_text(compared) if compared else "",
+        text=_text(compared.text) if compared else "",
         losses=list(loss_rows(outputs, report.limits)) if outputs else [],
         agreement=list(agreement_rows(compared, report.limits)) if compared else [],
         plots=list(_plots(report)),
         continuations=[_continuation(one) for one in outputs.continuations] if outputs else [],
         benchmarks=[_benchmark(one) for one in report.benchmarks],
-        versions=_listed(report.conversion.versions),
+        versions=_listed(report.versions),
         version=version("mha2gqa"),
         **_maps(report),
     )
-
-
-def _verdict(report: Verification) -> dict[str, str]:
-    sign, tone = _SIGNS[report.verdict]
-    return {"sign": sign, "tone": tone, "headline": report.verdict.capitalize()}
 
 
 def _tiles(report: Verification) -> Iterator[Tile]:
@@ -94,12 +91,14 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
         yield {"name": name, "passed": passed, "seconds": seconds, "scope": scopes[name.lower()] if level else ""}
 
 
-def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
-    yield "original", conversion.original
-    yield "converted", conversion.converted
+def _facts(report: Verification) -> Iterator[tuple[str, str]]:
+    conversion = report.conversion
+    yield "original", report.original
+    yield "converted", report.converted
     written = f" (the original is {conversion.rehosted_from})" if conversion.rehosted_from else ""
     yield "family", f"{conversion.model_type}{written}"
-    yield "KV heads", f"{conversion.heads_before} → {conversion.heads_after}"
+    for fact in conversion.change.facts:
+        yield fact.label, f"{fact.before} → {fact.after}"
     if conversion.way:
         yield "method", conversion.way
     options = {name: value for name, value in conversion.options.items() if name not in ("groups", "method")}
@@ -107,16 +106,16 @@ def _facts(conversion: Conversion) -> Iterator[tuple[str, str]]:
         yield "options", _listed(options)
     if conversion.text:
         yield "calibration text", conversion.text
-    for one in conversion.uptrained:
+    for one in conversion.trainings:
         yield "uptrained", one
 
 
 def _refined(conversion: Conversion) -> dict[str, Any]:
     """Return what the steps of a refinement left of each layer's error, as a table; empty where there was none."""
-    steps = list(dict.fromkeys(step for errors in conversion.errors.values() for step in errors))
+    steps = list(dict.fromkeys(step for errors in conversion.layer_errors.values() for step in errors))
     rows = [
         {"module": module, "errors": [f"{errors[step]:.3g}" if step in errors else "" for step in steps]}
-        for module, errors in conversion.errors.items()
+        for module, errors in conversion.layer_errors.items()
     ]
     return {"steps": steps, "rows": rows} if rows else {}
 
@@ -126,46 +125,36 @@ def _listed(values: Any) -> str:
     return ", ".join(f"{name} {value}" for name, some in named for value in some)
 
 
-def _text(outputs: OutputsLevel | EmbeddingsLevel) -> str:
-    text = outputs.text
-    return (
-        f"On {text.description}: {text.blocks:,} blocks of {text.context:,} tokens, each read without those before it."
-    )
+def _text(text: ComparedText) -> str:
+    blocks = f"{text.blocks:,} blocks of {text.context:,} tokens"
+    return f"On {text.description}: {blocks}, each read without those before it."
 
 
 def _plots(report: Verification) -> Iterator[Plot]:
     plots: list[Plot | None] = []
     if outputs := report.outputs:
-        plots.append(verify_figures.loss_by_position(outputs.positions))
-        plots.append(verify_figures.error_by_layer(outputs.layers))
-        plots.append(verify_figures.divergence(outputs.kl, report.limits.max_kl))
+        plots.append(figures.loss_by_position(outputs.positions))
+        plots.append(figures.error_by_layer(outputs.layers))
+        plots.append(figures.divergence(outputs.kl, report.limits.max_kl))
     if report.embeddings:
-        plots.append(verify_figures.error_by_layer(report.embeddings.layers))
+        plots.append(figures.error_by_layer(report.embeddings.layers))
     if report.load:
-        plots.append(verify_figures.cache_by_context(report.load))
+        plots.append(figures.cache_by_context(report.load))
     yield from (plot for plot in plots if plot)
 
 
 def _continuation(one: Continuation) -> dict[str, Any]:
-    length = _shared(one.original, one.converted)
+    pairs = zip(one.original, one.converted, strict=False)
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))  # characters in common
     texts = {"original": one.original, "converted": one.converted}
+    note = f"The first {one.agreed} of {one.tokens} tokens are the same."
+    if one.agreed in (0, one.tokens):
+        note = f"All {one.tokens} tokens are the same." if one.agreed else "They differ from the first token on."
     return {
         "prompt": one.prompt,
         "sides": [{"name": name, "shared": text[:length], "own": text[length:]} for name, text in texts.items()],
-        "note": _agreed(one),
+        "note": note,
     }
-
-
-def _agreed(one: Continuation) -> str:
-    if one.agreed in (0, one.tokens):
-        return f"All {one.tokens} tokens are the same." if one.agreed else "They differ from the first token on."
-    return f"The first {one.agreed} of {one.tokens} tokens are the same."
-
-
-def _shared(one: str, other: str) -> int:
-    """Return how many characters two texts have in common before the first that differs."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _benchmark(one: Benchmark) -> dict[str, str]:
@@ -175,27 +164,74 @@ def _benchmark(one: Benchmark) -> dict[str, str]:
         "task": one.task + shots,
         "metric": one.metric + arrow,
         "samples": "" if one.samples is None else f"{one.samples:,}",
-        "original": _with_error(one.original, one.original_error),
-        "converted": _with_error(one.converted, one.converted_error),
+        "original": with_error(one.original, one.original_error),
+        "converted": with_error(one.converted, one.converted_error),
         "difference": signed(one.converted - one.original, ".4f"),
     }
 
 
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
-
-
 def _maps(report: Verification) -> dict[str, Any]:
     """Return the similarity maps, and the similarity that has the full colour on all of them."""
-    largest = max(
-        (
-            abs(value)
-            for one in report.similarity
-            for row, values in enumerate(one.values)
-            for column, value in enumerate(values)
-            if row != column
-        ),
-        default=0.0,
-    )
-    plots = [verify_figures.similarity_map(one, number, largest or 1.0) for number, one in enumerate(report.similarity)]
+    pairs = ((one.values, permutations(range(len(one.values)), 2)) for one in report.similarity)
+    largest = max((abs(values[row][column]) for values, places in pairs for row, column in places), default=0.0)
+    plots = [figures.similarity_map(one, number, largest or 1.0) for number, one in enumerate(report.similarity)]
     return {"maps": plots, "scale": f"{largest:.2f}"}
+
+
+class LossRow(NamedTuple):
+    """A measure that both models have."""
+
+    name: str
+    limit: str
+    original: str
+    converted: str
+    difference: str
+    note: str
+
+
+class AgreementRow(NamedTuple):
+    """A measure of how alike the two are."""
+
+    name: str
+    limit: str
+    value: str
+
+
+def loss_rows(outputs: OutputsLevel, limits: Limits) -> Iterator[LossRow]:
+    """Yield the measures that both models have; none where the text predicts nothing."""
+    if not (loss := outputs.loss):
+        return
+    interval = " to ".join(signed(bound, ".4f") for bound in loss.interval) if loss.interval else ""
+    values = (f"{loss.original:.4f}", f"{loss.converted:.4f}", signed(loss.difference, ".4f"))
+    yield LossRow("loss, nats a token", "", *values, interval and f"95 %: {interval}")
+    before, after = loss.perplexities
+    limit = f"at most {signed(limits.max_ppl_increase, '.1%')}"
+    yield LossRow("perplexity", limit, f"{before:.4g}", f"{after:.4g}", signed(loss.increase, ".2%"), "")
+
+
+def agreement_rows(outputs: OutputsLevel | EmbeddingsLevel, limits: Limits) -> Iterator[AgreementRow]:
+    """Yield the measures of how alike the two are."""
+    if isinstance(outputs, EmbeddingsLevel):
+        cosines = outputs.cosines
+        yield AgreementRow("cosine of embeddings, mean", f"at least {limits.min_cosine:g}", f"{cosines.mean:.4f}")
+        yield AgreementRow("cosine of embeddings, least", "", f"{cosines.least:.4f}")
+        yield AgreementRow("cosine of a token's last hidden states, mean", "", f"{cosines.tokens:.4f}")
+        yield AgreementRow("largest difference of a hidden state", "", f"{cosines.largest_difference:.4g}")
+        return
+    kl = outputs.kl
+    yield AgreementRow("KL divergence, mean, nats a token", f"at most {limits.max_kl:g}", f"{kl.mean:.4g}")
+    yield AgreementRow("KL divergence, 99th percentile", "", f"{kl.p99:.4g}")
+    yield AgreementRow("KL divergence, largest", "", f"{kl.largest:.4g}")
+    yield AgreementRow("same most likely token", f"at least {share(limits.min_top1)}", share(outputs.top1))
+    yield AgreementRow("five most likely tokens in common", "", share(outputs.top5))
+    yield AgreementRow("largest logit difference", "", f"{outputs.largest_logit_difference:.4g}")
+
+
+def signed(value: float, form: str) -> str:
+    """Return a number with its sign, as `form` says."""
+    return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: float) -> str:
+    """Return a share in per cent; only what is exactly everything is written as 100 %."""
+    return "100%" if value == 1 else f"{min(value, 0.9999):.2%}"

@@ -1,31 +1,25 @@
 """The report of `verify` in words and rows, for a terminal. It decides nothing and prints nothing."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
+from mha2gqa.sections import Column, Part, Row, Section
 from mha2gqa.verbs.verify.levels import EmbeddingsLevel, FileLevel, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
-
-Row = tuple[str, ...]
 
 _SHOWN = 100
 """Characters of a text that are shown."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A small table."""
-
-    header: Row
-    """Empty where the first column says enough."""
-    rows: tuple[Row, ...]
-    numbers: bool = False
-    """Whether all columns but the first hold numbers."""
+def summary(report: Verification) -> Iterator[Part]:
+    """Yield the parts of the report in the order in which they are read, a blank line between; the verdict is last."""
+    for number, section in enumerate(_sections(report)):
+        if number:
+            yield ""
+        yield section
 
 
-def summary(report: Verification) -> Iterator[Section]:
-    """Yield the parts of the report in the order in which they are read; the verdict comes last."""
-    yield Section((), tuple(_facts(report)))
+def _sections(report: Verification) -> Iterator[Section]:
+    yield _section((), _facts(report))
     if report.load is not None:
         yield _checks(report.load)
     if report.embeddings is not None:
@@ -34,25 +28,38 @@ def summary(report: Verification) -> Iterator[Section]:
     if report.outputs is not None:
         yield _outputs(report.outputs)
         yield _layers(report.outputs)
-        yield Section((), tuple(_texts(report.outputs)))
+        yield _section((), _texts(report.outputs))
     if report.benchmarks:
         yield _benchmarks(report.benchmarks)
     rows = tuple((finding.level, finding.guilty, finding.problem) for finding in report.findings)
     if rows:
-        yield Section(("level", "what", "finding"), rows)
+        yield _section(("level", "what", "finding"), rows)
     first = report.reasons[:1] if not rows else ()
     notes = report.reasons[len(rows) :] if rows else report.reasons[1:]
-    yield Section((), (("verdict", f"{report.verdict}. {' '.join((*first, *notes))}".rstrip()),))
+    yield _section((), [("verdict", f"{report.verdict}. {' '.join((*first, *notes))}".rstrip())])
+
+
+def _section(titles: Row, rows: Iterable[Row], *, numbers: bool = False) -> Section:
+    """Return a table whose cells may be long; without rows it is empty, without titles the first column says enough.
+
+    Args:
+        titles: Of the columns.
+        rows: Their cells.
+        numbers: Whether all columns but the first hold numbers.
+    """
+    rows = tuple(rows)
+    width = len(rows[0]) if rows else 0
+    columns = enumerate((titles or ("",) * width)[:width])
+    return Section(tuple(Column(title, is_number=numbers and place > 0, folds=True) for place, title in columns), rows)
 
 
 def _facts(report: Verification) -> Iterator[Row]:
     made = report.conversion
     way = made.way or made.command
-    yield "converted", made.converted
-    yield "original", made.original
-    kind = f"{made.rehosted_from} written as {made.model_type}" if made.rehosted_from else made.model_type
-    yield "conversion", f"{kind}, {made.heads_before} -> {made.heads_after} KV heads, {way}"
-    for one in made.uptrained:
+    yield "converted", report.converted
+    yield "original", report.original
+    yield "conversion", f"{made.family}, {made.change}, {way}"
+    for one in made.trainings:
         yield "uptrained", one
     if report.file is not None:
         yield "files", _files(report.file)
@@ -73,7 +80,7 @@ def _files(file: FileLevel) -> str:
 
 def _checks(load: LoadLevel) -> Section:
     rows = tuple((check.name, "passed" if check.passed else "FAILED", check.detail) for check in load.checks)
-    return Section(("check", "", ""), rows)
+    return _section(("check", "", ""), rows)
 
 
 def _outputs(outputs: OutputsLevel) -> Section:
@@ -91,7 +98,7 @@ def _outputs(outputs: OutputsLevel) -> Section:
         ("shared among the five most likely", "", "", f"{outputs.top5:.2%}"),
         ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
     ]
-    return Section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
+    return _section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
 
 
 def _cosines(embeddings: EmbeddingsLevel) -> Section:
@@ -102,28 +109,29 @@ def _cosines(embeddings: EmbeddingsLevel) -> Section:
         ("cosine of a token's last hidden states, mean", f"{cosines.tokens:.4f}"),
         ("largest difference of a hidden state", f"{cosines.largest_difference:.4g}"),
     )
-    return Section(("outputs", "both"), rows, numbers=True)
+    return _section(("outputs", "both"), rows, numbers=True)
 
 
 def _layers(outputs: OutputsLevel | EmbeddingsLevel) -> Section:
     rows = tuple((layer.module, f"{layer.error:.4g}") for layer in outputs.layers)
-    return Section(("attention output", "relative error"), rows, numbers=True)
+    return _section(("attention output", "relative error"), rows, numbers=True)
 
 
 def _benchmarks(benchmarks: tuple[Benchmark, ...]) -> Section:
     rows = tuple(
         (
             f"{one.task}, {one.metric}",
-            _with_error(one.original, one.original_error),
-            _with_error(one.converted, one.converted_error),
+            with_error(one.original, one.original_error),
+            with_error(one.converted, one.converted_error),
             f"{one.converted - one.original:+.4f}",
         )
         for one in benchmarks
     )
-    return Section(("benchmark", "original", "converted", "difference"), rows, numbers=True)
+    return _section(("benchmark", "original", "converted", "difference"), rows, numbers=True)
 
 
-def _with_error(value: float, error: float | None) -> str:
+def with_error(value: float, error: float | None) -> str:
+    """Return a score with its standard error, where there is one."""
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 

@@ -7,10 +7,10 @@ from mha2gqa.refine.latent.choice import Known, Trial, best_portable, choose, sc
 from mha2gqa.refine.latent.statistics import gather_received
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.rope import portable_keys
-from mha2gqa.texts.perplexity import mean_loss
+from mha2gqa.texts.blocks import mean_loss
 from tests.families.oracle import input_ids
 from tests.families.tiny import tiny_config, tiny_model
-from tests.targets.latent.models import config_json
+from tests.targets.latent.models import architecture
 
 CACHE, WIDTHS = 48, (8, 16, 24)
 
@@ -18,7 +18,7 @@ CACHE, WIDTHS = 48, (8, 16, 24)
 @pytest.fixture(scope="module")
 def known() -> Known:
     model = tiny_model(tiny_config("llama"))
-    source = LatentSource.of(config_json(model.config))
+    source = LatentSource.of(architecture(model.config))
     batches = [input_ids(48, seed=seed) for seed in range(4)]
     return Known(model, source, gather_received(model, source.layers, batches, lambda *_: None))
 

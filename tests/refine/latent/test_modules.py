@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.refine.distil import DistilOptions
+from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.latent.joint import train_latent_jointly
 from mha2gqa.refine.latent.modules import trained_names, values_of, with_norms, without_norms
 from mha2gqa.targets.latent.host import LatentHost
@@ -69,7 +69,7 @@ def test_layers_are_trained_together(model: PreTrainedModel) -> None:
     student = fitted_host(model, host)
     modules = [layer.module for layer in host.source.layers]
     batches = [input_ids(24, seed=seed) for seed in range(4)]
-    options, done = DistilOptions(steps=30), []
+    options, done = Descent(steps=30), []
     before, after = train_latent_jointly(
         model, student, modules, batches, batches[:1], options, lambda *step: done.append(step)
     )

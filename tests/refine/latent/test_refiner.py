@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.distil import DistilOptions, relative_error
+from mha2gqa.refine.descend import Descent, relative_error
 from mha2gqa.refine.latent.modules import OUTPUT, values_of
 from mha2gqa.refine.latent.refiner import LatentRefiner, LatentReport
 from mha2gqa.refine.latent.refit import refit_latent
@@ -31,7 +31,7 @@ def refined(
     batches: list[torch.Tensor],
 ) -> tuple[PreTrainedModel, list[LatentReport]]:
     student, reports = build_latent_student(model, host), []
-    options, memory = DistilOptions(steps=60, rate=0.003), Activations(1 << 30, directory)
+    options, memory = Descent(steps=60, rate=0.003), Activations(1 << 30, directory)
     refiner = LatentRefiner(model, student, host, batches, refinement, options, memory)
     refiner.run(lambda report, *_: reports.append(report))
     return student, reports

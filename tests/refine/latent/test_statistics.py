@@ -10,7 +10,7 @@ from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.targets.latent.host import LatentSource
 from tests.families.oracle import input_ids
 from tests.families.tiny import tiny_config, tiny_model
-from tests.targets.latent.models import config_json
+from tests.targets.latent.models import architecture
 
 BATCHES = [input_ids(40, seed=seed) for seed in range(3)]
 
@@ -19,7 +19,7 @@ BATCHES = [input_ids(40, seed=seed) for seed in range(3)]
 @torch.no_grad()
 def test_tokens_count_with_the_attention_they_receive(overrides: dict[str, bool]) -> None:
     model = tiny_model(tiny_config("llama", num_key_value_heads=2, **overrides))
-    source = LatentSource.of(config_json(model.config))
+    source = LatentSource.of(architecture(model.config))
     found = gather_received(model, source.layers, BATCHES, lambda *_: None)
     assert model.config._attn_implementation == "sdpa"
     evenly = gather_statistics(model, source.layers, BATCHES, lambda *_: None)
@@ -47,14 +47,14 @@ def test_tokens_count_with_the_attention_they_receive(overrides: dict[str, bool]
 
 
 def test_without_text_there_is_no_moment() -> None:
-    source = LatentSource.of(config_json(tiny_config("llama")))
+    source = LatentSource.of(architecture(tiny_config("llama")))
     with pytest.raises(CalibrationError, match="not run"):
         ReceivedMoment(source.layers[0]).metric()
 
 
 def test_attention_weights_are_asked_for() -> None:
     model = tiny_model(tiny_config("llama"))
-    source = LatentSource.of(config_json(model.config))
+    source = LatentSource.of(architecture(model.config))
     moment = ReceivedMoment(source.layers[0])
     handles = moment.watch(model)
     with pytest.raises(CalibrationError, match="attention weights"):

@@ -7,11 +7,11 @@ converted(model, ...)    the host of a model, fitted without text
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.heads.attention import NOTHING_KNOWN, AttentionHeads
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.student import install, own_tensors
 from mha2gqa.targets.latent.fit import fit
@@ -22,9 +22,9 @@ from mha2gqa.targets.latent.rope import free_key
 from tests.families.tiny import model_class_name
 
 
-def config_json(config: PreTrainedConfig) -> dict[str, Any]:
-    """What save_pretrained writes as config.json."""
-    return copy.deepcopy(config.to_dict()) | {"architectures": [model_class_name(config.model_type)]}
+def architecture(config: PreTrainedConfig) -> Architecture:
+    """What save_pretrained's config.json says."""
+    return Architecture(copy.deepcopy(config.to_dict()) | {"architectures": [model_class_name(config.model_type)]})
 
 
 def heads_of(source: LatentSource, model: PreTrainedModel) -> list[AttentionHeads]:
@@ -59,6 +59,6 @@ def fitted_host(model: PreTrainedModel, host: LatentHost) -> PreTrainedModel:
 
 def whole_host(model: PreTrainedModel) -> LatentHost:
     """The host of a model at which nothing is lost."""
-    source = LatentSource.of(config_json(model.config))
+    source = LatentSource.of(architecture(model.config))
     heads = heads_of(source, model)
     return LatentHost(source, whole_key(source, heads), whole_latent(heads))

@@ -16,7 +16,7 @@ from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.rope import free_key
 from tests.families.gauge import disguised, shuffled, unmerged
 from tests.families.tiny import tiny_config, tiny_model
-from tests.targets.latent.models import config_json, fitted_host
+from tests.targets.latent.models import architecture, fitted_host
 from tests.targets.latent.test_exact import logits
 
 PLANTED = 12
@@ -63,7 +63,7 @@ def planted_key(source: LatentSource) -> RotaryKey:
 def test_the_planted_model_is_found_again(case: str) -> None:
     model_type, overrides = CASES[case]
     model = tiny_model(tiny_config(model_type, **overrides))
-    source = LatentSource.of(config_json(model.config))
+    source = LatentSource.of(architecture(model.config))
     plant(model, source, torch.Generator().manual_seed(3))
     wanted, key = logits(model), planted_key(source)
     size = wanted.abs().max().item()

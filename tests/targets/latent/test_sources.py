@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import FamilyError
-from mha2gqa.families.blueprint import blueprint
 from mha2gqa.targets.latent.host import LatentSource
 from mha2gqa.targets.latent.sources import ROWS, objection
 from tests.families.cases import CASES, Case
 from tests.families.tiny import tiny_config
-from tests.targets.latent.models import config_json
+from tests.targets.latent.models import architecture
 
 REASONS: Mapping[str, tuple[str, dict[str, Any], str]] = {
     "norms per head": ("qwen3", {}, "norms of their own"),
@@ -46,15 +45,15 @@ REASONS: Mapping[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REASONS)
 def test_the_reason_is_said(name: str) -> None:
     model_type, overrides, says = REASONS[name]
-    config = config_json(tiny_config(model_type, **overrides))
-    assert says in objection(config, blueprint(config))
+    model = architecture(tiny_config(model_type, **overrides))
+    assert says in objection(model)
     with pytest.raises(FamilyError, match=model_type):
-        LatentSource.of(config)
+        LatentSource.of(model)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.run == "causal"], ids=str)
 def test_only_families_with_a_row_are_taken(case: Case) -> None:
-    config = config_json(tiny_config(case.model_type, **case.overrides))
-    reason = objection(config, blueprint(config))
+    model = architecture(tiny_config(case.model_type, **case.overrides))
+    reason = objection(model)
     assert reason or case.model_type in ROWS
     assert not reason.endswith(".")

@@ -14,9 +14,9 @@ from mha2gqa import BenchOptions
 from mha2gqa.errors import TimingError
 from mha2gqa.verbs.bench import attention
 from mha2gqa.verbs.bench.attention import grouped_attention, own, repeats_heads, use_attention
-from mha2gqa.verbs.bench.encoder_decoder_engine import EncoderDecoderEngine
-from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.bench.subjects import find_subjects
+from mha2gqa.verbs.bench.transformers_engine import EncoderDecoderEngine
 from tests.families.tiny import tiny_config, tiny_model
 from tests.verbs.uptrain.pair_subjects import family
 

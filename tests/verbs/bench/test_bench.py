@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mha2gqa import BenchOptions, bench
-from mha2gqa.verbs.bench.engine import Filled
+from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.page import bench_page
 from mha2gqa.verbs.bench.subjects import find_subjects
@@ -252,7 +252,7 @@ def test_vllm_is_asked_for_the_first_token_and_for_more(
 
     clock = [0.0]
     stand_in(monkeypatch, "vllm", LLM=LLM, SamplingParams=dict)
-    monkeypatch.setattr("mha2gqa.verbs.bench.vllm_engine.time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("mha2gqa.verbs.bench.engines.time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr("mha2gqa.verbs.bench.run.versions", lambda *more: dict.fromkeys(more, "0"))
     answer = cli(
         "bench", pair[1], "--engine", "vllm", "--batch", 2, "--context", 8, "--turns", 1, "--tokens", 4, "--json"

@@ -15,14 +15,13 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from mha2gqa import BenchOptions, ConvertOptions, bench, convert
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import set_plain_generation
-from mha2gqa.verbs.bench.encoder_decoder_engine import EncoderDecoderEngine
-from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.grid import find_grid
-from mha2gqa.verbs.bench.limits import costs
+from mha2gqa.verbs.bench.limits import Filled, costs
 from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.subjects import find_subjects
-from mha2gqa.verbs.bench.transformers_engine import generate
+from mha2gqa.verbs.bench.transformers_engine import EncoderDecoderEngine, generate
 from tests.families.tiny import tiny_config, tiny_model
 from tests.shipped.subjects import SUBJECTS
 from tests.shipped.subjects import filled as randomly_filled
@@ -72,7 +71,7 @@ def size(cache: EncoderDecoderCache) -> int:
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_caches_of_a_run_are_those_of_the_formula(model_type: str) -> None:
     model = model_of(model_type)
-    cost = costs(config_of(model), 4)
+    cost = costs(Architecture(config_of(model)), 4)
     for source, target in ((SOURCE, TARGET), (SOURCE, TARGET + 2), (SOURCE + 3, TARGET)):
         assert size(run(model, source, target)) == 2 * cost.cache(Filled(target, source))
 
@@ -83,7 +82,7 @@ def test_what_was_filled_is_as_large_as_what_was_read(model_type: str, kind: str
     model = model_of(model_type)
     batch = EncoderDecoderEngine(model, 1).start(2, Filled(TARGET, SOURCE), kind, ROOM)
     held = Filled(TARGET + (ROOM if kind == "static" else 0), SOURCE)
-    assert batch.cache_bytes == 2 * costs(config_of(model), 4).cache(held)
+    assert batch.cache_bytes == 2 * costs(Architecture(config_of(model)), 4).cache(held)
     assert len(batch.turn(3)) == 3
     assert len(batch.turn(2)) == 2
     cache = batch._inputs(batch._ids_BT)["past_key_values"]
@@ -173,7 +172,7 @@ def read_in_a_step(model: Any) -> int:
 )
 def test_a_step_reads_neither_the_encoder_nor_what_made_the_source(model_type: str, overrides: dict[str, Any]) -> None:
     model = model_of(model_type, **overrides)
-    cost = costs(config_of(model), 2)
+    cost = costs(Architecture(config_of(model)), 2)
     assert cost.read == 2 * read_in_a_step(model)
     assert cost.weights == 2 * sum(parameter.numel() for parameter in model.parameters())
     filled = Filled(TARGET, SOURCE)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from mha2gqa.verbs.bench.engine import Filled
-from mha2gqa.verbs.bench.limits import Costs, costs, largest_that_runs, why_not_faster
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.verbs.bench.limits import Costs, Filled, costs, largest_that_runs, why_not_faster
 from mha2gqa.verbs.bench.outcome import Decode, Ratio, Times
 from mha2gqa.verbs.bench.transformers_engine import fill
 from mha2gqa.verbs.verify.behaviour import held_bytes
@@ -35,7 +35,7 @@ def model_of(kind: str) -> tuple[Any, dict[str, Any]]:
 @pytest.mark.parametrize("context", [5, 24])
 def test_the_cache_of_a_run_is_that_of_the_formula(kind: str, context: int) -> None:
     model, config_json = model_of(kind)
-    cost = costs(config_json, 4)
+    cost = costs(Architecture(config_json), 4)
     batch = 3
     cache = DynamicCache(config=model.config)
     model(torch.randint(3, 90, (batch, context)), past_key_values=cache, use_cache=True)
@@ -49,7 +49,7 @@ def test_a_static_cache_has_room_for_what_the_formula_says(kind: str) -> None:
     model, config_json = model_of(kind)
     cache = StaticCache(config=model.config, max_cache_len=24)
     model(torch.randint(3, 90, (2, 5)), past_key_values=cache, use_cache=True)
-    assert held_bytes(cache) == 2 * costs(config_json, 4).cache(Filled(24))
+    assert held_bytes(cache) == 2 * costs(Architecture(config_json), 4).cache(Filled(24))
 
 
 @pytest.mark.parametrize("kind", ["GQA", "windows", "some windows"])
@@ -61,7 +61,7 @@ def test_a_cache_that_was_filled_is_as_large_as_one_that_was_read(kind: str, sta
         config = model.config
         cache: Any = StaticCache(config=config, max_cache_len=32) if static else DynamicCache(config=config)
         model(torch.randint(3, 90, (2, read)), past_key_values=cache, use_cache=True)
-        fill(cache, 2, 20 - read)
+        fill(cache, 2, 20 - read, cache)
         sizes.append(held_bytes(cache))
         lengths.append(int(cache.get_seq_length()))
     assert sizes[0] == sizes[1]
@@ -72,7 +72,7 @@ def test_a_cache_that_was_filled_is_as_large_as_one_that_was_read(kind: str, sta
 def test_a_step_reads_every_weight_but_a_table_that_is_looked_up(tied: bool) -> None:
     config = tiny_config("llama", tie_word_embeddings=tied)
     model: Any = tiny_model(config)
-    cost = costs({**config.to_dict(), "architectures": ["LlamaForCausalLM"]}, 2)
+    cost = costs(Architecture({**config.to_dict(), "architectures": ["LlamaForCausalLM"]}), 2)
     weights = sum(parameter.numel() for parameter in model.parameters())
     table = model.model.embed_tokens.weight.numel()
     assert (cost.parameters, cost.weights) == (weights, 2 * weights)
@@ -83,7 +83,7 @@ def test_a_step_reads_every_weight_but_a_table_that_is_looked_up(tied: bool) -> 
 @pytest.mark.parametrize("memory", [0, 10_000, 1_000_000, 10_000_000])
 def test_the_largest_batch_fits_and_one_more_does_not(memory: int) -> None:
     _, config_json = model_of("GQA")
-    cost = costs(config_json, 4)
+    cost = costs(Architecture(config_json), 4)
     batch = cost.largest_batch(Filled(100), memory)
     if batch:
         assert cost.weights + batch * cost.cache(Filled(100)) <= memory
@@ -154,5 +154,5 @@ def test_rates_and_limit_follow_from_the_fields() -> None:
 
 def test_costs_are_of_the_dtype() -> None:
     _, config_json = model_of("GQA")
-    both: list[Costs] = [costs(config_json, size) for size in (2, 4)]
+    both: list[Costs] = [costs(Architecture(config_json), size) for size in (2, 4)]
     assert both[1].cache(Filled(9)) == 2 * both[0].cache(Filled(9)) == 4 * 2 * 2 * 2 * 16 * 9

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import GroupsError, TimingError
-from mha2gqa.verbs.bench.engine import Filled
 from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid
-from mha2gqa.verbs.bench.limits import costs
-from mha2gqa.verbs.bench.measure import take_turns, time_decode, time_prefill
+from mha2gqa.verbs.bench.limits import Filled, costs
 from mha2gqa.verbs.bench.options import BenchOptions
+from mha2gqa.verbs.bench.run import take_turns, time_decode, time_prefill
 from mha2gqa.verbs.bench.subjects import SHAPES, find_subjects
 
 TINY = BenchOptions(shape="olmo-1b", groups=2)
@@ -55,7 +54,7 @@ def test_both_take_turns_and_the_first_ones_do_not_count() -> None:
 
 def test_a_row_says_what_was_measured_and_what_the_bytes_are() -> None:
     subjects = find_subjects(TINY)
-    sides = tuple(costs(one.config_json, 4) for one in subjects.both)
+    sides = tuple(costs(one.model, 4) for one in subjects.both)
     log: list[str] = []
     engines = (Counted("a", 0.3, log), Counted("b", 0.1, log))
     settings: dict[str, Any] = {"room": 10, "tokens": 4, "turns": 2, "reason": lambda row: f"limit {row.limit:.3f}"}
@@ -87,7 +86,7 @@ def test_the_grid_of_a_shape_is_what_was_asked_for() -> None:
 
 
 def test_a_grid_that_does_not_fit_is_refused_with_its_bytes() -> None:
-    sides = tuple(costs(one.config_json, 4) for one in find_subjects(TINY).both)
+    sides = tuple(costs(one.model, 4) for one in find_subjects(TINY).both)
     grid = Grid((1, 8), (1024, 4096), ("static",), 10, ())
     weights, caches = sides[0].weights, sum(8 * side.cache(Filled(4106)) for side in sides)
     check_fits(grid, (sides[0], sides[1]), weights + caches, shared=True)
@@ -100,10 +99,11 @@ def test_a_grid_that_does_not_fit_is_refused_with_its_bytes() -> None:
 @pytest.mark.parametrize("path", sorted(SHAPES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_shape_can_be_benched(path: Any) -> None:
     subjects = find_subjects(BenchOptions(shape=path.stem, groups=1))
-    before, after = (costs(one.config_json, 2).cache(Filled(1)) for one in subjects.both)
+    before, after = (costs(one.model, 2).cache(Filled(1)) for one in subjects.both)
     assert subjects.random_weights
-    assert before == after * subjects.original.kv_heads
-    assert find_subjects(BenchOptions(shape=str(path), groups=1)) == subjects
+    assert before == after * subjects.original.counted.kv_heads
+    same = find_subjects(BenchOptions(shape=str(path), groups=1))
+    assert [one.model.config_json for one in same.both] == [one.model.config_json for one in subjects.both]
 
 
 PARAMETERS = {  # as the models' own cards and papers give them
@@ -123,7 +123,7 @@ def test_shapes_are_those_of_the_models_that_they_are_named_for() -> None:
     assert {path.stem for path in SHAPES.glob("*.json")} == PARAMETERS.keys()
     for name, parameters in PARAMETERS.items():
         subjects = find_subjects(BenchOptions(shape=name, groups=1))
-        assert costs(subjects.original.config_json, 2).parameters == parameters, name
+        assert costs(subjects.original.model, 2).parameters == parameters, name
 
 
 @pytest.mark.parametrize(

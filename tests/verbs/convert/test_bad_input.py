@@ -25,7 +25,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from mha2gqa.targets import output
+from mha2gqa.record import carry
 from tests.hub_server import HubServer
 
 K = "model.layers.1.self_attn.k_proj.weight"
@@ -265,7 +265,7 @@ def test_sharded_source(tiny, refuse, row):
 
 def test_a_source_that_shrinks_while_it_is_read(tiny, cli, monkeypatch, tmp_path):
     file, size = (source := tiny()) / "model.safetensors", (source / "model.safetensors").stat().st_size
-    monkeypatch.setattr(output, "check_output", lambda *_, **__: os.truncate(file, size - 4096))
+    monkeypatch.setattr(carry, "check_output", lambda *_, **__: os.truncate(file, size - 4096))
     answer = cli("convert", source, "-g", 2, "-o", "out")
     assert answer.code == 1
     assert f"{file} ended at byte {size - 4096}. Expected" in answer.err

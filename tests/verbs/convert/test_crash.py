@@ -48,11 +48,11 @@ WRITING = {
     "half": Moment("os.pwrite", 24),
     "sync": Moment("os.fsync"),
     "tokenizer": Moment("shutil.copyfile", 2),
-    "record": Moment("mha2gqa.targets.output.write_record"),
-    "config": Moment("mha2gqa.targets.output._write_config"),
+    "record": Moment("mha2gqa.files.finish.write_record"),
+    "config": Moment("mha2gqa.files.finish.write_config"),
 }
 ENDING = {
-    "read back": Moment("mha2gqa.targets.output._check_written"),
+    "read back": Moment("mha2gqa.files.finish.check_written"),
     "last sync": Moment("mha2gqa.files.staging._sync"),
     "rename": Moment("pathlib.Path.rename"),
 }

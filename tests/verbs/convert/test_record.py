@@ -15,11 +15,15 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from mha2gqa.cli import app
-from mha2gqa.files.card import CardFacts, write_card
-from mha2gqa.files.record import Record, read_record, write_record
+from mha2gqa.files.finish import write_record
 from mha2gqa.files.source import Source
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.record.card import card_of
+from mha2gqa.record.conversion import Conversion, Outcome
+from mha2gqa.record.record import read_record, record_of
+from mha2gqa.targets.kv_heads import heads_change
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.oracle import read_tensors
 from tests.families.tiny import save_tiny
@@ -62,15 +66,33 @@ LEFT = (
     *("pytorch_model.bin", "model.onnx", "model.gguf", "optimizer.pt", "flax_model.msgpack", "tf_model.h5"),
     *("original/consolidated.00.pth", "pytorch_model.bin.index.json", ".gitattributes", ".cache/huggingface/lock"),
 )
-FACTS = CardFacts(
-    name="tiny-gqa2",
+OUTCOME = Outcome(
     command="convert",
-    command_line="mha2gqa convert org/tiny --groups 2",
-    heads_before=4,
-    heads_after=2,
+    options={"groups": 2, "method": "mean"},
+    targets=("kv_heads",),
+    model_type="llama",
+    change=heads_change(4, 2, "loss"),
+    config_changes=[],
+    groups={},
+    dropped=(),
+    source="org/tiny",
+    output=Path("tiny-gqa2"),
+    written=False,
     cache_before=1024,
     cache_after=512,
+    bytes_read=0,
+    bytes_written=0,
+    files={},
+    companions=[],
+    added=[],
+    tensors=[],
+    recomputed=(),
 )
+
+
+def write_card(directory: Path, source: Path, *, hub_id: str | None, revision: str | None) -> None:
+    named = Source(directory=source, name="tiny", hub_id=hub_id, revision=revision)
+    (directory / "README.md").write_text(card_of(OUTCOME, named))
 
 
 @pytest.fixture
@@ -143,12 +165,12 @@ def test_a_record_comes_back_as_it_was_written(
     way: str | None,
 ) -> None:
     layer = {"module": "a", "groups": [[1, 0]], "keys": "free", "values": "fixed", "errors": {"merged": 0.5}}
-    made = Record(
+    made = Conversion(
         command="convert",
         options=options,
+        targets=("kv_heads",) if "groups" in options else ("expand",),
         model_type="llama",
-        source_heads=4,
-        target_heads=2,
+        change=heads_change(4, 2, "loss" if "groups" in options else "rounding"),
         config_changes=[{"path": ("num_key_value_heads",), "before": 4, "after": 2}],
         groups={"a": ((1, 0), (2, 3))},
         dropped=("b",),
@@ -161,8 +183,11 @@ def test_a_record_comes_back_as_it_was_written(
     )
     assert made.way == way
     source = Source(directory=tmp_path, name="tiny", hub_id="org/tiny", revision="main")
-    write_record(tmp_path, made, source, (), {})
-    assert read_record(tmp_path).record == made
+    write_record(tmp_path, record_of(made, source, (), {}))
+    assert read_record(tmp_path).conversion == made
+    old = Conversion(**vars(made) | {"command": "convert" if "groups" in options else "expand"})
+    write_record(tmp_path, {name: value for name, value in record_of(old, source, (), {}).items() if name != "targets"})
+    assert read_record(tmp_path).conversion == old, "records of before there were targets"
 
 
 def test_the_record_holds_the_checksum_of_every_tensor(source: Path, tmp_path: Path) -> None:
@@ -220,12 +245,12 @@ def test_the_card_is_one_that_the_hub_reads(source: Path, tmp_path: Path) -> Non
 
 
 def test_the_card_of_a_hub_model_links_to_it(source: Path, tmp_path: Path) -> None:
-    write_card(tmp_path, FACTS, Source(directory=source, name="tiny", hub_id="org/tiny", revision="0123abc"))
+    write_card(tmp_path, source, hub_id="org/tiny", revision="0123abc")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "org/tiny"
     assert card.data.tags[:2] == ["mha2gqa", "gqa"]
     assert "(https://huggingface.co/org/tiny)" in card.text
-    assert FACTS.command_line in card.text
+    assert "mha2gqa convert org/tiny@0123abc --groups 2" in card.text
     assert "2 KV heads instead of 4" in card.text
 
 
@@ -238,7 +263,7 @@ def test_a_source_card_that_is_missing_or_broken_does_not_matter(original: str |
     output.mkdir()
     if original is not None:
         (source / "README.md").write_text(original)
-    write_card(output, FACTS, Source(directory=source, name="tiny", hub_id=None, revision=None))
+    write_card(output, source, hub_id=None, revision=None)
     assert "mha2gqa" in ModelCard.load(output / "README.md").data.tags
 
 
@@ -246,7 +271,7 @@ def test_a_source_card_in_latin_1_does_not_matter(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "README.md").write_bytes("---\nlicense: mit\n---\nModèle".encode("latin-1"))
-    write_card(tmp_path, FACTS, Source(directory=source, name="tiny", hub_id=None, revision=None))
+    write_card(tmp_path, source, hub_id=None, revision=None)
     assert "mha2gqa" in ModelCard.load(tmp_path / "README.md").data.tags
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.refine import refine
-from mha2gqa.refine.distil import DistilOptions, distil
+from mha2gqa.refine.descend import Descent, distil
 from tests.verbs.verify.subjects import flip_bit, save_source, save_text
 
 ATTENTION = {f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in (0, 1) for part in "qkvo"}
@@ -230,12 +230,12 @@ def test_a_layer_that_training_makes_worse_is_trained_with_smaller_steps(
 ) -> None:
     rates = []
 
-    def watched(module: Any, names: Any, pairs: Any, options: DistilOptions, device: Any) -> None:
+    def watched(module: Any, names: Any, examples: Any, options: Descent, device: Any) -> None:
         rates.append(options.rate)
         if len(rates) == 1:
             module.v_proj.weight.data.mul_(100)
         else:
-            distil(module, names, pairs, options, device)
+            distil(module, names, examples, options, device)
 
     monkeypatch.setattr(refine, "distil", watched)
     text, output = (str(tmp_path / "text.txt"),), tmp_path / "out"

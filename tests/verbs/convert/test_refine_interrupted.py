@@ -1,6 +1,6 @@
 """Conversions of whole layers that die: what is left, what the message says of it, and that the next run goes on there.
 
-Each run stands still at a moment (`tests/verbs/convert/test_crash.py`) and is killed or interrupted. The same command then must
+Each run stands still at a moment (`test_crash.py`) and is killed or interrupted. The same command then must
 give the bytes of an unbroken run without training again the layers that were finished.
 """
 

@@ -123,6 +123,11 @@ def test_a_family_that_forbids_it(
             ("--method", "auto", *TEXT),
             ("EuroBertForMaskedLM has no next token to predict, by which --method auto measures", "language model"),
         ),
+        (  # a decoder alone, whose cross-attention has nothing to read
+            "bart",
+            ("--method", "aligned", *TEXT),
+            ("reads text without ever calling model.decoder.layers.0.encoder_attn", "Convert it without --data"),
+        ),
     ],
 )
 def test_a_model_that_does_not_run_as_it_would_have_to(

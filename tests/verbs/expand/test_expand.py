@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from mha2gqa.errors import GroupsError
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 from tests.families.cases import TEXT, Case
 from tests.families.oracle import greedy, load_strict, logits, read_config, read_tensors
@@ -75,7 +76,7 @@ def test_expanding_changes_no_answer_and_can_be_undone(case: Case, heads: int, t
     original, expanded = tmp_path / "original", tmp_path / "expanded"
     save_tiny(case.model_type, original, **case.overrides)
     report = expand(ExpandOptions(model=str(original), output=expanded, heads=heads))
-    assert (report.heads_before, report.heads_after) == (case.source_heads, heads)
+    assert report.change.numbers() == {"heads_before": case.source_heads, "heads_after": heads}
     assert report.cache_after == report.cache_before * heads // case.source_heads
 
     before, after = load_strict(original, case), load_strict(expanded, case)
@@ -105,7 +106,7 @@ def test_the_mean_of_three_equal_heads_is_that_head_to_the_last_bit(
 def test_without_a_number_every_query_head_gets_its_own(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "original", **{KV: 1})
     report = expand(ExpandOptions(model=str(tmp_path / "original"), output=tmp_path / "expanded"))
-    assert report.heads_after == 4
+    assert [fact.after for fact in report.change.facts] == [4]
     assert report.method is None
     weights = read_tensors(tmp_path / "expanded")["model.layers.0.self_attn.k_proj.weight"].unflatten(0, (4, -1))
     assert all(torch.equal(head, weights[0]) for head in weights)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from mha2gqa.cli import app
 from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes, cache_layers
-from mha2gqa.families.counts import find_counts, rewrite
+from mha2gqa.families.cache import CacheLayer, cache_bytes
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.inspect.run import InspectReport, inspect
@@ -341,13 +341,15 @@ def test_the_formula_is_the_measured_cache(case: Case) -> None:
     torch.set_num_threads(1)
     written = tiny_config(case.model_type, **case.overrides).to_dict()
     config = json.loads(json.dumps(written | {"architectures": [model_class_name(case.model_type)]}, default=str))
-    counts = find_counts(config, blueprint(config))
-    layers = cache_layers(config, blueprint(config), counts)
-    fewest = possible_groups(counts)[0]
-    converted = rewrite(config, [(count, min(count.heads, fewest)) for count in counts])
+    model = Architecture(config)
+    fewest = possible_groups(model.counts)[0]
+    converted = model.with_heads([(count, min(count.heads, fewest)) for count in model.counts])
     assert fewest == case.groups[-1]
-    assert measured_bytes(case, config) == expected_bytes(case, layers, None)
-    assert measured_bytes(case, converted) == expected_bytes(case, layers, fewest)
+    assert measured_bytes(case, config) == expected_bytes(case, model.cached, None)
+    assert measured_bytes(case, converted.config_json) == expected_bytes(case, model.cached, fewest)
+    assert expected_bytes(case, converted.cached, None) == expected_bytes(
+        case, Architecture(converted.config_json).cached, None
+    )
 
 
 # ---------------------------------------------------------------------------------------------- command line

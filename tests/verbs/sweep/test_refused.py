@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import EuroBertModel
 
 from mha2gqa import SweepOptions, sweep
 from mha2gqa.errors import SweepError
 from tests.conftest import Run
-from tests.families.tiny import save_tiny
+from tests.families.tiny import save_tiny, tiny_config
 from tests.verbs.verify.subjects import save_source, save_text, save_tokenizer
 
 TEXT = ("--data", "text.txt", "--context", 24)
@@ -67,6 +68,12 @@ def test_a_masked_model_has_no_loss_to_sweep_over(refuse: Any, tmp_path: Path) -
     save_tiny("eurobert", tmp_path / "masked")
     save_tokenizer(tmp_path / "masked")
     refuse(*("sweep", "masked", *TEXT), says=("EuroBertForMaskedLM", "verify"))
+
+
+def test_a_model_without_a_head_has_no_loss_either(refuse: Any, tmp_path: Path) -> None:
+    EuroBertModel(tiny_config("eurobert")).save_pretrained(tmp_path / "bare")
+    save_tokenizer(tmp_path / "bare")
+    refuse(*("sweep", "bare", *TEXT), says=("EuroBertModel has no head, and so no loss on text", "verify"))
 
 
 def test_it_is_refused_from_python_as_well() -> None:

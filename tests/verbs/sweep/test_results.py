@@ -15,7 +15,7 @@ from mha2gqa.verbs.sweep.page import sweep_page
 from mha2gqa.verbs.sweep.store import read_results, write_results
 from mha2gqa.verbs.sweep.texts import split
 from mha2gqa.verbs.sweep.words import verdict
-from mha2gqa.verbs.verify.differences import Loss, Text
+from mha2gqa.verbs.verify.levels import ComparedText, Loss
 from tests.pages.sample import HOSTILE
 from tests.pages.test_page import Elements
 
@@ -48,7 +48,7 @@ def report(points: list[Point], limit: float = 0.01, **fields: Any) -> Sweep:
         "heads": 16,
         "cache": 1024,
         "max_ppl_increase": limit,
-        "text": Text(description="a text", sampled=False, blocks=3, context=8, tokens=21),
+        "text": ComparedText(description="a text", sampled=False, blocks=3, context=8, tokens=21),
         "dtype": "float32",
         "device": "cpu",
         "points": points,
@@ -168,7 +168,7 @@ def test_the_page_is_the_same_for_the_same_report_and_refers_to_nothing() -> Non
 def test_the_page_shows_strings_and_makes_no_elements_of_them() -> None:
     points = [dataclasses.replace(one, command=HOSTILE, method=HOSTILE) for one in drawn(3).points]
     layers = [LayerPoint(module=HOSTILE, groups=1, method=HOSTILE, measured=measured(2.5))]
-    text = Text(description=HOSTILE, sampled=False, blocks=1, context=2, tokens=1)
+    text = ComparedText(description=HOSTILE, sampled=False, blocks=1, context=2, tokens=1)
     fields = {"name": HOSTILE, "model": HOSTILE, "model_type": HOSTILE, "settings": {HOSTILE: HOSTILE}, "text": text}
     poisoned = Elements(sweep_page(report(points, limit=1.0, layers=layers, **fields)))
     plain = Elements(sweep_page(report([*drawn(3).points], limit=1.0)))

@@ -7,9 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.source import find_source
-from mha2gqa.model.load import attention_modules
+from mha2gqa.model.original import Original
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.steps import restore
 from mha2gqa.verbs.verify.options import VerifyOptions
@@ -32,11 +30,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def yardstick_of(source: Path, text: Path, dtype: str = "float64") -> Yardstick:
     options = VerifyOptions(data=(str(text),), tokens=96, context=24, dtype=dtype, device="cpu")
-    return Yardstick(find_source(str(source)), read_checkpoint(source).config, options)
+    return Yardstick(Original.at(source), options)
 
 
 def expanded(yardstick: Yardstick, source: Path, output: Path) -> PreTrainedModel:
-    restore(output, read_checkpoint(source), output.with_name("restored"))
+    restore(output, Original.at(source).architecture, output.with_name("restored"))
     return yardstick.load(output.with_name("restored"))
 
 
@@ -51,7 +49,7 @@ def test_all_layers_together_are_the_conversion(family: str, method: str, tmp_pa
     assert {name: tuple(one.shape) for name, one in model.named_parameters()} == {
         name: tuple(one.shape) for name, one in yardstick.original.named_parameters()
     }
-    modules = attention_modules(read_checkpoint(source).config)
+    modules = Original.at(source).architecture.attention_modules
     singles = dict(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     assert list(singles) == modules
     together = yardstick.measure(model, lambda size, total: None)
@@ -67,7 +65,7 @@ def test_one_layer_is_what_plain_torch_makes_of_it(tmp_path: Path) -> None:
     source = save_source(tmp_path / "source")
     yardstick = yardstick_of(source, save_text(tmp_path / "text.txt"))
     model = expanded(yardstick, source, converted(source, tmp_path / "converted", 2))
-    modules = attention_modules(read_checkpoint(source).config)
+    modules = Original.at(source).architecture.attention_modules
     found = dict(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     for number, module in enumerate(modules):
         plain = LlamaForCausalLM.from_pretrained(source, dtype=torch.float64).eval()
@@ -87,7 +85,7 @@ def test_the_original_is_left_as_it_was(tmp_path: Path) -> None:
     yardstick = yardstick_of(source, save_text(tmp_path / "text.txt"))
     before = {name: one.clone() for name, one in yardstick.original.state_dict().items()}
     model = expanded(yardstick, source, converted(source, tmp_path / "converted", 2))
-    modules = attention_modules(read_checkpoint(source).config)
+    modules = Original.at(source).architecture.attention_modules
     list(single_layers(yardstick, yardstick.original, model, modules, lambda size, total: None))
     after = yardstick.original.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -104,8 +104,8 @@ def test_the_model_does_not_write_the_evaluation_text_twice(cli: Cli, source: Pa
         texts[purpose] = found.tokens_NT
         return found
 
-    for module in ("evaluation.outputs_level", "conversion"):
-        monkeypatch.setattr(f"mha2gqa.{module}.find_blocks", keep)
+    for module in ("verify.outputs_level", "convert.conversion"):
+        monkeypatch.setattr(f"mha2gqa.verbs.{module}.find_blocks", keep)
     arguments = ("--data", "self", "--context", 24, "--tokens", 240, "--eval-tokens", 240, "-g", 2, "--no-sensitivity")
     assert cli("sweep", "source", *arguments).code == 0
     same = (texts["evaluation"][:, None] == texts["calibration"][None]).all(-1)
@@ -118,12 +118,12 @@ def interrupt(monkeypatch: Any, at: int) -> list[str]:
     made: list[str] = []
     own = command.convert
 
-    def convert(options: Any, *args: Any, **watch: Any) -> Any:
+    def convert(options: Any, *progress: Any) -> Any:
         if not options.dry_run:
             made.append(options.output.name)
             if len(made) == at:
                 raise KeyboardInterrupt
-        return own(options, *args, **watch)
+        return own(options, *progress)
 
     monkeypatch.setattr(command, "convert", convert)
     return made

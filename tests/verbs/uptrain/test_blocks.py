@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from mha2gqa.model.load import load_model
-from mha2gqa.verbs.uptrain.blocks import BlockFile, Collator, Packer, keeps_documents_apart, read_blocks
-from mha2gqa.verbs.uptrain.documents import cut_if_few, is_held_out, key_of, shuffled
+from mha2gqa.verbs.uptrain.blocks import (
+    BlockFile,
+    Packer,
+    collate,
+    cut_if_few,
+    is_held_out,
+    keeps_documents_apart,
+    key_of,
+    read_blocks,
+    shuffled,
+)
 from tests.families.tiny import save_tiny, tiny_config, tiny_model
 
 BOS = 99
@@ -52,10 +61,10 @@ def test_first_tokens_and_padding_are_not_predicted(tmp_path: Path) -> None:
     file.add({"input_ids": [5, 6, 0, 0], "position_ids": [0, 1, -1, -1]})
     file.finish()
     blocks = read_blocks(tmp_path / "blocks.arrow")
-    batch = Collator(mixes=True)([blocks[0], blocks[1]])
+    batch = collate([blocks[0], blocks[1]], mixes=True)
     assert batch["labels"].tolist() == [[-100, 6, -100, 8], [-100, 6, -100, -100]]
     assert batch["position_ids"].tolist()[0] == [0, 1, 0, 1]
-    assert "position_ids" not in Collator(mixes=False)([blocks[0]])
+    assert "position_ids" not in collate([blocks[0]], mixes=False)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3", "olmoe", "gpt_bigcode"])
@@ -76,7 +85,7 @@ def test_a_class_that_mixes_documents_is_found_out(model_type: str) -> None:
 
 def test_shuffling_keeps_every_document_and_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [f"document {number}" for number in range(50)]
-    monkeypatch.setattr("mha2gqa.verbs.uptrain.documents._BUFFER", 200)
+    monkeypatch.setattr("mha2gqa.verbs.uptrain.blocks._BUFFER", 200)
     one, same, other = (list(shuffled(documents, seed)) for seed in (1, 1, 2))
     assert one == same != other
     assert sorted(one) == sorted(other) == sorted(documents)

@@ -223,7 +223,7 @@ def test_a_batch_is_what_the_class_makes_of_the_labels(family: Any) -> None:
     labels = batch.pop("labels")
     outputs = model(**batch, output_hidden_states=True)
     torch.testing.assert_close(mean_cross_entropy(outputs, labels), own)
-    assert [state.shape[1] for state in task.hidden_states(outputs)] == [labels.shape[1]] * 3
+    assert [state.shape[1] for state in outputs[task.states]] == [labels.shape[1]] * 3
     assert labels.tolist() == [[8, 9, 2, -100, -100], [8, 9, 10, 11, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert torch.equal(task.targets(labels), labels)

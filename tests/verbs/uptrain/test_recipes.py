@@ -102,7 +102,12 @@ def test_what_is_no_setting_of_the_trainer_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("trainer: [1]\n", "must map fields"), ("steps: 3\nstep: 4\n", "must map these names"), ("[", "cannot be read")],
+    [
+        ("trainer: [1]\n", "recipe.yaml: `trainer` must map fields"),
+        ("trainer: [seed]\n", "recipe.yaml: --trainer 'seed' is not of the form key=value"),
+        ("steps: 3\nstep: 4\n", "must map these names"),
+        ("[", "cannot be read"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_wrong_usage(
     content: str, says: str, subject: tuple[Path, Path], cli: Callable[..., Any]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from mha2gqa import VerifyOptions, verify
-from mha2gqa.files.record import read_record
+from mha2gqa.record.record import read_record
 from mha2gqa.verbs.uptrain import run as uptrain_command
 from mha2gqa.verbs.uptrain.blocks import read_blocks
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
@@ -168,7 +168,7 @@ def test_the_output_is_an_ordinary_checkpoint_with_a_record_and_a_card(
     assert maps[0] == maps[1]
     assert len(set(maps[0].values())) > 1
     assert (report.output / "config.json").read_bytes() == (subject[0] / "config.json").read_bytes()
-    (entry,) = read_record(report.output).record.uptrain
+    (entry,) = read_record(report.output).conversion.uptrain
     assert entry["losses"]["after"] == report.losses.after
     assert (entry["train"], entry["objective"], entry["length"]["steps"]) == ("attention", "distil", 4)
     card = (report.output / "README.md").read_text()
@@ -184,7 +184,7 @@ def _check_loss_on_disk(report: Any, folder: Path) -> None:
     again = trained((report.output, folder / "documents.jsonl"), output=folder / "again", steps=1)
     assert again.losses.before == pytest.approx(report.losses.after, rel=1e-5)
     assert again.losses.original == pytest.approx(report.losses.original, rel=1e-6)
-    assert len(read_record(folder / "again").record.uptrain) == 2
+    assert len(read_record(folder / "again").conversion.uptrain) == 2
 
 
 def test_the_page_holds_the_losses_and_the_recipe(subject: tuple[Path, Path], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_verify_accepts_the_output_and_finds_a_flipped_bit(subject: tuple[Path, 
     proof = verify(levels)
     assert not proof.findings
     assert proof.file.checksummed == report.changed == 8
-    assert proof.conversion.uptrained == ("attention, distil, 4 steps",)
+    assert proof.conversion.trainings == ("attention, distil, 4 steps",)
     flip_bit(report.output, "model.layers.1.self_attn.q_proj.weight")
     assert [one.guilty for one in verify(levels).file.findings] == ["model.layers.1.self_attn.q_proj.weight"]
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mha2gqa.errors import BenchmarkError
 from mha2gqa.files.reader import read_json
 from mha2gqa.files.source import find_source
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
 from mha2gqa.verbs.convert.options import ConvertOptions
@@ -42,7 +43,7 @@ def _only_own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def find(names: Sequence[str], path: Path | None) -> Suite:
-    return find_tasks(names, path, CONFIG)
+    return find_tasks(names, path, Architecture(CONFIG).outline)
 
 
 def documents() -> Iterator[dict[str, Any]]:
@@ -204,4 +205,4 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_models_without_a_next_token_are_refused(name: str) -> None:
     config = {"model_type": "eurobert", "architectures": [name]}
     with pytest.raises(BenchmarkError, match=f"does not run {name}: it predicts no next token"):
-        find_tasks(["hellaswag"], None, config)
+        find_tasks(["hellaswag"], None, Architecture(config).outline)

@@ -10,6 +10,7 @@ from transformers import AutoModel, BertModel, DistilBertModel, EuroBertModel, P
 from mha2gqa import VerifyOptions, verify
 from mha2gqa.errors import TextError
 from mha2gqa.model.load import load_tokenizer
+from mha2gqa.sections import Section
 from mha2gqa.texts.blocks import pack
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.verbs.verify.embeddings_level import CosineSums, cosine
@@ -97,7 +98,7 @@ def assert_measured(report: Verification, directory: Path, original: PreTrainedM
 def assert_shown(report: Verification) -> None:
     assert report.embeddings is not None
     mean = f"{report.embeddings.cosines.mean:.4f}"
-    rows = [row for section in summary(report) for row in section.rows]
+    rows = [row for part in summary(report) if isinstance(part, Section) for row in part.rows]
     assert ("cosine of embeddings, mean of blocks", mean) in rows
     assert json.loads(json.dumps(report.to_json()))["embeddings"]["cosines"]["mean"] == pytest.approx(float(mean), 1e-2)
     page = verify_page(report)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mha2gqa import VerifyOptions, verify
-from mha2gqa.model.feed import Body, inputs, kind_of
-from mha2gqa.model.load import attention_modules
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.feed import Body, inputs
 from mha2gqa.verbs.verify.behaviour import observe
 from mha2gqa.verbs.verify.outcome import Verification
 from tests.families.tiny import tiny_config, tiny_model
@@ -46,9 +46,9 @@ def test_an_unchanged_model_is_identical_and_a_pooled_one_is_not(subject: Path) 
     assert fewer.verdict == "different"
     assert {finding.level for finding in fewer.findings} == {"outputs"}
     assert fewer.outputs.kl.mean > 0
-    assert [layer.module for layer in fewer.outputs.layers] == attention_modules(
+    assert [layer.module for layer in fewer.outputs.layers] == Architecture(
         json.loads((subject / "source/config.json").read_text())
-    )
+    ).attention_modules
     assert all(0 < layer.error < 10 for layer in fewer.outputs.layers)
     assert (fewer.outputs.loss is None) == (model_type == "eurobert")
     assert bool(fewer.outputs.continuations) == (model_type != "eurobert")
@@ -142,8 +142,3 @@ def test_a_cache_that_holds_something_else_would_be_seen() -> None:
     bad = observe(model, ids, 24)
     assert isinstance(bad.prefill, float)
     assert bad.prefill > 1e-3
-
-
-def test_kinds_are_told_by_the_class() -> None:
-    kinds = {kind: kind_of(tiny_model(tiny_config(kind))) for kind in ("llama", "t5gemma", "eurobert")}
-    assert kinds == {"llama": "causal", "t5gemma": "encoder-decoder", "eurobert": "masked"}

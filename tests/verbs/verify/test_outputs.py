@@ -12,9 +12,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mha2gqa import VerifyOptions, verify
 from mha2gqa.verbs.verify import metrics
-from mha2gqa.verbs.verify.layers import LayerErrors
 from mha2gqa.verbs.verify.levels import OutputsLevel
-from mha2gqa.verbs.verify.metrics import Sums, bootstrap
+from mha2gqa.verbs.verify.metrics import LayerErrors, Sums, bootstrap
 from tests.verbs.verify.subjects import BOS, converted, save_source, save_text
 
 CONTEXT, BLOCKS = 24, 7
@@ -183,8 +182,8 @@ def test_evenly_spaced_positions_stand_for_all_where_all_would_not_fit(monkeypat
     inputs = torch.randn(2, 40, 8, generator=generator)
 
     def error(kept: int) -> float:
-        monkeypatch.setattr("mha2gqa.verbs.verify.layers._KEPT", kept)
-        layers = LayerErrors(["0"])
+        monkeypatch.setattr("mha2gqa.verbs.verify.metrics._KEPT", kept)
+        layers = LayerErrors({"0": "0"})
         with layers.original(torch.nn.Sequential(first)):
             one = first(inputs)
         with layers.converted(torch.nn.Sequential(second)):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mha2gqa.files.reader import read_checkpoint
-from mha2gqa.files.record import read_record
-from mha2gqa.verbs.convert.options import ConvertOptions, ExpandOptions
+from mha2gqa.record.pair import find_pair
+from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
-from mha2gqa.verbs.verify.similarity import head_similarity
+from mha2gqa.verbs.verify.tensors import head_similarity
 from tests.families.tiny import save_tiny
 
 HEADS, WIDTH = 4, 16
@@ -27,7 +27,7 @@ def cosines(*tensors: np.ndarray) -> np.ndarray:
 def test_separate_projections_with_biases(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "source", attention_bias=True)
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "out"))
-    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    found = head_similarity(find_pair(tmp_path / "out", None))
     weights = load_file(tmp_path / "source/model.safetensors")
     assert [one.module for one in found] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
     for one in found:
@@ -39,7 +39,7 @@ def test_separate_projections_with_biases(tmp_path: Path) -> None:
 def test_fused_projections(tmp_path: Path) -> None:
     save_tiny("phi3", tmp_path / "source")
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=1, output=tmp_path / "out"))
-    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    found = head_similarity(find_pair(tmp_path / "out", None))
     weights = load_file(tmp_path / "source/model.safetensors")
     assert len(found) == 2
     for one in found:
@@ -50,11 +50,10 @@ def test_fused_projections(tmp_path: Path) -> None:
 
 def test_nothing_is_known_where_nothing_was_merged(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "source", num_key_value_heads=2)
-    source = read_checkpoint(tmp_path / "source")
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "same"))
     expand(ExpandOptions(model=str(tmp_path / "source"), output=tmp_path / "more"))
-    assert head_similarity(source, read_record(tmp_path / "same").record) == ()
-    assert head_similarity(source, read_record(tmp_path / "more").record) == ()
+    assert head_similarity(find_pair(tmp_path / "same", None)) == ()
+    assert head_similarity(find_pair(tmp_path / "more", None)) == ()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3"])
@@ -67,6 +66,6 @@ def test_the_groups_are_those_that_were_used(tmp_path: Path, model_type: str) ->
             heads[:, 2:] = 1.01 * heads[:, :2]
     model.save_pretrained(tmp_path / "source")
     convert(ConvertOptions(model=str(tmp_path / "source"), groups=2, output=tmp_path / "out", grouping="similar"))
-    found = head_similarity(read_checkpoint(tmp_path / "source"), read_record(tmp_path / "out").record)
+    found = head_similarity(find_pair(tmp_path / "out", None))
     assert [one.groups for one in found] == [((0, 2), (1, 3))] * 2
     assert all(one.values[0][2] > 0.999 > one.values[0][1] for one in found)

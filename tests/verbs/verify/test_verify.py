@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
-from mha2gqa.files.record import Record
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.targets.kv_heads import heads_change
+from mha2gqa.targets.target import Change
 from mha2gqa.texts import blocks
 from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
 from mha2gqa.verbs.verify.outcome import Limits
 from tests.conftest import Run
+from tests.told import Told
 from tests.verbs.verify.subjects import converted, flip_bit, save_source, save_text
 
 Cli = Callable[..., Run]
@@ -135,20 +138,14 @@ def test_levels_are_run_as_asked(subject: Path) -> None:
 
 
 def test_progress_adds_up(subject: Path) -> None:
-    done: dict[str, int] = {}
-    totals: dict[str, int] = {}
-
-    def advance(stage: str, size: int, total: int) -> None:
-        done[stage] = done.get(stage, 0) + size
-        totals[stage] = total
-
+    told = Told()
     options = VerifyOptions(
         converted=subject / "converted", data=(str(subject / "text.txt"),), context=32, batch_size=4
     )
-    verify(options, advance)
-    assert done == totals
-    assert totals["outputs"] == 192
-    assert totals["files"] == sum(
+    verify(options, told)
+    assert {stage: {done} for stage, done in told.done.items()} == told.totals
+    assert told.done["outputs"] == 192
+    assert told.done["files"] == sum(
         tensor.numel() * 4 for tensor in _tensors(subject / "converted/model.safetensors").values()
     )
 
@@ -169,20 +166,25 @@ def test_a_fault_in_the_files_makes_the_exit_code_3(cli: Cli, subject: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("command", "heads", "limits"),
-    [("convert", (8, 4), LOSSY), ("convert", (8, 8), EXACT), ("expand", (2, 8), ROUNDING), ("expand", (8, 8), EXACT)],
+    ("change", "limits"),
+    [
+        (heads_change(8, 4, "loss"), LOSSY),
+        (heads_change(8, 8, "loss"), EXACT),
+        (heads_change(2, 8, "rounding"), ROUNDING),
+        (heads_change(8, 8, "rounding"), EXACT),
+    ],
 )
-def test_limits_follow_from_the_conversion(command: str, heads: tuple[int, int], limits: Limits) -> None:
-    record = Record(
-        command=command,
+def test_limits_follow_from_the_conversion(change: Change, limits: Limits) -> None:
+    conversion = Conversion(
+        command="convert",
         options={},
+        targets=("kv_heads",),
         model_type="llama",
-        source_heads=heads[0],
-        target_heads=heads[1],
+        change=change,
         config_changes=[],
         groups={},
         dropped=(),
     )
-    assert limits_for(record, VerifyOptions()) == limits
-    assert limits_for(record, VerifyOptions(max_kl=0.5)).max_kl == 0.5
+    assert limits_for(conversion, VerifyOptions()) == limits
+    assert limits_for(conversion, VerifyOptions(max_kl=0.5)).max_kl == 0.5
     assert limits.exact == (limits is EXACT)

@@ -1,0 +1,155 @@
+"""The only module that prints: results to stdout; progress, notes and errors to stderr.
+
+It sets the parts of a report (`sections.py`) in type, or prints JSON, and shows bars. It knows no verb.
+"""
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mha2gqa.progress import Progress
+from mha2gqa.sections import Facts, Paragraph, Part, Section
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import ProgressColumn, TaskID
+
+Shown = TypeVar("Shown", bound="Bars")
+
+_PIPE_WIDTH = 160
+"""Columns when stdout is no terminal: wide enough that no number is folded."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+err = Console(stderr=True, highlight=False)
+
+
+def print_report(parts: Iterable[Part]) -> None:
+    """Print a report for people."""
+    for part in parts:
+        if isinstance(part, Facts):
+            out.print(_facts(part), soft_wrap=True)
+        elif isinstance(part, Section):
+            out.print(_table(part))
+        else:
+            out.print(escape(part), soft_wrap=not isinstance(part, Paragraph))
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print a report for programs, as one JSON object."""
+    out.out(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+
+
+def print_json_line(content: Mapping[str, Any]) -> None:
+    """Print one JSON object on a line of its own, at once."""
+    out.out(json.dumps(content, ensure_ascii=False, default=str))
+    out.file.flush()
+
+
+def print_error(message: str) -> None:
+    """Print a refusal."""
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def print_note(message: str) -> None:
+    """Print something worth knowing that is not the result."""
+    err.print(escape(message), soft_wrap=True, style="dim")
+
+
+def print_page(directory: Path | None) -> None:
+    """Say where the page is, if there is one."""
+    if directory is not None:
+        print_note(f"The page is {directory / 'report.html'}")
+
+
+def _facts(part: Facts) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in part.rows:
+        table.add_row(name, escape(value))
+    return table
+
+
+def _table(part: Section) -> Table:
+    """Return a table without lines."""
+    table = Table(box=None, show_header=any(column.title for column in part.columns), padding=(0, 2, 0, 0))
+    for column in part.columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.is_number else "left",
+            no_wrap=not column.folds,
+            overflow="fold" if column.folds else "ellipsis",
+        )
+    for number, row in enumerate(part.rows):
+        table.add_row(*map(escape, row), style="bold" if number == part.bold else None)
+    return table
+
+
+@contextlib.contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """Show on stderr that something takes its time while the block runs."""
+    with err.status(message):
+        yield
+
+
+class Bars(Progress):
+    """Bars on stderr, one for each thing that is under way; each has a name, and comes when it is first told of."""
+
+    def __init__(self, shown: "RichProgress") -> None:
+        self._shown = shown
+        self._bars: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Move a bar on by `done`."""
+        self._shown.update(self._bar(name, total), advance=done, total=total)
+
+    def show(self, name: str, done: int, total: int | None, text: str) -> None:
+        """Set a bar to all that was done, with a text; None is a total that is not known."""
+        self._shown.update(self._bar(name, total), completed=done, total=total, description=text)
+
+    def keep(self, name: str) -> None:
+        """Take all other bars away."""
+        for other in [one for one in self._bars if one != name]:
+            self._shown.remove_task(self._bars.pop(other))
+
+    def _bar(self, name: str, total: int | None) -> "TaskID":
+        with self._lock:  # writing tells from several threads
+            if name not in self._bars:
+                self._bars[name] = self._shown.add_task(name, total=total)
+            return self._bars[name]
+
+
+@contextlib.contextmanager
+def bars(
+    kind: type[Shown], unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True
+) -> Iterator[Shown]:
+    """Show bars while the block runs, where stderr is a terminal.
+
+    Args:
+        kind: `Bars`, or what derives from it for one verb.
+        unit: What is said beside them.
+        shown: False shows none.
+    """
+    from rich.progress import Progress as RichProgress
+
+    is_shown = shown and err.is_terminal
+    with RichProgress(*_columns(unit), console=err, transient=True, disable=not is_shown) as progress:
+        yield kind(progress)
+
+
+def _columns(unit: str) -> "tuple[ProgressColumn, ...]":
+    from rich import progress as of
+
+    first = (of.TextColumn("{task.description}"), of.BarColumn())
+    if unit == "bytes":
+        return (*first, of.DownloadColumn(), of.TransferSpeedColumn(), of.TimeRemainingColumn())
+    if unit == "steps":
+        return (*first, of.MofNCompleteColumn(), of.TimeElapsedColumn())
+    return (*first, of.TaskProgressColumn(), of.TimeRemainingColumn())

@@ -1,0 +1,121 @@
+"""The model card of a converted checkpoint: a `README.md` as the Hub reads it.
+
+Licence, language and task are taken over from the source's card, when it has one.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from mha2gqa.files.finish import CARD
+from mha2gqa.files.source import Source
+from mha2gqa.methods import AUTO, find_method
+from mha2gqa.record.conversion import Outcome
+
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
+
+_TEXT = """\
+# {title}
+
+{base} with **{instead}**, {verb} by mha2gqa:
+
+    {command}
+
+| | original | this checkpoint |
+|---|---|---|
+{facts}
+| KV cache, bytes per token | {cache_before:,} | {cache_after:,} |
+
+{quality} `mha2gqa.json` records the source, the options, the versions and a checksum of every tensor.
+{architecture}
+"""
+
+_UNTRAINED = "The architecture and all other weights are those of the original."
+
+_QUALITY = {
+    "merged": "{made} without training, which costs quality: measure it on your own data before you rely on it.",
+    "refined": "{made}, and the attention was improved on {text}. That costs quality all the same: measure it on your "
+    "own data before you rely on it.",
+    "repeated": "KV heads were repeated, which changes no output.",
+}
+
+
+def card_of(outcome: Outcome, source: Source) -> str:
+    """Return the card of a conversion."""
+    base = source.hub_id or source.name
+    data = ModelCardData(
+        base_model=source.hub_id,
+        library_name="transformers",
+        tags=["mha2gqa", *outcome.change.tags],
+        **_inherited(source.directory / CARD),
+    )
+    facts = outcome.change.facts
+    text = _TEXT.format(
+        title=outcome.output.resolve().name,
+        base=f"[{base}](https://huggingface.co/{base})" if source.hub_id else base,
+        instead=", ".join(fact.instead for fact in facts),
+        facts="\n".join(f"| {fact.label} | {fact.before} | {fact.after} |" for fact in facts),
+        verb="converted" if outcome.command == "convert" else "expanded",
+        command=_command_line(outcome, source),
+        cache_before=outcome.cache_before,
+        cache_after=outcome.cache_after,
+        architecture=_architecture(outcome),
+        quality=_quality(outcome),
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def extended_card(converted: Path, name: str, section: str) -> str:
+    """Return the card of a converted checkpoint that was trained: the conversion's, and a section about the training.
+
+    What the conversion's card says of quality without training is left out.
+
+    Args:
+        converted: Where the conversion's card is; without one the section stands alone.
+        name: Of the result.
+        section: Markdown, with its heading.
+    """
+    path = converted / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
+    text = text.replace(f"# {converted.resolve().name}\n", f"# {name}\n", 1).replace(_UNTRAINED + "\n", "")
+    for quality in _QUALITY.values():
+        text = re.sub(re.escape(f"{quality} ").replace(re.escape("{made}"), ".*"), "", text)
+    return f"{text.rstrip()}\n\n{section}"
+
+
+def _command_line(outcome: Outcome, source: Source) -> str:
+    named = ((name, value if isinstance(value, list) else [value]) for name, value in outcome.options.items())
+    options = (f"--{name} {value}" for name, values in named for value in values if value not in (None, ""))
+    words = ["mha2gqa", outcome.command, source.argument, *options]
+    return " ".join(word for word in words if word)
+
+
+def _quality(outcome: Outcome) -> str:
+    if outcome.change.effect != "loss":
+        return _QUALITY["repeated"]
+    was_improved = outcome.text and ("refine" in outcome.options or outcome.method == AUTO)
+    made = find_method(str(outcome.method)).words
+    return _QUALITY["refined" if was_improved else "merged"].format(made=made, text=outcome.text)
+
+
+def _architecture(outcome: Outcome) -> str:
+    if outcome.rehosted_from is None:
+        return _UNTRAINED
+    computed = ", ".join(f"`{name}`" for name in outcome.recomputed) or "none"
+    return (
+        f"The original's class, `{outcome.rehosted_from}`, knows only multi-head attention: this checkpoint is the "
+        f"same model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
+        f"anything else was done to them: {computed}. All others are those of the original, under other names."
+    )
+
+
+def _inherited(card: Path) -> dict[str, Any]:
+    """Return what carries over from the source's card; a card that cannot be read carries nothing."""
+    try:
+        data = ModelCard.load(card).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {key: data[key] for key in _INHERITED if key in data}

@@ -1,0 +1,160 @@
+"""Finds the converted checkpoint, its record and its original, and refuses two that do not belong together.
+
+What the two configs must share is checked here, and a few small tensors against the record's checksums; whether the
+converted files are what they should be is for `verify` to say.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from mha2gqa.errors import OriginalMissingError, PairError, SourceError
+from mha2gqa.files.pieces import Span, TensorInfo
+from mha2gqa.files.reader import RECORD, read_json
+from mha2gqa.files.source import Source, find_source, reference_directory
+from mha2gqa.files.streams import Sources
+from mha2gqa.model.architecture import Architecture
+from mha2gqa.model.original import Original
+from mha2gqa.record.conversion import Conversion
+from mha2gqa.record.record import Record, read_record
+
+_SAMPLED = 8
+"""Tensors that are held against the record before anything else is done; the smallest ones."""
+_REFERENCE = ("mha2gqa", "reference", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A converted checkpoint and what it was made from."""
+
+    converted: Path
+    """Directory."""
+    record: Record
+    original: Original
+    """In the class of the converted one."""
+
+    @property
+    def conversion(self) -> Conversion:
+        """What was done."""
+        return self.record.conversion
+
+    @cached_property
+    def result(self) -> Architecture:
+        """What the converted config says."""
+        return Architecture(read_json(self.converted / "config.json"))
+
+
+def find_pair(converted: Path | None, against: str | None) -> Pair:
+    """Find the two checkpoints.
+
+    Args:
+        converted: The converted one; None looks for the one directory here that carries a record.
+        against: The original; None takes what the record names.
+
+    Raises:
+        PairError: One cannot be found, or they do not belong together.
+        CheckpointError: The record is missing or damaged, or the original is.
+        SourceError: The original cannot be found or reached.
+    """
+    directory = find_converted() if converted is None else converted
+    if not directory.is_dir():
+        raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
+    record = read_record(directory)
+    original = Original.read(_find_original(directory, record, against))
+    if record.conversion.rehosted_from is not None:
+        original = record.target.host(original)
+    pair = Pair(directory, record, original)
+    _check_configs(pair)
+    _check_samples(pair)
+    return pair
+
+
+def find_converted() -> Path:
+    """Return the one converted checkpoint here.
+
+    Raises:
+        PairError: There is none, or several.
+    """
+    found = sorted(path.parent for path in Path().glob(f"*/{RECORD}"))
+    if Path(RECORD).is_file():
+        found.insert(0, Path())
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(path) for path in found)
+    raise PairError(
+        f"There are {len(found)} converted checkpoints here: {names}"
+        if found
+        else "There is no converted checkpoint here",
+        expected=f"one directory with {RECORD}",
+        remedy="Name the one that is meant",
+    )
+
+
+def _find_original(directory: Path, record: Record, against: str | None) -> Source:
+    if against is not None:
+        return find_source(against)
+    if record.hub_id:
+        return find_source(f"{record.hub_id}@{record.revision}" if record.revision else record.hub_id)
+    path = Path(record.source_path or "")
+    if not path.is_dir() and path.parts[-3:] == _REFERENCE:
+        return find_source(None)
+    try:
+        return find_source(None if path == reference_directory().resolve() else str(path))
+    except SourceError as error:
+        raise OriginalMissingError(
+            f"The original of {directory} is not where the record says: {record.source_path}",
+            remedy="Name it with --against",
+        ) from error
+
+
+def _check_configs(pair: Pair) -> None:
+    """Refuse configs whose models cannot be compared token by token and layer by layer."""
+    facts = {"model types": "model_type", "vocabularies": "vocab_size", "depths": "num_hidden_layers"}
+    for what, key in facts.items():
+        before, after = (_text_value(one, key) for one in (pair.original.config_json, pair.result.config_json))
+        if before != after:
+            raise PairError(
+                f"{pair.original.directory} and {pair.converted} have different {what}: "
+                f"{key} is {before!r} and {after!r}",
+                expected="a converted checkpoint and its own original",
+                remedy="Name the original with --against",
+            )
+
+
+def _text_value(config: dict[str, Any], key: str) -> Any:
+    inner = config.get("text_config")
+    return inner[key] if isinstance(inner, dict) and key in inner else config.get(key)
+
+
+def _check_samples(pair: Pair) -> None:
+    """Refuse an original whose tensors are not those that the record says were copied."""
+    recorded = pair.record.tensors
+    copied = [info for info in pair.original.tensors if info.name in recorded and not recorded[info.name].changed]
+    if not copied and recorded:
+        raise not_the_original(pair)
+    for info in sorted(copied, key=lambda info: (info.size, info.name))[:_SAMPLED]:
+        if _checksum(info) != recorded[info.name].checksum:
+            raise not_the_original(pair, info.name)
+
+
+def not_the_original(pair: Pair, tensor: str = "") -> PairError:
+    """Return the refusal of an original of which one tensor, or every one, differs from what was copied from it."""
+    differs = f"its tensor {tensor!r} has another checksum than the record's"
+    reason = differs if tensor else "none of its tensors is in the record"
+    return PairError(
+        f"{pair.converted} was not made from {pair.original.directory} as it is now: {reason}",
+        expected=f"the checkpoint that was converted ({pair.record.hub_id or pair.record.source_path})",
+        remedy="Name it with --against, or convert again",
+    )
+
+
+def _checksum(info: TensorInfo) -> str:
+    """Return the XXH3-128 checksum of a small tensor's bytes, in hexadecimal."""
+    content = bytearray(info.size)
+    with contextlib.closing(Sources()) as sources:
+        sources.read_into(Span(info.file, info.offset, info.size), memoryview(content))
+    return xxhash.xxh3_128_hexdigest(content)

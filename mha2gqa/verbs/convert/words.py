@@ -1,0 +1,89 @@
+"""The report of `convert` and `expand` in words, the plan of a dry run, and a line for each layer on the way."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from mha2gqa.methods import AUTO_METHOD, find_method
+from mha2gqa.record.conversion import Outcome
+from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
+from mha2gqa.units import format_size as size
+
+
+def summary(report: Outcome) -> Iterator[Part]:
+    """Yield the parts of the report; after a dry run all that would be done comes first."""
+    if not report.written:
+        yield from _plan(report)
+    yield Facts(tuple(_facts(report)))
+
+
+def layer_line(module: str, errors: Mapping[str, float], number: int, total: int) -> str:
+    """Return what was gained in a layer, for one that is finished."""
+    told = ", ".join(f"{step} {error:.4f}" for step, error in errors.items())
+    return f"layer {number}/{total} {module}: error {told}"
+
+
+def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
+    counts = Counter(tensor["action"] for tensor in report.tensors)
+    yield "source", f"{report.source} ({report.rehosted_from or report.model_type})"
+    yield "output", str(report.output)
+    if report.rehosted_from is not None:
+        yield "class", f"{report.model_type}: that of {report.rehosted_from} knows only multi-head attention"
+    for fact in report.change.facts:
+        yield fact.label, fact.arrow + (f", {report.way}" if report.way else "")
+    yield from _layers(report)
+    yield "KV cache", _cache(report)
+    yield "weights", f"{size(report.bytes_read)} -> {size(report.bytes_written)}"
+    recomputed = f", {counts['recomputed']} recomputed for the class" if counts["recomputed"] else ""
+    yield "tensors", f"{counts['changed']} changed, {counts['copied']} copied{recomputed}"
+    if report.written:
+        speed = report.bytes_read / max(report.seconds, 1e-9)
+        yield "writing" if report.layers else "time", f"{report.seconds:.1f} s ({size(int(speed))}/s)"
+
+
+def _cache(report: Outcome) -> str:
+    if not report.cache_before:
+        return "none: an encoder"
+    share = report.cache_after / report.cache_before
+    return f"{size(report.cache_before)} -> {size(report.cache_after)} a token ({share:.0%})"
+
+
+def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
+    """Yield what a layer method did: what could not move, the errors of layers, what `auto` tried."""
+    fixed = {side: sum(layer[side] == "fixed" for layer in report.layers) for side in ("keys", "values")}
+    if any(fixed.values()) and report.method and not find_method(report.method).streams:
+        held = " and ".join(f"the {side} of {count}" for side, count in fixed.items() if count)
+        yield "averaged", f"{held} of {len(report.layers)} layers, which the family does not allow to move"
+    if report.text:
+        yield "text", report.text
+    for step in report.layers[0]["errors"] if report.layers else ():
+        mean = sum(layer["errors"].get(step, min(layer["errors"].values())) for layer in report.layers)
+        error = mean / len(report.layers)
+        yield f"error {step}", f"{error:.4f} of the attention outputs' energy, mean of the layers"
+    if report.divergence:
+        before, after = report.divergence
+        yield "error joint", f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
+    for trial in report.trials:
+        way = trial["refine"] or AUTO_METHOD
+        yield f"tried {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
+
+
+def _plan(report: Outcome) -> Iterator[Part]:
+    titles = ("tensor", "action", "dtype", "before", "after")
+    rows = (
+        (tensor["name"], tensor["action"], tensor["dtype"], _shape(tensor["before"]), _shape(tensor["after"]))
+        for tensor in report.tensors
+    )
+    yield Section(tuple(Column(title, folds=True) for title in titles), tuple(rows))
+    for file, length in report.files.items():
+        yield Paragraph(f"write {file}: {size(length)}")
+    yield from (f"write {name}" for name in report.added)
+    yield from (f"copy {companion}" for companion in report.companions)
+    for change in report.config_changes:
+        path = ".".join(change["path"])
+        yield Paragraph(f"config.json {path}: {json.dumps(change['before'])} -> {json.dumps(change['after'])}")
+    yield Paragraph("\nDry run: nothing was written.\n")
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else str(list(shape))

@@ -1,0 +1,62 @@
+"""The report of `inspect` in words: what the checkpoint is, where its parameters are, what each G would save."""
+
+from collections.abc import Iterator
+
+from mha2gqa.sections import Column, Facts, Part, Section, numbers
+from mha2gqa.units import format_size
+from mha2gqa.verbs.inspect.run import InspectReport
+
+
+def summary(report: InspectReport) -> Iterator[Part]:
+    """Yield the parts of the report in the order in which they are read; the verdict comes last."""
+    yield _facts(report)
+    yield _parameters(report)
+    if report.rows:
+        yield _caches(report)
+    yield report.verdict
+
+
+def _facts(report: InspectReport) -> Facts:
+    heads = "latent (MLA)" if report.latent else f"{report.query_heads} query heads, {report.kv_heads} KV heads"
+    width = f", {report.head_width} wide" if report.head_width else ""
+    cross = f", {report.cross_layers} that cache the encoder's tokens" if report.cross_layers else ""
+    return Facts(
+        (
+            ("model", report.source),
+            ("family", f"{report.model_type} ({report.architecture}), {report.dtype}"),
+            ("attention", f"{report.layers or 'no'} layers with a KV cache{cross}, {heads}{width}"),
+            ("parameters", f"{report.parameters:,}"),
+        )
+    )
+
+
+def _parameters(report: InspectReport) -> Section:
+    kinds = report.layer_kinds
+    rows = [
+        (role, *(f"{kind.get(role, 0):,}" for kind in kinds), f"{total:,}")
+        for role, total in report.parameters_by_role.items()
+    ]
+    both = [kind.get("attention", 0) + kind.get("mlp", 0) for kind in kinds]
+    layers = sum(kind["layers"] * number for kind, number in zip(kinds, both, strict=True))
+    rows.append(("attention + mlp", *(f"{number:,}" for number in both), f"{layers:,}"))
+    columns = numbers("parameters", *(f"a layer (of {kind['layers']})" for kind in kinds), "total")
+    return Section(columns, tuple(rows), bold=len(rows) - 1)
+
+
+def _caches(report: InspectReport) -> Section:
+    contexts = (f"at {tokens // 1024}k" for tokens in report.rows[0].bytes_at)
+    has_cross = report.cross_layers > 0
+    cross = ["cross-attention, a token read"] * has_cross
+    now = report.rows[0].bytes_per_token
+    rows = tuple(
+        (
+            str(row.groups or "latent"),
+            f"{row.bytes_per_token:,} B",
+            *[f"{row.cross_bytes_per_token:,} B"] * has_cross,
+            *map(format_size, row.bytes_at.values()),
+            f"{row.bytes_per_token / max(1, now):.1%}",
+            ", ".join(map(str, row.tensor_parallel)) or "-",
+        )
+        for row in report.rows
+    )
+    return Section((*numbers("KV heads", "cache a token", *cross, *contexts, "of now"), Column("TP sizes")), rows)

@@ -1,0 +1,40 @@
+"""The options that several verbs share: each is said here once, and a verb names it with its default.
+
+A string below says what the help has no room for.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from mha2gqa.options import Defaults, Option, one_of
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+Model = Annotated[
+    str | None,
+    Option("Directory or Hub id (org/name, org/name@revision). Default: the reference.", is_argument=True),
+]
+"""Local directory or Hub id (`org/name`, `org/name@revision`); None is the reference checkpoint."""
+Converted = Annotated[
+    Path | None, Option("Converted checkpoint. Default: the one directory here with a record.", is_argument=True)
+]
+Against = Annotated[str | None, Option("Original. Default: what the record names.")]
+Column = Annotated[str | None, Option("Column of tables that holds the text.")]
+"""Column of tables that holds the text; None takes `text`, else the only one with strings."""
+Context = Annotated[int | None, Option("Tokens of a block. Default: the model's, up to 2048.")]
+"""Tokens of a block of text; None is as many as the model reads, up to 2048."""
+BatchSize = Annotated[int | None, Option("Blocks at a time. Default: 2048 tokens.", least=1)]
+"""Blocks that are run at a time; None is as many as 2048 tokens hold, and at least one."""
+Dtype = Annotated[str | None, Option("To run in.", parse=one_of(_DTYPES), metavar="|".join(_DTYPES))]
+"""Dtype to run models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
+Device = Annotated[str | None, Option("To run on. Default: an accelerator, else the CPU.")]
+"""Device to run models on; None takes an accelerator when there is one."""
+Seed = Annotated[int, Option("Seed of everything that draws numbers.")]
+ShardSize = Annotated[str | None, Option("Largest weight file, such as 5GB. Default: divided as the source is.")]
+"""Largest weight file, for example `5GB`; None keeps the source's division into files."""
+Page = Annotated[Path | None, Option("Write the page report.html into this directory.", metavar="DIR")]
+Force = Annotated[bool, Option("Replace an output that an earlier run made.")]
+DryRun = Annotated[bool, Option("Print the plan and write nothing.")]
+
+AsJson = Annotated[bool, Option("Print the report as JSON.", flags=("--json",))]
+ConfigFile = Annotated[Path | None, Defaults("YAML file with values for these options.")]

@@ -1,0 +1,74 @@
+"""What is known of the original is asked for once: one command builds each class once, and makes one plan."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mha2gqa.families import blueprint
+from mha2gqa.model.original import Original
+from mha2gqa.targets import plan as planning
+from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.verbs.convert import run as converting
+from mha2gqa.verbs.expand import run as expanding
+from mha2gqa.verbs.verify import file_level
+from tests.families.tiny import save_tiny
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[planning.Plan]:
+    """Every plan that is made from here on."""
+    made: list[planning.Plan] = []
+
+    def make_plan(*arguments: Any) -> planning.Plan:
+        made.append(planning.make_plan(*arguments))
+        return made[-1]
+
+    for module in (converting, expanding, file_level):
+        monkeypatch.setattr(module, "make_plan", make_plan)
+    return made
+
+
+def built(cli: Run, *arguments: object) -> int:
+    """How many model classes one command builds."""
+    blueprint._build.cache_clear()
+    answer = cli(*arguments)
+    assert answer.code == 0, answer.err
+    return blueprint._build.cache_info().misses
+
+
+@pytest.mark.parametrize("options", [("--method", "mean"), ("--method", "aligned"), ("--grouping", "similar")], ids=str)
+def test_convert_builds_the_class_of_the_original_and_of_the_result(
+    options: tuple[str, ...], tmp_path: Path, cli: Run, plans: list[planning.Plan]
+) -> None:
+    save_tiny("llama", tmp_path / "source")
+    assert built(cli, "convert", "source", "-g", 2, "-o", "out", *options) == 2
+    assert len(plans) == 1
+
+
+def test_verify_and_expand_build_both_classes_once(tmp_path: Path, cli: Run, plans: list[planning.Plan]) -> None:
+    save_tiny("qwen2", tmp_path / "source")
+    assert cli("convert", "source", "-g", 2, "-o", "out").code == 0
+    plans.clear()
+    assert built(cli, "verify", "out", "--level", "file") == 2
+    assert built(cli, "expand", "out", "-o", "wide") == 2
+    assert len(plans) == 2
+
+
+def test_a_host_is_one_class_more(tmp_path: Path, cli: Run, plans: list[planning.Plan]) -> None:
+    save_tiny("gptj", tmp_path / "source")
+    assert built(cli, "convert", "source", "-g", 2, "-o", "out") == 3
+    assert len(plans) == 1
+
+
+def test_the_result_knows_its_cache_without_another_class(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "source")
+    blueprint._build.cache_clear()
+    target = KvHeads(1)
+    plan = planning.make_plan(Original.at(tmp_path / "source"), target)
+    before, after = plan.cache
+    assert (before, after) == (4 * after, after)
+    assert blueprint._build.cache_info().misses == 2
