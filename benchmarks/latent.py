@@ -62,7 +62,7 @@ def measured(subject: Subject) -> Iterator[dict[str, Any]]:
                 "way": way,
                 "loss": None if model is None else mean_loss(model, subject.evaluation) - base,
                 "seconds": seconds,
-                "key": f"R {trial.key.width}, {trial.key.name}" if trial else "",
+                "key": f"R {trial.key.width}, {trial.key.kind}" if trial else "",
             }
 
 

@@ -78,7 +78,7 @@ def joint_pca(
     for layer in source.layers:
         known, heads = statistics[layer.module], source.heads(layer, own_tensors(original, layer))
         found = _pca(heads, known.inputs, host.latent)
-        install(student.get_submodule(layer.module), host.attention(layer, found, known, torch.float32))
+        install(student.get_submodule(layer.module), host.attention(layer, found, known))
     return student
 
 

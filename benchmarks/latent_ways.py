@@ -19,19 +19,22 @@ from transformers import PreTrainedModel
 
 from mha2gqa.model.load import context_length, load_model, load_tokenizer
 from mha2gqa.model.original import Original
+from mha2gqa.progress import QUIET
 from mha2gqa.reference.corpus import calibration_files, held_out_files, read_documents
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.latent.choice import Known, Trial, choose
+from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.refiner import RATE, LatentRefiner
 from mha2gqa.refine.latent.statistics import gather_received
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.refine import Refinement
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.targets.latent.config import head_widths
+from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.widths import like_groups, rotary_widths
-from mha2gqa.texts.blocks import pack
+from mha2gqa.texts.blocks import mean_loss, pack
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 
@@ -120,12 +123,21 @@ class Subject:
         """Return the division of a cache that loses the least on text kept aside."""
         if cache not in self.trials:
             widths, is_free = self.options.widths or rotary_widths(cache), self.options.rope == "free"
-            self.trials[cache] = choose(self.known, cache, widths, self.aside, _tell, free=is_free)
+            divisions = [(cache - width, width) for width in widths]
+            self.trials[cache] = choose(self.known, divisions, self._score, free=is_free)
         return self.trials[cache]
 
+    def _score(self, key: RotaryKey, latent: int) -> Trial:
+        model = fitted(self, LatentHost(self.source, key, latent))
+        trial = Trial(key, latent, mean_loss(model, self.aside))
+        print(f"    R {key.width:4d}, {key.kind}: {trial.loss:.4f} on text kept aside", flush=True)
+        return trial
 
-def _tell(trial: Trial) -> None:
-    print(f"    R {trial.key.width:4d}, {trial.key.name}: {trial.loss:.4f} on text kept aside", flush=True)
+
+def fitted(subject: Subject, host: LatentHost) -> PreTrainedModel:
+    """Return a host, every layer fitted by the statistics."""
+    with tempfile.TemporaryDirectory() as folder:
+        return subject.known.student(LatentFiles(Path(folder), host), lambda *_: None)
 
 
 def grouped(subject: Subject, cache: int, *, method: str, refine: Refinement | None) -> PreTrainedModel | None:
@@ -148,13 +160,13 @@ def latent(subject: Subject, cache: int, *, refine: Refinement | None) -> PreTra
     best = subject.best(cache)
     host = LatentHost(subject.source, best.key, best.latent)
     if refine is None:
-        return subject.known.student(host)
+        return fitted(subject, host)
     student = build_latent_student(subject.original, host)
     options = Descent(steps=subject.options.steps, rate=RATE)
     with tempfile.TemporaryDirectory() as folder:
         memory = Activations(8 << 30, Path(folder))
-        refiner = LatentRefiner(subject.original, student, host, subject.calibration, refine, options, memory)
-        refiner.run(lambda report, *_: print(f"    {report.module} {report.errors}", flush=True))
+        files = LatentFiles(Path(folder) / "layers", host)
+        LatentRefiner(subject.original, student, files, subject.calibration, refine, options, memory).run(QUIET)
     return student
 
 

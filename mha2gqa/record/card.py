@@ -35,6 +35,8 @@ _TEXT = """\
 
 _UNTRAINED = "The architecture and all other weights are those of the original."
 
+_OUTSIDE = " outside of attention"
+
 _QUALITY = {
     "merged": "{made} without training, which costs quality: measure it on your own data before you rely on it.",
     "refined": "{made}, and the attention was improved on {text}. That costs quality all the same: measure it on your "
@@ -57,7 +59,7 @@ def card_of(outcome: Outcome, source: Source) -> str:
         title=outcome.output.resolve().name,
         base=f"[{base}](https://huggingface.co/{base})" if source.hub_id else base,
         instead=", ".join(fact.instead for fact in facts),
-        facts="\n".join(f"| {fact.label} | {fact.before} | {fact.after} |" for fact in facts),
+        facts="\n".join(f"| {fact.label} | {_number(fact.before)} | {_number(fact.after)} |" for fact in facts),
         verb="converted" if outcome.command == "convert" else "expanded",
         command=_command_line(outcome, source),
         cache_before=outcome.cache_before,
@@ -97,8 +99,9 @@ def _quality(outcome: Outcome) -> str:
     if outcome.change.effect != "loss":
         return _QUALITY["repeated"]
     was_improved = outcome.text and ("refine" in outcome.options or outcome.method == AUTO)
-    made = find_method(str(outcome.method)).words
-    return _QUALITY["refined" if was_improved else "merged"].format(made=made, text=outcome.text)
+    made = outcome.change.made or find_method(str(outcome.method)).words
+    words = _QUALITY["refined" if was_improved else "merged"].format(made=made, text=outcome.text)
+    return " ".join([words, *(f"{note}." for note in outcome.notes)])
 
 
 def _architecture(outcome: Outcome) -> str:
@@ -106,10 +109,15 @@ def _architecture(outcome: Outcome) -> str:
         return _UNTRAINED
     computed = ", ".join(f"`{name}`" for name in outcome.recomputed) or "none"
     return (
-        f"The original's class, `{outcome.rehosted_from}`, knows only multi-head attention: this checkpoint is the "
-        f"same model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
-        f"anything else was done to them: {computed}. All others are those of the original, under other names."
+        f"The original's class, `{outcome.rehosted_from}`, {outcome.change.lacks}: this checkpoint is the "
+        f"model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
+        f"anything else was done to them: {computed}. All others{_OUTSIDE * bool(outcome.change.made)} are "
+        "those of the original, under other names."
     )
+
+
+def _number(value: Any) -> str:
+    return "none" if value is None else f"{value}"
 
 
 def _inherited(card: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mha2gqa.heads.grouping import Groups
+from mha2gqa.methods import AUTO, AUTO_METHOD
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets import TARGETS
 from mha2gqa.targets.target import Change, Effect
@@ -27,7 +28,7 @@ class Conversion:
     model_type: str
     """Of the result."""
     rehosted_from: str | None = None
-    """Model type of the original, where the result is of another: its own class knows only multi-head attention."""
+    """Model type of the original, where the result is of another."""
     change: Change
     config_changes: list[dict[str, Any]]
     """Path, value before and value after of each key of config.json."""
@@ -40,9 +41,11 @@ class Conversion:
     layers: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """What a layer method did to each attention module: groups, freedom of keys and values, errors after each step."""
     trials: list[Mapping[str, Any]] = field(default_factory=list)
-    """What `--method auto` tried; the one with the least loss is the result."""
+    """What was tried, and what it loses; of `--method auto` the one with the least loss is the result."""
     divergence: tuple[float, float] | None = None
     """From the original in nats a token on text kept aside, before and after `joint` trained all layers together."""
+    notes: list[str] = field(default_factory=list)
+    """What else is to be known of the result, as sentences."""
     uptrain: list[Mapping[str, Any]] = field(default_factory=list)
     """Each training that followed: what it was and what it won."""
 
@@ -54,14 +57,15 @@ class Conversion:
     @property
     def refinement(self) -> str | None:
         """How layers were improved on text: as asked for, or as `auto` chose."""
-        tried = min(self.trials, key=lambda trial: trial["loss"], default=None)
-        refine: str | None = self.options.get("refine") if tried is None else tried["refine"]
+        is_chosen = self.method == AUTO and self.trials
+        tried = min(self.trials, key=lambda trial: trial["loss"]) if is_chosen else self.options
+        refine: str | None = tried.get("refine")
         return refine
 
     @property
     def way(self) -> str | None:
         """The method and, where layers were improved on text, how: `aligned, distil`; None where nothing was merged."""
-        method = "auto: aligned" if self.trials else self.method
+        method = f"{AUTO}: {AUTO_METHOD}" if self.method == AUTO and self.trials else self.method
         return ", ".join(filter(None, (method, self.refinement))) or None
 
     @property
@@ -109,7 +113,7 @@ class Conversion:
 
 _KEPT = (
     *("command", "options", "targets", "model_type", "config_changes", "groups", "dropped", "text", "layers"),
-    *("trials", "uptrain", "divergence", "rehosted_from"),
+    *("trials", "notes", "uptrain", "divergence", "rehosted_from"),
 )
 
 
@@ -149,7 +153,7 @@ class Outcome(Conversion):
 _REPORTED = (
     *("command", "source", "output", "written", "model_type", "method", "cache_before", "cache_after", "bytes_read"),
     *("bytes_written", "config_changes", "files", "companions", "tensors", "seconds", "text", "layers", "trials"),
-    *("way", "divergence", "rehosted_from", "added"),
+    *("way", "divergence", "rehosted_from", "added", "notes"),
 )
 
 
@@ -181,6 +185,7 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         layers=[_parse_layer(layer) for layer in content.get("layers", [])],
         trials=[_parse_trial(trial) for trial in content.get("trials", [])],
         divergence=_parse_divergence(content.get("divergence")),
+        notes=[str(note) for note in content.get("notes", [])],
         uptrain=[dict(entry) for entry in content.get("uptrain", [])],
     )
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from mha2gqa.targets.expand import Expand
 from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.latent.target import Latent
 from mha2gqa.targets.target import Chain, Target
 
-TARGETS: Mapping[str, type[KvHeads] | type[Expand]] = {
+TARGETS: Mapping[str, type[KvHeads] | type[Expand] | type[Latent]] = {
     "kv_heads": KvHeads,
     "expand": Expand,
+    "latent": Latent,
 }
 """Name in the record -> target."""
 

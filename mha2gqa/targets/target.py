@@ -37,13 +37,17 @@ class Fact:
 
     @property
     def arrow(self) -> str:
-        """As `8 -> 4`."""
-        return f"{self.before} -> {self.after}"
+        """As `8 -> 4`; what there was none of before has one number."""
+        return str(self.after) if self.before is None else f"{self.before} -> {self.after}"
 
     @property
     def instead(self) -> str:
-        """As `4 KV heads instead of 8`."""
-        return f"{self.after} {self.label} instead of {self.before}"
+        """As `4 KV heads instead of 8`, or `latent width 512`."""
+        return str(self) if self.before is None else f"{self.after} {self.label} instead of {self.before}"
+
+    def __str__(self) -> str:
+        """As `8 -> 4 KV heads`, or `latent width 512`."""
+        return f"{self.label} {self.after}" if self.before is None else f"{self.arrow} {self.label}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,10 @@ class Change:
     """Of the target on the outputs, where anything changes."""
     tags: tuple[str, ...] = ()
     """Of the result, on the Hub."""
+    made: str = ""
+    """How the result came about, as a sentence; empty where the method says it."""
+    lacks: str = "knows only multi-head attention"
+    """Why the result may be of another class than the original: what is wrong with that one."""
 
     @classmethod
     def joined(cls, changes: Sequence["Change"]) -> "Change":
@@ -66,6 +74,8 @@ class Change:
             facts=tuple(fact for change in changes for fact in change.facts),
             effect=max((change.effect for change in changes if change.is_any), key=order.index, default="none"),
             tags=tuple(tag for change in changes for tag in change.tags),
+            made=changes[-1].made,
+            lacks=changes[-1].lacks,
         )
 
     @property
@@ -85,7 +95,7 @@ class Change:
 
     def __str__(self) -> str:
         """Return the change as `8 -> 4 KV heads`."""
-        return ", ".join(f"{fact.arrow} {fact.label}" for fact in self.facts)
+        return ", ".join(map(str, self.facts))
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
+from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.student import install, own_tensors
 from mha2gqa.targets.latent.fit import Fitted, fit
 from mha2gqa.targets.latent.form import RotaryKey
-from mha2gqa.targets.latent.host import LatentHost, LatentSource
+from mha2gqa.targets.latent.host import LatentSource
 from mha2gqa.targets.latent.planes import plane_gains
 from mha2gqa.targets.latent.rope import free_key, portable_keys
-from mha2gqa.texts.blocks import mean_loss
 
 _SAMPLED = 4
 """Layers, evenly spaced, on which keys of one width are compared."""
@@ -34,6 +34,10 @@ class Trial:
     """C."""
     loss: float
     """Nats a token on the text that was kept aside."""
+
+
+Score = Callable[[RotaryKey, int], Trial]
+"""Fits every layer for a rotary key and a width C, and runs the model on text that no statistics have seen."""
 
 
 @dataclass(frozen=True)
@@ -62,68 +66,46 @@ class Known:
             if layer.rotary.width
         ]
 
-    def student(self, host: LatentHost) -> PreTrainedModel:
-        """Return the host in memory, every layer fitted by the statistics."""
+    def student(self, files: LatentFiles, tell: Callable[[int, int], object]) -> PreTrainedModel:
+        """Return the host in memory, every layer fitted by the statistics and written, one after the other.
+
+        Args:
+            files: Where layers are written; those that are there already are taken over.
+            tell: Told of every layer that was fitted.
+        """
+        host, layers = files.host, self.source.layers
         student = build_latent_student(self.original, host)
-        for layer in self.source.layers:
-            module = student.get_submodule(layer.module)
-            dtype, known = next(module.parameters()).dtype, self.statistics[layer.module]
-            heads = self.fitted(layer, host.key, host.latent).heads
-            install(module, host.attention(layer, heads, known, dtype))
+        for number, layer in enumerate(layers):
+            if not files.has(number):
+                found = self.fitted(layer, host.key, host.latent)
+                tensors = host.attention(layer, found.heads, self.statistics[layer.module])
+                files.write(number, tensors, {"module": layer.module, "errors": {}, **found.losses})
+                tell(1, len(layers))
+            install(student.get_submodule(layer.module), files.read(number))
         return student
 
+    def key(self, width: int, latent: int, *, free: bool) -> RotaryKey:
+        """Return the best rotary key of a width: any (`free`), or of those that every engine knows."""
+        source = self.source
+        if free:
+            return free_key(source.rotary, self.gains(), width // 2, theta=source.theta, context=source.context)
+        layers = [layer for layer in source.layers if layer.rotary.width]
+        sampled = layers[:: max(1, len(layers) // _SAMPLED)]
 
-def score(known: Known, key: RotaryKey, latent: int, aside_BT: Sequence[torch.Tensor]) -> Trial:
-    """Fit every layer and run the model.
+        def lost(key: RotaryKey) -> float:
+            return sum(self.fitted(layer, key, latent).lost for layer in sampled)
 
-    Args:
-        known: The source, and what text tells of it.
-        key: The rotary key.
-        latent: C.
-        aside_BT: Text that no statistics have seen.
-    """
-    return Trial(key, latent, mean_loss(known.student(LatentHost(known.source, key, latent)), aside_BT))
+        return min(portable_keys(source.rotary, width // 2, context=source.context), key=lost)
 
 
-def choose(
-    known: Known,
-    cache: int,
-    widths: Sequence[int],
-    aside_BT: Sequence[torch.Tensor],
-    tell: Callable[[Trial], object],
-    *,
-    free: bool,
-) -> Trial:
-    """Try widths of the rotary key, and return what loses the least.
+def choose(known: Known, divisions: Sequence[tuple[int, int]], score: Score, *, free: bool) -> Trial:
+    """Try divisions of a cache, and return what loses the least.
 
     Args:
         known: The source, and what text tells of it.
-        cache: C + R.
-        widths: R that are tried (`rotary_widths`).
-        aside_BT: Text that no statistics have seen.
-        tell: Told of each trial.
+        divisions: C and R of each.
+        score: Measures one of them with a rotary key.
         free: Whether rotary speeds are free (transformers alone), or those that every engine knows.
     """
-    trials = []
-    gains = known.gains() if free else []
-    for width in widths:
-        key = _free(known.source, gains, width) if free else best_portable(known, width, cache - width)
-        if key.width < cache:
-            trials.append(score(known, key, cache - key.width, aside_BT))
-            tell(trials[-1])
+    trials = [score(known.key(width, latent, free=free), latent) for latent, width in divisions]
     return min(trials, key=lambda trial: trial.loss)
-
-
-def _free(source: LatentSource, gains: Sequence[torch.Tensor], width: int) -> RotaryKey:
-    return free_key(source.rotary, gains, width // 2, theta=source.theta, context=source.context)
-
-
-def best_portable(known: Known, width: int, latent: int) -> RotaryKey:
-    """Return the portable key of a width that the fit prefers on a few layers."""
-    layers = [layer for layer in known.source.layers if layer.rotary.width]
-    sampled = layers[:: max(1, len(layers) // _SAMPLED)]
-
-    def lost(key: RotaryKey) -> float:
-        return sum(known.fitted(layer, key, latent).lost for layer in sampled)
-
-    return min(portable_keys(known.source.rotary, width // 2, context=known.source.context), key=lost)

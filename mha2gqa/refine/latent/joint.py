@@ -4,7 +4,7 @@ While they are trained, the student's attention modules stand without the norms 
 (`modules.py`); what they have learned is brought back at the end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mha2gqa.progress import Advance
 from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.joint import train_jointly
 from mha2gqa.refine.latent.modules import trained_names, with_norms, without_norms
@@ -32,7 +33,7 @@ def train_latent_jointly(
     training_BT: Sequence[torch.Tensor],
     aside_BT: Sequence[torch.Tensor],
     options: Descent,
-    progress: Callable[[int, int], object],
+    progress: Advance,
 ) -> tuple[float, float]:
     """Train the student's attention in place.
 

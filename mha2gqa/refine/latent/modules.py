@@ -24,8 +24,11 @@ _NORMED = (("kv_a_proj_with_mqa", "kv_a_layernorm"), ("q_a_proj", "q_a_layernorm
 
 
 def trained_names(free: nn.Module) -> list[str]:
-    """Return the parameters of a module without norms that training changes: all it has."""
-    return [name for name, _ in free.named_parameters()]
+    """Return the parameters of a module without norms that training changes: all but a bias of its output.
+
+    What that adds to every output is the source's, and is written without the attention (`targets/latent/tensors.py`).
+    """
+    return [name for name, _ in free.named_parameters() if name != f"{OUTPUT}.bias"]
 
 
 @torch.no_grad()

@@ -25,8 +25,7 @@ def build_latent_student(original: PreTrainedModel, host: LatentHost) -> PreTrai
     plan = host.model.blueprint
     state = original.state_dict()
     like = next(original.parameters())
-    recipes = host.others(like.dtype)
-    tensors = {recipe.name: _made(recipe, state, plan.module_shapes[recipe.name]) for recipe in recipes}
+    tensors = {recipe.name: _made(recipe, state, plan.module_shapes[recipe.name]) for recipe in host.others()}
     for name, shape in plan.module_shapes.items():
         if name not in tensors:
             tensors[name] = like.new_zeros(shape)

@@ -53,6 +53,11 @@ class Fitted:
     """What the fit lessens, as a share of the energy of the layer's output."""
     rounds: int
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """What is lost of scores and of values, by name."""
+        return {"scores_lost": self.scores_lost, "values_lost": self.values_lost}
+
 
 def fit(
     heads: AttentionHeads,

@@ -28,7 +28,12 @@ class RotaryKey:
     parameters: dict[str, Any]
     """`rope_parameters` of the host that give these speeds."""
     name: str
-    """What a report calls it."""
+    """What a report calls it, and what makes it again (`rope.named_key`)."""
+
+    @property
+    def kind(self) -> str:
+        """The name, in which free planes are not listed."""
+        return "free" if self.parameters["rope_type"] == "longrope" else self.name
 
     @property
     def width(self) -> int:

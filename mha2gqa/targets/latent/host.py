@@ -93,6 +93,10 @@ class LatentHost:
     key: RotaryKey
     latent: int
     """C."""
+    dtype: torch.dtype = torch.float32
+    """Of the host's file."""
+    tokenizer_class: str | None = None
+    """What loaders of the tokenizer are to take, where the model type told them."""
 
     @cached_property
     def shape(self) -> HostShape:
@@ -103,27 +107,22 @@ class LatentHost:
     def model(self) -> Architecture:
         """What its config says."""
         source = self.source.model
-        return Architecture(host_config(source.config_json, source.blueprint, self.shape, self.key))
+        config = host_config(source.config_json, source.blueprint, self.shape, self.key)
+        named = {} if self.tokenizer_class is None else {"tokenizer_class": self.tokenizer_class}
+        return Architecture(config | named)
 
-    def attention(
-        self, layer: AttentionLayer, heads: LatentHeads, known: Statistics, dtype: torch.dtype
-    ) -> dict[str, torch.Tensor]:
-        """Return the tensors of a layer's attention module but for a bias of its output, rounded to a dtype.
+    def attention(self, layer: AttentionLayer, heads: LatentHeads, known: Statistics) -> dict[str, torch.Tensor]:
+        """Return the tensors of a layer's attention module but for a bias of its output, rounded to the file's dtype.
 
         Args:
             layer: The layer of the source; the host's module has the same name.
             heads: The fitted layer.
             known: Of its inputs.
-            dtype: Of the host's file.
         """
         scale, fold = self.source.scaling(layer), Folding.of(self.source.facts)
-        tensors = attention_tensors(heads, known, self.shape, scale, fold, linear(dtype))
-        return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        tensors = attention_tensors(heads, known, self.shape, scale, fold, linear(self.dtype))
+        return {name: tensor.to(self.dtype) for name, tensor in tensors.items()}
 
-    def others(self, dtype: torch.dtype) -> Iterator[Recipe]:
-        """Give all other tensors, each with what it is made of.
-
-        Args:
-            dtype: Of the host's file.
-        """
-        return other_tensors(self.source.model.blueprint, self.source.facts, self.shape, linear(dtype))
+    def others(self) -> Iterator[Recipe]:
+        """Give all other tensors, each with what it is made of."""
+        return other_tensors(self.source.model.blueprint, self.source.facts, self.shape, linear(self.dtype))

@@ -9,6 +9,8 @@ source's own fastest planes, with a smaller span a finer ladder, whose neighbour
 `yarn` with a sharp ramp and a factor below 1 multiplies the slow half of a plain ladder so that it repeats the fast
 half: the same planes twice.
 
+A key has a name that says all of it, to those who know its source and width: `ladder:24`, `twice`, `planes:0,0,1,5`.
+
 Legend: P planes of a head of the source, n planes of the shared key.
 """
 
@@ -24,6 +26,8 @@ from mha2gqa.targets.latent.planes import best_planes
 
 _SPANS = (1.0, 0.75, 0.5)
 """Spans of ladders that are tried, in multiples of n."""
+_LADDER, _TWICE, _PLANES = "ladder", "twice", "planes"
+"""Kinds of keys, as their names begin."""
 
 
 def free_key(rotary: Rotary, gains: Sequence[torch.Tensor], planes: int, *, theta: float, context: int) -> RotaryKey:
@@ -36,8 +40,17 @@ def free_key(rotary: Rotary, gains: Sequence[torch.Tensor], planes: int, *, thet
         theta: Any base of plain speeds.
         context: Tokens that the model was trained on.
     """
-    begins = best_planes(gains, planes)
-    speeds = tuple(rotary.frequencies[plane] for plane, _ in begins)
+    return planes_key(rotary, [plane for plane, _ in best_planes(gains, planes)], theta=theta, context=context)
+
+
+def planes_key(rotary: Rotary, planes: Sequence[int], *, theta: float, context: int) -> RotaryKey:
+    """Return a key of these planes of the source, in their order; one that comes again is a further key of it."""
+    taken: Counter[int] = Counter()
+    begins = []
+    for plane in planes:
+        begins.append((plane, taken[plane]))
+        taken[plane] += 1
+    speeds = tuple(rotary.frequencies[plane] for plane in planes)
     plain = _ladder(theta, len(speeds))
     # A plane that stands still has a speed so small that no context tells.
     factors = [one / max(speed, 1e-30) for one, speed in zip(plain, speeds, strict=True)]
@@ -50,7 +63,32 @@ def free_key(rotary: Rotary, gains: Sequence[torch.Tensor], planes: int, *, thet
         "attention_factor": 1.0,
         "original_max_position_embeddings": context,
     }
-    return RotaryKey(speeds, begins, parameters, "free")
+    return RotaryKey(speeds, tuple(begins), parameters, f"{_PLANES}:{','.join(map(str, planes))}")
+
+
+def named_key(name: str, rotary: Rotary, planes: int, *, theta: float, context: int) -> RotaryKey:
+    """Return the key of a name.
+
+    Args:
+        name: As `RotaryKey.name` has it.
+        rotary: Of the source's layers that rotate.
+        planes: How many the key has.
+        theta: Any base of plain speeds.
+        context: Tokens that the model was trained on.
+
+    Raises:
+        ValueError: There is no such key.
+    """
+    kind, _, numbers = name.partition(":")
+    known = len(rotary.frequencies)
+    if kind == _TWICE and not numbers and planes % 2 == 0 and planes // 2 <= known:
+        return repeated_key(rotary, planes, context=context)
+    given = [int(number) for number in numbers.split(",")] if numbers else []
+    if kind == _LADDER and len(given) == 1 and 1 <= given[0] <= known:
+        return ladder_key(rotary, planes, given[0])
+    if kind == _PLANES and len(given) == planes and all(0 <= plane < known for plane in given):
+        return planes_key(rotary, given, theta=theta, context=context)
+    raise ValueError(f"{name!r} is no rotary key of {planes} planes, of {known} of the source")
 
 
 def portable_keys(rotary: Rotary, planes: int, *, context: int) -> Iterator[RotaryKey]:
@@ -73,7 +111,7 @@ def ladder_key(rotary: Rotary, planes: int, span: int) -> RotaryKey:
     base = _step(rotary) ** span
     speeds = _ladder(base, planes)
     parameters = {"rope_type": "default", "rope_theta": base}
-    return RotaryKey(speeds, _nearest(rotary, speeds), parameters, f"ladder over {span} planes")
+    return RotaryKey(speeds, _nearest(rotary, speeds), parameters, f"{_LADDER}:{span}")
 
 
 def repeated_key(rotary: Rotary, planes: int, *, context: int) -> RotaryKey:
@@ -81,13 +119,14 @@ def repeated_key(rotary: Rotary, planes: int, *, context: int) -> RotaryKey:
 
     A plain ladder of n planes at the source's own steps has planes i and i + n/2 apart by step^(n/2): yarn divides
     those from n/2 on by a factor of step^(-n/2). Its ramp between planes that are left and planes that are divided
-    is given by numbers of turns within the context: it begins at `turns(n/2 - 1/2)` and ends there, and is cut off
-    at whole planes, so that it is a step.
+    is given by numbers of turns within the original context: it begins at `turns(n/2 - 1/2)` and ends there, and is
+    cut off at whole planes, so that it is a step. That context says no more; it is so long that the factor makes the
+    model's of it, for vLLM has as many positions.
     """
     half, step = planes // 2, _step(rotary)
-    base = step**planes
+    base, original = step**planes, math.ceil(context * step**half)
     # Turns of plane x within a context: context / (2π base^(x/n)).
-    turns = context / (2 * math.pi) / base ** ((half - 0.5) / planes)
+    turns = original / (2 * math.pi) / base ** ((half - 0.5) / planes)
     parameters = {
         "rope_type": "yarn",
         "rope_theta": base,
@@ -95,11 +134,11 @@ def repeated_key(rotary: Rotary, planes: int, *, context: int) -> RotaryKey:
         "beta_fast": turns,
         "beta_slow": turns,
         "attention_factor": 1.0,
-        "original_max_position_embeddings": context,
+        "original_max_position_embeddings": original,
         "truncate": True,
     }
     speeds = _ladder(step**half, half) * 2
-    return RotaryKey(speeds, _nearest(rotary, speeds), parameters, f"{half} planes twice")
+    return RotaryKey(speeds, _nearest(rotary, speeds), parameters, _TWICE)
 
 
 def _ladder(base: float, planes: int) -> tuple[float, ...]:

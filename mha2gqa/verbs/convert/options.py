@@ -3,6 +3,8 @@
 -g 4                        self- and cross-attention; an encoder that a decoder reads stays as it is
 -g 4 --attention encoder    that kind alone
 -g decoder=8,cross=4        each kind its own number
+--latent 512 --rope-width 64      no KV heads: one latent for all heads (MLA)
+--latent-like-groups 4            the same, in the cache of 4 KV heads; text divides it
 """
 
 from collections.abc import Mapping
@@ -78,22 +80,45 @@ ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes t
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Convert a checkpoint to fewer KV heads."""
+    """Convert a checkpoint to fewer KV heads, or to a latent."""
 
     model: Model = None
     groups: Annotated[
-        int | Mapping[str, int],
+        int | Mapping[str, int] | None,
         Option(
             "KV heads of the result (1 makes MQA); with decoder=8,cross=4 of each kind of attention.",
             parse=_groups,
             metavar="G",
             flags=("--groups", "-g"),
         ),
-    ]
+    ] = None
     """KV heads of the result, G; or of each kind of attention that changes, of `decoder`, `cross` and `encoder`. A
     number alone stands for all kinds but an encoder's."""
+    latent: Annotated[
+        int | None,
+        Option(
+            "Instead: width of one latent for all heads (MLA). 512 with --rope-width 64 is what kernels take.", least=2
+        ),
+    ] = None
+    """In the place of `groups`: width C of the latent of the result."""
+    rope_width: Annotated[
+        int | None, Option("Width of the rotary key beside the latent. Default: chosen by loss on text.", least=2)
+    ] = None
+    """Width R of the rotary key that all heads share; None is chosen among a few by loss on text kept aside."""
+    latent_like_groups: Annotated[
+        int | None, Option("Instead: latent and rotary key in the cache of so many KV heads.", least=1, metavar="G")
+    ] = None
+    """In the place of `groups` and `latent`: C + R is the cache of so many KV heads, divided by loss on text."""
+    rope_frequencies: Annotated[
+        str,
+        Option(
+            "Speeds of the rotary key: those that engines know, or any (for transformers alone).",
+            metavar="portable|free",
+        ),
+    ] = "portable"
+    """`portable`, `free`, or the name of a rotary key, as a record has it."""
     output: Annotated[Path | None, Option("Directory to create.", flags=("--output", "-o"))] = None
-    """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
+    """Directory to create; None is `./<name>-gqa<G>`, `./<name>-mqa` for one group, `./<name>-mla<C>-<R>`."""
     attention: InitVar[
         Annotated[
             tuple[str, ...] | None,
@@ -140,23 +165,58 @@ class ConvertOptions(Options):
 
     def __post_init__(self, attention: tuple[str, ...] | None) -> None:
         super().__post_init__()
+        self._check_target(attention)
         if attention is not None:
             if not isinstance(self.groups, int):
                 raise OptionError("--attention does not go with a --groups that names the kinds itself.")
             kinds = read(parameters(ConvertOptions)["attention"], attention)
             object.__setattr__(self, "groups", dict.fromkeys(kinds, self.groups))
 
-    def recorded(self) -> dict[str, object]:
-        """Return the options that change the result, by their names on the command line; those of text only with it."""
-        recorded: dict[str, object] = {
-            "groups": self.groups if isinstance(self.groups, int) else dict(self.groups),
-            "method": self.method,
-            "grouping": self.grouping,
-            "seed": self.seed,
+    @property
+    def is_latent(self) -> bool:
+        """Whether a latent was asked for, in the place of KV heads."""
+        return self.groups is None
+
+    def _check_target(self, attention: tuple[str, ...] | None) -> None:
+        """Refuse what does not go with KV heads, or not with a latent.
+
+        Raises:
+            OptionError: It was asked for.
+        """
+        asked = {"--groups": self.groups, "--latent": self.latent, "--latent-like-groups": self.latent_like_groups}
+        given = [name for name, value in asked.items() if value is not None]
+        if len(given) != 1:
+            found = (
+                f"{' and '.join(given)} exclude one another" if given else "Nothing says what attention shall become"
+            )
+            raise OptionError(f"{found}: give one of {', '.join(asked)}.")
+        heads = {"--method": self.method != "mean", "--grouping": self.grouping != "contiguous"}
+        heads |= {"--attention": attention is not None}
+        latents = {
+            "--rope-width": self.rope_width is not None,
+            "--rope-frequencies": self.rope_frequencies != "portable",
         }
+        for name, is_given in (heads if self.is_latent else latents).items():
+            if is_given:
+                raise OptionError(f"{name} does not go with {given[0]}.")
+        if self.latent is None and self.rope_width is not None:
+            raise OptionError("--rope-width goes with --latent: text divides the cache of --latent-like-groups.")
+
+    def recorded(self) -> dict[str, object]:
+        """Return the options that change the result, by their names on the command line; those of text only with it.
+
+        Those of a latent are its target's to tell, when text has chosen.
+        """
+        recorded: dict[str, object] = {"seed": self.seed}
+        if self.groups is not None:
+            recorded = {
+                "groups": self.groups if isinstance(self.groups, int) else dict(self.groups),
+                "method": self.method,
+                "grouping": self.grouping,
+            } | recorded
         chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
-        if self.data or demand(self.method, self.grouping, self.refine).needs_text:
+        if self.data or self.is_latent or demand(self.method, self.grouping, self.refine).needs_text:
             used: dict[str, object] = {"data": list(self.data), "refine": self.refine, "column": self.column}
             used |= {"tokens": self.tokens, "context": self.context, "steps": self.steps if trains else None}
             used |= {"max-ppl-increase": self.max_ppl_increase if chooses else None}

@@ -10,12 +10,14 @@ from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.latent.target import Latent
 from mha2gqa.targets.plan import make_plan
+from mha2gqa.targets.target import Target
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
 def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
-    """Convert a checkpoint to fewer KV heads.
+    """Convert a checkpoint to fewer KV heads, or to a latent.
 
     Args:
         options: What to convert, and how.
@@ -28,20 +30,26 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
-    original, target = Original.find(options.model), KvHeads(options.groups)
+    original, target = Original.find(options.model), _target(options)
     plan = make_plan(target.host(original), target)
     output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
         made = None
-        if _whole_layers(options):
-            # What runs a model and reads text is half of the package: it is imported where layers ask for it.
+        # What runs a model and reads text is half of the package: it is imported where layers ask for it.
+        if isinstance(target, Latent):
+            from mha2gqa.verbs.convert.latents import converted_latents
+
+            made = stack.enter_context(converted_latents(options, plan, target, output, progress))
+            target = made.target or target
+            plan = make_plan(plan.original, target)
+        elif _whole_layers(options):
             from mha2gqa.verbs.convert.conversion import converted_layers
 
             made = stack.enter_context(converted_layers(options, plan, output, progress))
         request = Request(
             command="convert",
             target=target,
-            options=options.recorded(),
+            options={**({} if options.groups is not None else target.options()), **options.recorded()},
             output=output,
             max_shard_size=options.max_shard_size,
             force=options.force,
@@ -49,6 +57,17 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             told=made.told() if made else {},
         )
         return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
+
+
+def _target(options: ConvertOptions) -> Target:
+    if options.groups is not None:
+        return KvHeads(options.groups)
+    return Latent(
+        latent=options.latent,
+        rope_width=options.rope_width,
+        groups=options.latent_like_groups,
+        frequencies=options.rope_frequencies,
+    )
 
 
 def _whole_layers(options: ConvertOptions) -> bool:

@@ -28,9 +28,9 @@ def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
     yield "source", f"{report.source} ({report.rehosted_from or report.model_type})"
     yield "output", str(report.output)
     if report.rehosted_from is not None:
-        yield "class", f"{report.model_type}: that of {report.rehosted_from} knows only multi-head attention"
-    for fact in report.change.facts:
-        yield fact.label, fact.arrow + (f", {report.way}" if report.way else "")
+        yield "class", f"{report.model_type}: that of {report.rehosted_from} {report.change.lacks}"
+    for number, fact in enumerate(report.change.facts):
+        yield fact.label, fact.arrow + (f", {report.way}" if report.way and not number else "")
     yield from _layers(report)
     yield "KV cache", _cache(report)
     yield "weights", f"{size(report.bytes_read)} -> {size(report.bytes_written)}"
@@ -49,13 +49,16 @@ def _cache(report: Outcome) -> str:
 
 
 def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
-    """Yield what a layer method did: what could not move, the errors of layers, what `auto` tried."""
-    fixed = {side: sum(layer[side] == "fixed" for layer in report.layers) for side in ("keys", "values")}
+    """Yield what a layer method did: what could not move, the errors of layers, what was tried."""
+    fixed = {side: sum(layer.get(side) == "fixed" for layer in report.layers) for side in ("keys", "values")}
     if any(fixed.values()) and report.method and not find_method(report.method).streams:
         held = " and ".join(f"the {side} of {count}" for side, count in fixed.items() if count)
         yield "averaged", f"{held} of {len(report.layers)} layers, which the family does not allow to move"
     if report.text:
         yield "text", report.text
+    for what in ("scores", "values"):
+        if lost := [layer[f"{what}_lost"] for layer in report.layers if f"{what}_lost" in layer]:
+            yield f"{what} lost", f"{sum(lost) / len(lost):.2%} of their energy, mean of the layers"
     for step in report.layers[0]["errors"] if report.layers else ():
         mean = sum(layer["errors"].get(step, min(layer["errors"].values())) for layer in report.layers)
         error = mean / len(report.layers)
@@ -64,8 +67,10 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
         before, after = report.divergence
         yield "error joint", f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
-        way = trial["refine"] or AUTO_METHOD
-        yield f"tried {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
+        way = ", ".join(filter(None, (trial.get("way"), trial["refine"]))) or AUTO_METHOD
+        yield f"{trial.get('label', 'tried')} {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
+    for note in report.notes:
+        yield "note", note
 
 
 def _plan(report: Outcome) -> Iterator[Part]:

@@ -97,9 +97,11 @@ def _damaged_file(pair: Pair) -> str:
 def _plan(pair: Pair) -> Plan | None:
     """Plan the recorded conversion again; None where its method needs more than the original."""
     conversion = pair.conversion
-    if conversion.uptrain or not {name for name, value in conversion.options.items() if value} <= _RECOMPUTABLE:
+    if conversion.uptrain:
         return None
-    if conversion.method is not None and not _streams(conversion):
+    used = {name for name, value in conversion.options.items() if value}
+    # Targets that merge no heads say themselves, by `Computed` pieces, what needs more than the original.
+    if conversion.method is not None and not (used <= _RECOMPUTABLE and _streams(conversion)):
         return None
     return make_plan(pair.original, pair.record.target)
 
@@ -139,7 +141,7 @@ def _wanted(pair: Pair, converted: Checkpoint, plan: Plan | None) -> dict[str, t
 
 
 def _expected(pair: Pair, converted: Checkpoint, plan: Plan | None, guilty: set[str]) -> list[Expected]:
-    planned = {tensor.name: tensor for tensor in plan.tensors} if plan else {}
+    planned = {tensor.name: tensor for tensor in plan.tensors if not tensor.is_computed} if plan else {}
     return [
         Expected(info, planned.get(info.name) if plan else _copied(info, pair))
         for info in converted.tensors
@@ -177,7 +179,7 @@ def _problem(pair: Pair, tensor: Expected, result: Compared, recorded: str) -> s
 
 def _made_by(pair: Pair, made_of: OutputTensor | None) -> str:
     conversion = pair.conversion
-    if made_of is not None and made_of.is_copy:
+    if made_of is not None and (made_of.is_copy or made_of.is_made):
         return f"what is computed of the original's for {conversion.model_type}"
     made = "the repetition" if conversion.method is None else f"the result of {conversion.method!r}"
     return f"{made} of the original's heads"
@@ -230,10 +232,20 @@ def config_findings(pair: Pair, converted: Checkpoint, plan: Plan | None) -> Ite
         for key in path[:-1]:
             holder = holder.setdefault(key, {})
         holder[path[-1]] = value
+        if value is None and _is_absent(converted.config, path):
+            del holder[path[-1]]
     for path, wanted, found in _differences(expected, converted.config):
         name = ".".join(path)
         whose = "its recorded value" if path in recorded else "the original's"
         yield _finding(f"config.json: {name}", f"is {_show(found)}, not {whose}, {_show(wanted)}")
+
+
+def _is_absent(config: Any, path: tuple[str, ...]) -> bool:
+    for key in path:
+        if not isinstance(config, dict) or key not in config:
+            return True
+        config = config[key]
+    return False
 
 
 def _differences(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

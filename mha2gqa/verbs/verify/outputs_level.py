@@ -132,7 +132,8 @@ def loaded(models: Models) -> PreTrainedModel:
 def layer_errors(models: Models) -> LayerErrors:
     """Return sums, still empty, of the errors of the attention modules that both models have."""
     original = models.pair.original
-    return LayerErrors(original.origin.compared(original.architecture.attention_modules))
+    origin = original.origin
+    return LayerErrors(origin.compared(original.architecture.attention_modules), origin.output_scale or 1.0)
 
 
 def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:

@@ -1,15 +1,18 @@
 """Layers fitted and improved on text: exact where the cache is wide enough, better with each step where it is not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from mha2gqa.progress import QUIET
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent, relative_error
+from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.modules import OUTPUT, values_of
-from mha2gqa.refine.latent.refiner import LatentRefiner, LatentReport
+from mha2gqa.refine.latent.refiner import LatentRefiner
 from mha2gqa.refine.latent.refit import refit_latent
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.refine import Refinement
@@ -29,12 +32,11 @@ def refined(
     refinement: Refinement | None,
     directory: Path,
     batches: list[torch.Tensor],
-) -> tuple[PreTrainedModel, list[LatentReport]]:
-    student, reports = build_latent_student(model, host), []
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    student, files = build_latent_student(model, host), LatentFiles(directory / str(refinement), host)
     options, memory = Descent(steps=60, rate=0.003), Activations(1 << 30, directory)
-    refiner = LatentRefiner(model, student, host, batches, refinement, options, memory)
-    refiner.run(lambda report, *_: reports.append(report))
-    return student, reports
+    LatentRefiner(model, student, files, batches, refinement, options, memory).run(QUIET)
+    return student, [files.report(number) for number in range(len(host.source.layers))]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_nothing_is_lost_where_the_cache_is_wide_enough(
     model = tiny_model(tiny_config(model_type, **overrides))
     student, reports = refined(model, whole_host(model), "refit", tmp_path, BATCHES[:8])
     assert (logits(student) - logits(model)).abs().max() < 1e-3
-    assert all(error < 1e-8 for report in reports for error in report.errors.values())
+    assert all(error < 1e-8 for report in reports for error in report["errors"].values())
 
 
 def test_every_step_helps(tmp_path: Path) -> None:
@@ -66,12 +68,14 @@ def test_every_step_helps(tmp_path: Path) -> None:
         student, reports = refined(model, host, refinement, tmp_path, BATCHES)
         losses.append(float((logits(student) - logits(model)).square().mean()))
     assert losses[1] < 0.95 * losses[0]
-    assert reports[0].errors["distil"] < reports[0].errors["refit"] < reports[0].errors["fitted"]
+    first = reports[0]["errors"]
+    assert first["distil"] < first["refit"] < first["fitted"]
     for report in reports:
-        assert list(report.errors) == ["fitted", "refit", "distil"]
-        assert report.errors["distil"] <= report.errors["refit"] <= report.errors["fitted"]
-        assert 0 < report.values_lost < 1
-    assert [report.module for report in reports] == [layer.module for layer in host.source.layers]
+        errors = report["errors"]
+        assert list(errors) == ["fitted", "refit", "distil"]
+        assert errors["distil"] <= errors["refit"] <= errors["fitted"]
+        assert 0 < report["values_lost"] < 1
+    assert [report["module"] for report in reports] == [layer.module for layer in host.source.layers]
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def fitted_host(model: PreTrainedModel, host: LatentHost) -> PreTrainedModel:
     student = build_latent_student(model, host)
     for layer, heads in zip(source.layers, heads_of(source, model), strict=True):
         found = fit(heads, None, host.key, host.latent, source.scaling(layer))
-        tensors = host.attention(layer, found.heads, NOTHING_KNOWN, model.dtype)
+        tensors = host.attention(layer, found.heads, NOTHING_KNOWN)
         install(student.get_submodule(layer.module), tensors)
     return student
 
@@ -61,4 +61,4 @@ def whole_host(model: PreTrainedModel) -> LatentHost:
     """The host of a model at which nothing is lost."""
     source = LatentSource.of(architecture(model.config))
     heads = heads_of(source, model)
-    return LatentHost(source, whole_key(source, heads), whole_latent(heads))
+    return LatentHost(source, whole_key(source, heads), whole_latent(heads), model.dtype)

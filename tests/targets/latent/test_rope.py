@@ -9,7 +9,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Rotar
 
 from mha2gqa.heads.attention import Rotary
 from mha2gqa.targets.latent.form import RotaryKey
-from mha2gqa.targets.latent.rope import free_key, ladder_key, portable_keys, repeated_key
+from mha2gqa.targets.latent.rope import free_key, ladder_key, named_key, portable_keys, repeated_key
 
 PLANES, THETA, CONTEXT = 8, 1e4, 256
 ROTARY = Rotary(2 * PLANES, "half", tuple(THETA ** -(plane / PLANES) for plane in range(PLANES)))
@@ -46,6 +46,18 @@ def turned_by(key: RotaryKey) -> torch.Tensor:
 def test_the_host_turns_by_these_speeds(name: str) -> None:
     key = KEYS[name]()
     torch.testing.assert_close(turned_by(key), torch.tensor(key.speeds), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_is_made_again_of_its_name(name: str) -> None:
+    key = KEYS[name]()
+    assert named_key(key.name, ROTARY, len(key.speeds), theta=THETA, context=CONTEXT) == key
+
+
+@pytest.mark.parametrize("name", ["ladder", "ladder:0", "ladder:9", "twice:2", "planes:0,8,1", "planes:0", "planes:a"])
+def test_no_key_is_made_of_another_name(name: str) -> None:
+    with pytest.raises(ValueError, match="no rotary key|invalid literal"):
+        named_key(name, ROTARY, 3, theta=THETA, context=CONTEXT)
 
 
 @pytest.mark.parametrize("name", ["all planes", "the fastest", "twice", "all twice", "one twice"])
