@@ -56,7 +56,7 @@ def test_a_key_is_made_again_of_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ladder", "ladder:0", "ladder:9", "twice:2", "planes:0,8,1", "planes:0", "planes:a"])
 def test_no_key_is_made_of_another_name(name: str) -> None:
-    with pytest.raises(ValueError, match="no rotary key|invalid literal"):
+    with pytest.raises(ValueError, match=r"no rotary key|invalid literal"):
         named_key(name, ROTARY, 3, theta=THETA, context=CONTEXT)
 
 
