@@ -24,6 +24,7 @@ from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import KvHeads, possible_groups
 from mha2gqa.targets.plan import make_plan, no_effect
+from mha2gqa.verbs.inspect.latents import LatentRow, latent_rows
 from mha2gqa.verbs.inspect.options import InspectOptions
 
 CONTEXTS = (4096, 32768, 131072)
@@ -74,6 +75,10 @@ class InspectReport:
     convertible: bool
     hosts: dict[int, str]
     """G -> model type of the result, where the model's own class knows only MHA; empty elsewhere."""
+    latents: list[LatentRow]
+    """Latent attention instead, the largest cache first."""
+    latent_note: str
+    """Why there is none, or what would run it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -98,6 +103,7 @@ def inspect(options: InspectOptions) -> InspectReport:
     main = [count for count in counts if count.part != "encoder"]
     groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
     widths = {layer.width for layer in cached}
+    latents, latent_note = latent_rows(own, groups[1:], _itemsize(dtype)) if groups[1:] else ([], "")
     return InspectReport(
         source=original.name,
         model_type=own.model_type,
@@ -119,6 +125,8 @@ def inspect(options: InspectOptions) -> InspectReport:
         or f"convert can make {', '.join(map(str, groups[1:]))} of its {groups[0]} KV heads{_as(hosts)}.",
         convertible=not refusal,
         hosts={one: hosts[one].model_type for one in groups if one in hosts},
+        latents=latents,
+        latent_note=latent_note,
     )
 
 
@@ -176,8 +184,12 @@ def _kinds(layers: list[dict[Role, int]]) -> list[dict[str, int]]:
     return [{"layers": number, **dict(kind)} for kind, number in kinds.items()]
 
 
+def _itemsize(dtype: str) -> int:
+    return DTYPES[dtype].itemsize if dtype in DTYPES else 2
+
+
 def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) -> GroupRow:
-    itemsize = DTYPES[dtype].itemsize if dtype in DTYPES else 2
+    itemsize = _itemsize(dtype)
     return GroupRow(
         groups=groups,
         bytes_per_token=cache_bytes(cached, itemsize, groups=groups),

@@ -9,7 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
+from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.files.reader import RECORD
+from mha2gqa.refine.latent.refiner import LatentRefiner
+from mha2gqa.verbs.convert import latents
 from tests.families.oracle import input_ids, read_tensors
 from tests.verbs.verify.subjects import edit_json, flip_bit, save_source, save_text
 
@@ -133,3 +136,88 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, cli: Run, tree: Callable[[Path
     shapes = {row["name"]: row["after"] for row in made["tensors"]}
     latent, width = made["latent_after"], made["rope_width_after"]
     assert shapes["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"] == [latent + width, 64]
+
+
+@pytest.mark.parametrize("refine", ["refit", "distil", "joint"])
+def test_each_refinement_is_no_worse_on_text_that_it_has_not_seen(refine: str, tmp_path: Path, cli: Run) -> None:
+    save_source(tmp_path / "source", rms_norm_eps=1e-3)
+    options = (*SMALL, "--rope-frequencies", "ladder:4", *TEXT, "--steps", 20)
+    made = report(cli, "convert", "source", *options, "--refine", refine, "-o", "out")
+    steps = ["fitted", "refit", "distil"][: 2 if refine == "refit" else 3]
+    for layer in made["layers"]:
+        assert list(layer["errors"]) == steps
+        assert sorted(layer["errors"].values(), reverse=True) == list(layer["errors"].values())
+    assert (made["divergence"] is not None) == (refine == "joint")
+    if refine == "joint":
+        assert made["divergence"][1] <= made["divergence"][0]
+    (result,) = (row for row in made["trials"] if row["label"] == "result")
+    assert result["refine"] == refine
+    answer = cli("verify", "out", *TEXT[:2], "--context", 32, *LOOSE)
+    assert answer.code == 0, answer.out
+    assert f"rotary key width 8, {refine}" in " ".join(answer.out.split())
+
+
+def test_the_better_of_two_is_recommended(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_source(tmp_path / "source")
+    monkeypatch.setattr(latents, "mean_loss", lambda model, _: 2.0 if model.config.model_type == "llama" else 3.0)
+    answer = cli("convert", "source", *SMALL, *TEXT, "-o", "out")
+    assert answer.code == 0, answer.err
+    told = " ".join(answer.out.split())
+    assert "1 KV heads lose less in no more cache: take --groups 1 --method aligned with the same text" in told
+    assert "take --groups 1 --method aligned" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_interrupted_run_goes_on_behind_its_last_layer(
+    tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_source(tmp_path / "source")
+    options = ("convert", "source", *SMALL, "--rope-frequencies", "ladder:4", *TEXT, "--refine", "refit", "-o", "out")
+    layer, begun = LatentRefiner._layer, []
+
+    def stop(refiner: LatentRefiner, one: AttentionLayer) -> Any:
+        begun.append(one.module)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return layer(refiner, one)
+
+    monkeypatch.setattr(LatentRefiner, "_layer", stop)
+    assert cli(*options).code != 0
+    assert not (tmp_path / "out").exists()
+    assert cli(*options).code == 0
+    assert begun == ["model.layers.0.self_attn", "model.layers.1.self_attn", "model.layers.1.self_attn"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "says"),
+    [
+        ("llama", SMALL, ("A latent needs calibration text", "--data self")),
+        ("llama", ("--latent", 25, "--rope-width", 8, *TEXT), ("A latent of 25", "even numbers", "at most the 128")),
+        ("llama", ("--latent", 512, "--rope-width", 64, *TEXT), ("A latent of 512 and a rotary key of 64",)),
+        ("llama", (*SMALL, "--rope-frequencies", "any", *TEXT), ("'any' is no rotary key of 4 planes", "portable")),
+        ("qwen3", (*SMALL, *TEXT), ("norms of their own", "--groups")),
+        ("gemma2", (*SMALL, *TEXT), ("soft caps",)),
+        ("t5", (*SMALL, *TEXT), ("an encoder and cross-attention",)),
+        ("bert", (*SMALL, *TEXT), ("cannot be written in latent attention",)),
+        ("deepseek_v3", (*SMALL, *TEXT), ("latent already",)),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    model_type: str, options: tuple[object, ...], says: tuple[str, ...], tmp_path: Path, refuse: Callable[..., None]
+) -> None:
+    save_source(tmp_path / "source", model_type)
+    refuse("convert", "source", *options, "-o", "out", says=says)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("-g", 2, *SMALL[:2]),
+        (*SMALL, "--method", "aligned"),
+        ("-g", 2, "--rope-width", 8),
+        (*SMALL, "--grouping", "similar"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_itself_is_wrong_usage(options: tuple[object, ...], cli: Run) -> None:
+    assert cli("convert", "source", *options).code == 2
