@@ -1,4 +1,4 @@
-"""The command line: every command is made of its verb's options. NEW VERB = ONE FOLDER + ONE LINE.
+"""The command line: every command is made of its verb's options. NEW VERB = ONE FOLDER + ONE WORD.
 
     verbs/<verb>/options.py     `<Verb>Options`: names, types, defaults, help
     verbs/<verb>/command.py     `command(options, **extras)`: runs it, shows its progress, prints; may return an exit
@@ -28,16 +28,7 @@ import typer
 from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError, OptionError
 from mha2gqa.options import Defaults, Options, Parameter, Parser, parameters, read, written
 
-VERBS = (
-    "bench",
-    "convert",
-    "demo",
-    "expand",
-    "inspect",
-    "sweep",
-    "uptrain",
-    "verify",
-)
+VERBS = ("bench", "convert", "demo", "expand", "inspect", "sweep", "uptrain", "verify")
 _FROM_FILE = "mha2gqa.file"
 """Key of a command's context: what a YAML file has for options that are mappings."""
 

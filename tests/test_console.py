@@ -73,6 +73,6 @@ def test_bars_come_when_they_are_told_of_and_go(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("unit", ["share", "bytes", "steps"])
 def test_no_bars_where_nobody_sees_them(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.bars(console.Bars, unit) as bars:  # type: ignore[arg-type]
+    with console.bars(console.Bars, unit) as bars:
         bars.stage("part", 1, 2)
     assert capsys.readouterr() == ("", "")

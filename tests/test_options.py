@@ -157,9 +157,9 @@ def test_what_only_the_command_line_has_goes_beside_the_options(given: Callable[
 
 
 def test_sequences_of_any_kind_become_tuples() -> None:
-    assert ConvertOptions(groups=2, data=["a", "b"]).data == ("a", "b")  # type: ignore[arg-type]
-    assert ConvertOptions(groups=2, data="a").data == ("a",)  # type: ignore[arg-type]
-    assert BenchOptions(batch=[2]).batch == (2,)  # type: ignore[arg-type]
+    assert ConvertOptions(groups=2, data=["a", "b"]).data == ("a", "b")
+    assert ConvertOptions(groups=2, data="a").data == ("a",)
+    assert BenchOptions(batch=[2]).batch == (2,)
 
 
 def test_kinds_of_attention_are_named_in_the_groups() -> None:

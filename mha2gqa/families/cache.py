@@ -58,7 +58,8 @@ def cache_layers(plan: Blueprint, dependent: Dependent) -> list[CacheLayer]:
     for count, change in dependent:
         if change.rule.cached:
             _add(found, plan, count, change)
-    return [found[module] for module in dict.fromkeys(_tree_order(plan, found))]
+    in_order = [name for name, _ in plan.model.named_modules(remove_duplicate=False) if name in found]
+    return [found[module] for module in dict.fromkeys(in_order)]
 
 
 def cache_bytes(layers: list[CacheLayer], itemsize: int, context: int = 1, groups: int | None = None) -> int:
@@ -121,10 +122,6 @@ def _window(config: Any, attention: Any) -> int | None:
     kind = kinds[layer] if kinds and layer is not None else "sliding_attention"
     window = getattr(config, WINDOWS.get(kind, ""), None)
     return window if isinstance(window, int) else None
-
-
-def _tree_order(plan: Blueprint, found: dict[str, CacheLayer]) -> list[str]:
-    return [name for name, _ in plan.model.named_modules(remove_duplicate=False) if name in found]
 
 
 def latent_layers(plan: Blueprint) -> list[CacheLayer]:

@@ -75,7 +75,7 @@ def weight_shapes(hub_id: str, revision: str | None) -> dict[str, tuple[str, tup
 def _download(hub_id: str, revision: str | None, *, small: bool) -> Path:
     """Return the cached snapshot of a revision, complete as far as it was asked for."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     # The first call settles the commit, from the cache if the Hub is out of reach; the rest stays with that commit.
     directory = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(SMALL)))
@@ -115,7 +115,7 @@ def _no_checkpoint(hub_id: str, lacks: str) -> SourceError:
 def _refusals(hub_id: str, revision: str | None) -> Iterator[None]:
     """Raise what huggingface_hub reports about a repository as a refusal of ours."""
     # HTTPError is the HTTP client's own, and releases of huggingface_hub differ in their client.
-    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         yield

@@ -109,14 +109,14 @@ def fused(name: str, attention: str, part: str, heads: int) -> Recipe:
     return made(f"{name}.{part}", partial(interleave, heads=heads), *sources)
 
 
-GPT2 = Host(
+_GPT2 = Host(
     model_type="gpt_bigcode",
     config=_gpt2_config,
     tensors=_gpt2_tensors,
     objection=_gpt2_objection,
     architectures={"GPT2LMHeadModel": "GPTBigCodeForCausalLM", "GPT2Model": "GPTBigCodeModel"},
 )
-GPT_NEO = Host(
+_GPT_NEO = Host(
     model_type="gpt_bigcode",
     config=_neo_config,
     tensors=_neo_tensors,
@@ -125,8 +125,5 @@ GPT_NEO = Host(
     modules=("transformer.h.{}.attn.attention", "transformer.h.{}.attn"),
 )
 
-HOSTS = {
-    "gpt2": GPT2,
-    "gpt_neo": GPT_NEO,
-}
+HOSTS = {"gpt2": _GPT2, "gpt_neo": _GPT_NEO}
 """Model type of the source -> its host."""

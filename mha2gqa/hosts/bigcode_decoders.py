@@ -7,7 +7,7 @@ xglm    The same; its positions are sinusoids, written out for as many tokens as
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -129,11 +129,8 @@ def _wpe(decoder: _Decoder, config: PreTrainedConfig) -> Recipe:
     if config.model_type != "xglm":
         return made("transformer.wpe.weight", _positions, f"{decoder.base}embed_positions.weight")
     beside = f"{decoder.base}{decoder.norm}.weight"
-    return made(
-        "transformer.wpe.weight",
-        partial(_sinusoids, count=config.max_position_embeddings, width=config.hidden_size),
-        beside,
-    )
+    table = partial(_sinusoids, count=config.max_position_embeddings, width=config.hidden_size)
+    return made("transformer.wpe.weight", table, beside)
 
 
 def _sinusoids(beside: torch.Tensor, count: int, width: int) -> torch.Tensor:
@@ -141,7 +138,7 @@ def _sinusoids(beside: torch.Tensor, count: int, width: int) -> torch.Tensor:
     return _positions(table_RD)
 
 
-OPT = Host(
+_HOST = Host(
     model_type="gpt_bigcode",
     config=_decoder_config,
     tensors=partial(_decoder_tensors, _OPT),
@@ -149,26 +146,22 @@ OPT = Host(
     architectures={"OPTForCausalLM": "GPTBigCodeForCausalLM"},
     modules=("model.decoder.layers.{}.self_attn", "transformer.h.{}.attn"),
 )
-BIOGPT = Host(
-    model_type="gpt_bigcode",
-    config=_decoder_config,
-    tensors=partial(_decoder_tensors, _BIOGPT),
-    objection=ends,
-    architectures={"BioGptForCausalLM": "GPTBigCodeForCausalLM"},
-    modules=("biogpt.layers.{}.self_attn", "transformer.h.{}.attn"),
-)
-XGLM = Host(
-    model_type="gpt_bigcode",
-    config=_decoder_config,
-    tensors=partial(_decoder_tensors, _XGLM),
-    objection=_xglm_objection,
-    architectures={"XGLMForCausalLM": "GPTBigCodeForCausalLM"},
-    modules=("model.layers.{}.self_attn", "transformer.h.{}.attn"),
-)
 
 HOSTS = {
-    "opt": OPT,
-    "biogpt": BIOGPT,
-    "xglm": XGLM,
+    "opt": _HOST,
+    "biogpt": replace(
+        _HOST,
+        tensors=partial(_decoder_tensors, _BIOGPT),
+        objection=ends,
+        architectures={"BioGptForCausalLM": "GPTBigCodeForCausalLM"},
+        modules=("biogpt.layers.{}.self_attn", "transformer.h.{}.attn"),
+    ),
+    "xglm": replace(
+        _HOST,
+        tensors=partial(_decoder_tensors, _XGLM),
+        objection=_xglm_objection,
+        architectures={"XGLMForCausalLM": "GPTBigCodeForCausalLM"},
+        modules=("model.layers.{}.self_attn", "transformer.h.{}.attn"),
+    ),
 }
 """Model type of the source -> its host."""

@@ -1,16 +1,39 @@
 """Chooses the host of a model, and writes its config.json: what is known of a host before any tensor is looked at.
 
-The tensors are `rehost.py`'s; which hosts there are is `table.py`'s.
+The hosts of each model type stand here in the order in which they are tried: NEW HOST = ONE ROW. A row names the
+modules of this folder whose `HOSTS` have one for the model type; they are imported when it is met. The tensors are
+`rehost.py`'s.
 """
+
+from collections.abc import Mapping
+from importlib import import_module
 
 from mha2gqa import shipped
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.host import Host
-from mha2gqa.hosts.table import HOSTS, hosts_of
 from mha2gqa.model.architecture import Architecture
 
+NATIVE: Mapping[str, tuple[str, ...]] = {
+    "biogpt": ("bigcode_decoders",),
+    "codegen": ("phi",),
+    "gpt2": ("bigcode",),
+    "gpt_neo": ("bigcode",),
+    "gpt_neox": ("phi", "starcoder2"),
+    "gpt_neox_japanese": ("starcoder2",),
+    "gptj": ("phi",),
+    "opt": ("bigcode_decoders",),
+    "persimmon": ("nemotron",),
+    "xglm": ("bigcode_decoders",),
+}
+"""Model type of the source -> modules with its hosts among transformers' own classes."""
+
+HOSTS: Mapping[str, tuple[str, ...]] = {
+    **NATIVE,
+    **{source: (*NATIVE.get(source, ()), "shipped") for source in shipped.SOURCES},
+}
+"""Model type of the source -> modules with its hosts, those that ship last."""
 _KEPT_KEYS = ("dtype", "torch_dtype", "transformers_version", "task_specific_params", "quantization_config")
 """Keys of the source's config.json that mean the same in every class, and are kept as they stand."""
 _KEPT_VALUES = (
@@ -18,6 +41,11 @@ _KEPT_VALUES = (
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
 """Keys that are written as transformers reads them, because the classes' defaults differ."""
+
+
+def hosts_of(model_type: str) -> tuple[Host, ...]:
+    """Return the hosts of a model type; none where its own class has a number of KV heads, or no other is known."""
+    return tuple(import_module(f"mha2gqa.hosts.{name}").HOSTS[model_type] for name in HOSTS.get(model_type, ()))
 
 
 def has_hosts(model: Architecture) -> bool:

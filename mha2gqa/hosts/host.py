@@ -5,7 +5,7 @@ logit equal. `rehost.py` turns that into an ordinary checkpoint of the host's cl
 methods, writer, verify) then converts as any other. A tensor that is only renamed keeps its bytes in the source's
 file; one that is cut, re-ordered or folded is a `Recipe` with `make`, computed when its bytes are read.
 
-NEW HOST = ONE ROW of `table.py`, of either kind:
+NEW HOST = ONE ROW of `choice.py`, of either kind:
 
 - A class of transformers (`phi`, `starcoder2`, ...): the result loads everywhere without remote code.
 - A class of `mha2gqa.shipped`: `shipped=True`, `model_type` a key of `shipped.MODULES`, tensors usually the source's

@@ -68,7 +68,7 @@ def _tensors(source: Blueprint) -> Iterator[Recipe]:
                 yield made(f"{path}self_attn.{name}.{part}", take, f"{path}self_attn.query_key_value.{part}")
 
 
-PERSIMMON = Host(
+_PERSIMMON = Host(
     model_type="nemotron",
     config=_config,
     tensors=_tensors,
@@ -76,7 +76,5 @@ PERSIMMON = Host(
     architectures={"PersimmonForCausalLM": "NemotronForCausalLM", "PersimmonModel": "NemotronModel"},
 )
 
-HOSTS = {
-    "persimmon": PERSIMMON,
-}
+HOSTS = {"persimmon": _PERSIMMON}
 """Model type of the source -> its host."""

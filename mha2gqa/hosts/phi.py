@@ -8,6 +8,7 @@ gpt_neox  With the parallel residual (Pythia): it has two LayerNorms that normal
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -148,21 +149,15 @@ def _part_shift(
     return fold_shift(cut(weight_RD, part, heads), shift_D, None if bias_R is None else cut(bias_R, part, heads))
 
 
-GPTJ = Host(
+_GPTJ = Host(
     model_type="phi",
     config=_gptj_config,
     tensors=_gptj_tensors,
     architectures={"GPTJForCausalLM": "PhiForCausalLM", "GPTJModel": "PhiModel"},
     modules=("transformer.h.{}.attn", "model.layers.{}.self_attn"),
 )
-CODEGEN = Host(
-    model_type="phi",
-    config=_gptj_config,
-    tensors=_codegen_tensors,
-    architectures={"CodeGenForCausalLM": "PhiForCausalLM", "CodeGenModel": "PhiModel"},
-    modules=("transformer.h.{}.attn", "model.layers.{}.self_attn"),
-)
-GPT_NEOX = Host(
+_CODEGEN_CLASSES = {"CodeGenForCausalLM": "PhiForCausalLM", "CodeGenModel": "PhiModel"}
+_GPT_NEOX = Host(
     model_type="phi",
     config=_neox_config,
     tensors=_neox_tensors,
@@ -172,8 +167,8 @@ GPT_NEOX = Host(
 )
 
 HOSTS = {
-    "gptj": GPTJ,
-    "codegen": CODEGEN,
-    "gpt_neox": GPT_NEOX,
+    "gptj": _GPTJ,
+    "codegen": replace(_GPTJ, tensors=_codegen_tensors, architectures=_CODEGEN_CLASSES),
+    "gpt_neox": _GPT_NEOX,
 }
 """Model type of the source -> its host."""

@@ -4,7 +4,7 @@
 when they are only renamed, and otherwise are made when their bytes are read (`MadeFile`). One whose class has a number
 of KV heads comes back as it is. Its tokenizer stays readable: loaders choose the tokenizer's class by
 `tokenizer_config.json`, then `config.json`, then the model type, and some model types read `tokenizer.json` alone,
-which older checkpoints do not have. Which host is taken is `choice.py`'s, what becomes what is `table.py`'s.
+which older checkpoints do not have. Which host is taken is `choice.py`'s.
 """
 
 import functools

@@ -7,6 +7,7 @@ gpt_neox_japanese  The same without biases: they are zero here, but for that of 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -90,7 +91,7 @@ def _tensors(source: Blueprint) -> Iterator[Recipe]:
             yield from linear(f"{new}self_attn.o_proj", f"{old}attention.dense", has_bias=has_bias)
 
 
-GPT_NEOX = Host(
+_GPT_NEOX = Host(
     model_type="starcoder2",
     config=_config,
     tensors=_tensors,
@@ -98,21 +99,12 @@ GPT_NEOX = Host(
     architectures={"GPTNeoXForCausalLM": "Starcoder2ForCausalLM", "GPTNeoXModel": "Starcoder2Model"},
     modules=("gpt_neox.layers.{}.attention", "model.layers.{}.self_attn"),
 )
-GPT_NEOX_JAPANESE = Host(
-    model_type="starcoder2",
-    config=_config,
-    tensors=_tensors,
-    objection=_objection,
-    architectures={
-        "GPTNeoXJapaneseForCausalLM": "Starcoder2ForCausalLM",
-        "GPTNeoXJapaneseModel": "Starcoder2Model",
-    },
+_GPT_NEOX_JAPANESE = replace(
+    _GPT_NEOX,
+    architectures={"GPTNeoXJapaneseForCausalLM": "Starcoder2ForCausalLM", "GPTNeoXJapaneseModel": "Starcoder2Model"},
     modules=("gpt_neox_japanese.layers.{}.attention", "model.layers.{}.self_attn"),
     last_differs=True,
 )
 
-HOSTS = {
-    "gpt_neox": GPT_NEOX,
-    "gpt_neox_japanese": GPT_NEOX_JAPANESE,
-}
+HOSTS = {"gpt_neox": _GPT_NEOX, "gpt_neox_japanese": _GPT_NEOX_JAPANESE}
 """Model type of the source -> its host."""

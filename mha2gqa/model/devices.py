@@ -37,8 +37,9 @@ def placement(directory: Path, *, dtype: str | None = None, device: str | None =
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
         device = "cpu" if accelerator is None else accelerator.type
-        if accelerator is not None and models * _size(directory) > _free(accelerator):
-            device = "auto"
+        if accelerator is not None:
+            size = sum(info.size for info in read_checkpoint(directory).tensors)
+            device = "auto" if models * size > torch.accelerator.get_memory_info(accelerator)[0] else device
     _check_device(device, accelerator)
     on_cpu = device == "cpu" or accelerator is None
     wanted = DTYPES[dtype] if dtype else torch.float32 if on_cpu else None
@@ -71,11 +72,3 @@ def _check_device(device: str, accelerator: torch.device | None) -> None:
     there = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
     if device.partition(":")[0] not in there:
         raise DeviceError(f"There is no device {device!r} here", expected=f"one of {', '.join(there)}")
-
-
-def _size(directory: Path) -> int:
-    return sum(info.size for info in read_checkpoint(directory).tensors)
-
-
-def _free(device: torch.device) -> int:
-    return int(torch.accelerator.get_memory_info(device)[0])

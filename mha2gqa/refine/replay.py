@@ -42,7 +42,7 @@ class Call:
         """
         args, kwargs = to_device((self.args, self.kwargs), device)
         if dtype is not None:
-            args, kwargs = _cast((args, kwargs), dtype)
+            args, kwargs = map_tensors(lambda one: one.to(dtype) if one.is_floating_point() else one, (args, kwargs))
         return first_tensor(module(*args, **kwargs))
 
 
@@ -190,7 +190,3 @@ def first_tensor(output: Any) -> torch.Tensor:
     """Return the first tensor of a module's output."""
     found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
     return found
-
-
-def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)

@@ -6,7 +6,7 @@ that family as `<Family>GQA<Head>`. What is written beside the weights is that f
 torch and transformers, and nothing of mha2gqa.
 
 `register(model_type)` makes transformers know the classes in this process, so that nothing here runs remote code.
-Which source becomes which class, and when, is `hosts/table.py`'s.
+Which source becomes which class, and when, is `hosts/choice.py`'s.
 """
 
 from collections.abc import Iterator, Mapping

@@ -64,7 +64,7 @@ def read_rows(name: str, purpose: Purpose) -> Iterator[dict[str, Any]]:
         TextError: It is unreadable.
     """
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError
 
     path = Path(name).expanduser()
     rows = _open_local(name, path) if path.is_file() else _open_remote(name, purpose)
@@ -139,7 +139,7 @@ def _open_local(name: str, path: Path) -> Any:
 
 def _open_remote(name: str, purpose: Purpose) -> Any:
     from datasets import load_dataset
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError
 
     match = _HUB.fullmatch(name)
     if match is None:

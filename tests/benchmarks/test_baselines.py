@@ -102,7 +102,7 @@ def test_turned_copies_of_a_head_are_merged_without_loss() -> None:
 @pytest.mark.parametrize("method", [baselines.mean_norm, baselines.procrustes_norm])
 def test_restored_heads_have_the_root_mean_square_of_the_norms(method: object) -> None:
     heads = random_heads(Rotary(8))
-    merged = method(heads, GROUPS)  # type: ignore[operator]
+    merged = method(heads, GROUPS)
     for before, after in ((heads.k_KEX, merged.k_KEX), (heads.v_KFX, merged.v_KFX)):
         for rows, (one, other) in zip(after, GROUPS, strict=True):
             wanted = math.sqrt((before[one].norm().item() ** 2 + before[other].norm().item() ** 2) / 2)

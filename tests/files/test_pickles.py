@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mha2gqa.errors import CheckpointError
 from mha2gqa.files.pickles import read_pickle
 from mha2gqa.files.pieces import MemoryFile, TensorInfo, path_of
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "zip": {},
     "legacy": {"_use_new_zipfile_serialization": False},
     "old protocol": {"pickle_protocol": 3},

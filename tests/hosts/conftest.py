@@ -2,10 +2,10 @@
 
 import pytest
 
-from mha2gqa.hosts import table
+from mha2gqa.hosts import choice
 
 
 @pytest.fixture(autouse=True)
 def only_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, hosts in table.NATIVE.items():
-        monkeypatch.setitem(table.HOSTS, name, hosts)  # type: ignore[arg-type]
+    for name, hosts in choice.NATIVE.items():
+        monkeypatch.setitem(choice.HOSTS, name, hosts)

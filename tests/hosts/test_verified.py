@@ -101,7 +101,7 @@ def test_methods_that_read_text_see_the_host(tmp_path: Path) -> None:
     text = {"data": (str(tmp_path / "text.txt"),), "context": 48}
     for options in ({"method": "mean"}, {"method": "aligned"} | text, {"method": "aligned", "refine": "refit"} | text):
         output = converted(source, 4, **options)
-        errors.append(verified(output).outputs.kl.mean)  # type: ignore[union-attr]
+        errors.append(verified(output).outputs.kl.mean)
     assert errors[0] > 2 * errors[1]
     assert errors[1] > errors[2]
     report = verified(output)

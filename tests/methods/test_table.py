@@ -35,6 +35,23 @@ def median(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return the lower median, number by number, `[N]`."""
     return heads_RN.median(dim=0).values
 '''
+SEVERAL = """
+import io, json, sys
+
+said = []
+for sys.argv[1:] in json.loads(sys.argv[1]):
+    from mha2gqa import cli, console
+
+    sys.stdout = console.out.file = io.StringIO()
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, (sys.argv, end.code)
+    said.append(sys.stdout.getvalue())
+sys.stdout = sys.__stdout__
+print(json.dumps(said))
+"""
+"""Runs several command lines in one process, which imports torch and transformers once."""
 LINE = '    "median": Method("mha2gqa.methods.median:median", "Of the heads of each group the median was taken"),\n'
 
 
@@ -131,22 +148,27 @@ def test_a_new_pooling_is_one_file_and_one_line(tmp_path: Path) -> None:
     source = save_source(tmp_path / "source", num_attention_heads=8, num_key_value_heads=8)
     text = save_text(tmp_path / "text.txt", 2000)
 
-    def run(*arguments: object) -> str:
-        command = [sys.executable, "-m", "mha2gqa", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path / "code"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "median|mean|first|random|aligned|auto" in run("convert", "--help")
-    assert "median,mean" in run("sweep", "--help")
-    run("convert", source, "-g", 2, "-o", "out", "--method", "median")
+    quick = ("--context", 24, "--tokens", 600, "--eval-tokens", 240, "--no-sensitivity", "--json")
+    asked = [
+        ("convert", "--help"),
+        ("sweep", "--help"),
+        ("convert", source, "-g", 2, "-o", "out", "--method", "median"),
+        ("verify", "out", "--level", "file", "--json"),
+        ("sweep", source, "-g", 2, "--methods", "mean,median", "--data", text, *quick),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "code"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    words = json.dumps([[*map(str, arguments)] for arguments in asked])
+    command = [sys.executable, "-c", SEVERAL, words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    convert_help, sweep_help, _, verified, swept = json.loads(done.stdout)
+    assert "median|mean|first|random|aligned|auto" in convert_help
+    assert "median,mean" in sweep_help
     card = (tmp_path / "out/README.md").read_text()
     assert "--method median" in card
     assert "Of the heads of each group the median was taken without training" in card
-    level = json.loads(run("verify", "out", "--level", "file", "--json"))["file"]
+    level = json.loads(verified)["file"]
     assert (level["recomputed"], level["checksummed"], level["findings"]) == (4, 0, [])
-    options = ("--data", text, "--context", 24, "--tokens", 600, "--eval-tokens", 240, "--no-sensitivity", "--json")
-    points = json.loads(run("sweep", source, "-g", 2, "--methods", "mean,median", *options))["points"]
+    points = json.loads(swept)["points"]
     assert [point["method"] for point in points] == ["mean", "median"]
     assert points[0]["measured"] != points[1]["measured"]

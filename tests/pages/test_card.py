@@ -141,7 +141,7 @@ def test_cards_without_a_header_and_with_other_line_ends(tmp_path: Path, text: s
     assert written.endswith(text.rpartition("---\r\n")[2])
     assert ("\r\n" in written) == ("\r\n" in text)
     assert written.count("\r\n") in (0, written.count("\n"))
-    assert ModelCard(written).data.eval_results
+    assert ModelCard(written).data["eval_results"]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import pytest
 
-from mha2gqa.hosts import table
+from mha2gqa.hosts import choice
 from mha2gqa.shipped import SOURCES
 
 
 @pytest.fixture(autouse=True)
 def only_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SOURCES:
-        monkeypatch.setitem(table.HOSTS, name, ("shipped",))  # type: ignore[arg-type]
+        monkeypatch.setitem(choice.HOSTS, name, ("shipped",))

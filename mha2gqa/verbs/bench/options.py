@@ -47,7 +47,6 @@ class BenchOptions(Options):
     """In the place of `groups`: width of the latent of the second model of a shape."""
     rope_width: Annotated[int | None, Option("Width of the rotary key beside --latent.", least=2)] = None
     batch: Annotated[tuple[int, ...], Option("Sequences at a time.", parse=_numbers((1,)), metavar="N,...")] = (1, 8)
-    """Sequences that are decoded at a time; each is measured with each context."""
     context: Annotated[
         tuple[int, ...],
         Option(
@@ -56,7 +55,6 @@ class BenchOptions(Options):
             metavar="N,...",
         ),
     ] = ()
-    """Tokens in the cache before the first one is decoded; of an encoder-decoder those of the source."""
     target_context: Annotated[
         int | None, Option("Tokens in an encoder-decoder's own cache. Default: up to 32.", least=1)
     ] = None
@@ -71,7 +69,6 @@ class BenchOptions(Options):
     prefill_tokens: Annotated[
         int | None, Option("Tokens of a batch of prompts, at most. Default on a CPU: 1024.", least=1)
     ] = None
-    """Tokens of a batch of prompts, at most; None is 1024 on a CPU and no limit on an accelerator."""
     memory: Annotated[str | None, Option("What the largest batch may fill, such as 80GB. Default: all.")] = None
     engine: Annotated[Engine, Option("What runs the models.")] = "transformers"
     dtype: Dtype = None

@@ -49,18 +49,28 @@ class Ratio:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decode:
-    """Decoding at one point of the grid."""
+class _Compared:
+    """Both models at one point."""
 
     batch: int
+    original: Times
+    converted: Times
+    ratio: Ratio
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the times spread too much to be relied on."""
+        return max(self.original.spread, self.converted.spread) > SPREAD_BOUND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode(_Compared):
+    """Decoding at one point of the grid; the times are of one step: one token for each sequence."""
+
     context: int
     """Tokens in the cache before the first one is decoded; of an encoder-decoder those of the source."""
     cache: str
     """`dynamic`, `static`, or the engine's own."""
-    original: Times
-    """Of one step: one token for each sequence."""
-    converted: Times
-    ratio: Ratio
     step_bytes: tuple[int, int]
     """What a step must move at least, original and converted: weights once, and the cache of the batch."""
     cache_bytes: tuple[int, int]
@@ -77,11 +87,6 @@ class Decode:
         return before / after
 
     @property
-    def disturbed(self) -> bool:
-        """Whether the times spread too much to be relied on."""
-        return max(self.original.spread, self.converted.spread) > SPREAD_BOUND
-
-    @property
     def rates(self) -> tuple[float, float]:
         """Bytes that a step must move through its time, in bytes a second, original and converted."""
         before, after = self.step_bytes
@@ -89,20 +94,11 @@ class Decode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefill:
+class Prefill(_Compared):
     """Reading a batch of prompts, or of sources, into an empty cache, up to the first new token."""
 
-    batch: int
     tokens: int
     """Of each prompt, or source."""
-    original: Times
-    converted: Times
-    ratio: Ratio
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether the times spread too much to be relied on."""
-        return max(self.original.spread, self.converted.spread) > SPREAD_BOUND
 
     @property
     def rates(self) -> tuple[float, float]:

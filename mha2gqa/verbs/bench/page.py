@@ -15,6 +15,7 @@ from mha2gqa.pages.page import render
 from mha2gqa.units import format_size
 from mha2gqa.verbs.bench.outcome import BenchReport, Decode
 from mha2gqa.verbs.bench.words import caches, facts, notes, tables
+from mha2gqa.verbs.verify.page import Tile
 
 _MARKERS = "os^Dv"
 _ROW = 0.3
@@ -36,22 +37,21 @@ def bench_page(report: BenchReport) -> str:
     )
 
 
-def _tiles(report: BenchReport) -> Iterator[dict[str, str]]:
+def _tiles(report: BenchReport) -> Iterator[Tile]:
     for one in caches(report):
         note = f"a {one.token}; {one.share:.1%} of the original"
-        yield {"name": one.name, "before": format_size(one.before), "value": format_size(one.after), "note": note}
+        yield Tile(one.name, format_size(one.before), format_size(one.after), note)
     if report.decode:
         row = max(report.decode, key=lambda row: (row.batch * row.context, row.ratio.median))
         note = f"batch {row.batch}, {report.context_name} {row.context}, {row.cache} cache"
-        yield {"name": "Decode, times as fast", "before": "", "value": f"{row.ratio.median:.2f}", "note": note}
+        yield Tile("Decode, times as fast", "", f"{row.ratio.median:.2f}", note)
         note = f"by which it can be {row.limit:.2f} times as fast"
-        moved = {"before": format_size(row.step_bytes[0]), "value": format_size(row.step_bytes[1])}
-        yield {"name": "Bytes of that step", **moved, "note": note}
+        before, after = map(format_size, row.step_bytes)
+        yield Tile("Bytes of that step", before, after, note)
     if report.fits:
         fit = report.fits[-1]
         note = f"{report.context_name} {fit.context}, in {format_size(report.setting.memory)}, by bytes"
-        values = {"before": f"{fit.original:,}", "value": f"{fit.converted:,}"}
-        yield {"name": "Largest batch", **values, "note": note}
+        yield Tile("Largest batch", f"{fit.original:,}", f"{fit.converted:,}", note)
 
 
 def ratio_by_point(report: BenchReport) -> Plot | None:

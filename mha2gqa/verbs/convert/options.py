@@ -75,7 +75,6 @@ CalibrationTokens = Annotated[
 ]
 Steps = Annotated[int, Option("Training steps of --refine distil and joint.", least=1)]
 ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes to disk.")]
-"""Activations of a refinement to hold in memory; the rest goes to disk beside the output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +137,6 @@ class ConvertOptions(Options):
         Refinement | None,
         Option("Improve the result on text: refit values and outputs, train each layer, train all of them together."),
     ] = None
-    """How far to improve the result on text: output projections in closed form, each layer trained, all of them."""
     data: Annotated[
         tuple[str, ...],
         Option("Calibration text: text, jsonl, csv, parquet, Hub data set, or `self`; repeatable.", is_repeatable=True),
@@ -153,7 +151,6 @@ class ConvertOptions(Options):
     max_ppl_increase: Annotated[
         float, Option("What --method auto is content with, such as 1%.", parse=share(), metavar="SHARE")
     ] = 0.01
-    """Largest increase of the perplexity that `auto` is content with, as a fraction."""
     dtype: Dtype = None
     device: Device = None
     seed: Seed = 0

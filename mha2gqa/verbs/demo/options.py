@@ -14,4 +14,3 @@ class DemoOptions(Options):
     directory: Annotated[Path, Option("Where the converted checkpoints go.", is_argument=True)] = Path("demo")
     """Directory of the results; earlier ones are replaced."""
     tokens: Annotated[int, Option("Tokens of held-out text to evaluate on.")] = 50_000
-    """Tokens of held-out text to evaluate on."""

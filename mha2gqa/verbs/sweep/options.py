@@ -40,7 +40,6 @@ class SweepOptions(Options):
             flags=("--groups", "-g"),
         ),
     ] = ()
-    """KV heads of the results; empty is every number that the model allows below its own."""
     methods: Annotated[
         tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}; or latent.", parse=listed)
     ] = ("mean", "aligned")
@@ -49,7 +48,6 @@ class SweepOptions(Options):
         tuple[Refinement | None, ...],
         Option(f"How far to improve each result on text: some of {','.join(_REFINEMENTS)}.", parse=_refinements),
     ] = (None,)
-    """How far to improve each result on text; None leaves it as it is merged."""
     grouping: GroupingName = "contiguous"
     data: Annotated[
         tuple[str, ...],
@@ -73,7 +71,6 @@ class SweepOptions(Options):
         float,
         Option("Largest increase of the perplexity to recommend, such as 2%.", parse=share(), metavar="SHARE"),
     ] = 0.01
-    """Largest increase of the perplexity that the recommended conversion may have, as a fraction."""
     sensitivity: Annotated[bool, Option("Also measure each layer converted alone.")] = True
     dtype: Dtype = None
     device: Device = None

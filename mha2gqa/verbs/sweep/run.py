@@ -47,7 +47,7 @@ def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     output = options.output or Path(f"{original.source.name}-sweep.json")
     settings = settings_of(options, original)
     found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans, settings)
-    run = Run(options, original, output, convert, progress)
+    run = Run(options, original, output, progress)
     results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase))
     if options.report is not None:
         from mha2gqa.verbs.sweep.page import sweep_page

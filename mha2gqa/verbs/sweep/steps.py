@@ -2,7 +2,7 @@
 
 A step is one conversion and its measurement, or the single layers of one method. Checkpoints lie in a workspace beside
 the results until they are measured, and go, unless they are to be kept; what an interrupted conversion has finished
-stays there for the next run. How a conversion is made is handed in.
+stays there for the next run.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError
 from mha2gqa.files.staging import workspace
@@ -26,7 +25,7 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.expand import Restore
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan
-from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
@@ -35,23 +34,13 @@ from mha2gqa.verbs.sweep.texts import Texts, find_texts
 from mha2gqa.verbs.sweep.ways import LATENT, Way, command_line, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
 
-Convert = Callable[[ConvertOptions, Progress], Outcome]
-"""`convert` of the commands."""
-
 
 class Run:
     """One run of a sweep: the text and the original are found and loaded once, when they are first needed."""
 
-    def __init__(
-        self,
-        options: SweepOptions,
-        original: Original,
-        output: Path,
-        convert: Convert,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, options: SweepOptions, original: Original, output: Path, progress: Progress) -> None:
         self._options, self._source, self._original = options, original.source, original
-        self._output, self._convert_command, self._progress = output, convert, progress
+        self._output, self._progress = output, progress
 
     def go(self, ways: Sequence[Way], results: Sweep) -> Sweep:
         """Take every step that the results lack, and write them after each.
@@ -147,7 +136,7 @@ class Run:
         """Convert in one way; return where to, the report, and the command line that does the same."""
         output = work / way.name(self._source.name)
         asked = convert_options(way, self._options, self._texts.calibration, self._texts.column, output)
-        report = self._convert_command(asked, self._progress)
+        report = convert(asked, self._progress)
         return output, report, command_line(asked)
 
     def _point(self, way: Way, work: Path) -> list[Point]:
@@ -172,7 +161,9 @@ class Run:
             seconds=seconds,
             command=command,
         )
-        self._progress.event(_told(point))
+        loss = measured.loss
+        told = {"loss": loss.converted, "difference": loss.difference, "increase": loss.increase}
+        self._progress.event({"kind": "point", "name": point.name, **told})
         return [point]
 
     def _layers(self, way: Way, work: Path) -> list[LayerPoint]:
@@ -194,13 +185,6 @@ class Run:
         shutil.rmtree(output)
         shutil.rmtree(expanded)
         return points
-
-
-def _told(point: Point) -> dict[str, Any]:
-    """Return what is told of a conversion that was measured."""
-    loss = point.measured.loss
-    measured = {"loss": loss.converted, "difference": loss.difference, "increase": loss.increase}
-    return {"kind": "point", "name": point.name, **measured}
 
 
 def restore(converted: Path, original: Architecture, output: Path) -> None:

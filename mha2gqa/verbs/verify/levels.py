@@ -136,7 +136,37 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileLevel:
+class _Judged:
+    """What every level says."""
+
+    seconds: float
+    """How long it took."""
+    findings: tuple[Finding, ...]
+    """One for each check that failed and each limit that is passed; empty when all is as it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ran(_Judged):
+    """What a level that runs models says."""
+
+    dtype: str
+    """In which the models were run, for example `float32`."""
+    device: str
+    """On which they were run, for example `cpu` or `cuda`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read(_Ran):
+    """What a level that has both models read the same tokens says."""
+
+    text: ComparedText
+    """What they read."""
+    layers: tuple[LayerError, ...]
+    """One for each attention module, in the order of the module tree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLevel(_Judged):
     """The files, read as bytes; no model is loaded."""
 
     readable: bool
@@ -151,10 +181,6 @@ class FileLevel:
     """Tokenizer and other small files that were compared byte for byte."""
     size: int
     """Bytes of the converted weights that were read."""
-    seconds: float
-    """How long it took."""
-    findings: tuple[Finding, ...]
-    """What is wrong; empty when everything is as it should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +208,7 @@ class CacheUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadLevel:
+class LoadLevel(_Ran):
     """Both models loaded and run by transformers' own class."""
 
     checks: tuple[Check, ...]
@@ -191,22 +217,12 @@ class LoadLevel:
     """None where the family keeps no KV cache."""
     converted_cache: CacheUse | None
     """None where the family keeps no KV cache, or the converted checkpoint does not load."""
-    dtype: str
-    """In which the models were run, for example `float32`."""
-    device: str
-    """On which they were run, for example `cpu` or `cuda`."""
-    seconds: float
-    """How long it took."""
-    findings: tuple[Finding, ...]
-    """One for each check that failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputsLevel:
+class OutputsLevel(_Read):
     """Both models on the same tokens."""
 
-    text: ComparedText
-    """What they were compared on."""
     loss: Loss | None
     """None for masked language models, whose loss on unmasked text means nothing."""
     kl: Divergence
@@ -219,35 +235,13 @@ class OutputsLevel:
     """Over all tokens and the whole vocabulary."""
     positions: tuple[PositionLoss, ...]
     """Loss by position in the block; empty for masked language models."""
-    layers: tuple[LayerError, ...]
-    """One for each attention module, in the order of the module tree."""
     continuations: tuple[Continuation, ...]
     """Side by side; empty where the class does not generate."""
-    dtype: str
-    """In which the models were run."""
-    device: str
-    """On which they were run."""
-    seconds: float
-    """How long it took."""
-    findings: tuple[Finding, ...]
-    """One for each limit that is passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingsLevel:
+class EmbeddingsLevel(_Read):
     """What both models make of the same tokens, where they have no head and so no logits."""
 
-    text: ComparedText
-    """What they read."""
     cosines: Cosines
     """How far their hidden states point the same way."""
-    layers: tuple[LayerError, ...]
-    """One for each attention module, in the order of the module tree."""
-    dtype: str
-    """In which the models were run."""
-    device: str
-    """On which they were run."""
-    seconds: float
-    """How long it took."""
-    findings: tuple[Finding, ...]
-    """One for each limit that is passed."""

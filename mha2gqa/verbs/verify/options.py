@@ -21,7 +21,10 @@ def _tasks(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
-    """Hold a converted checkpoint against its original: files, loading, outputs."""
+    """Hold a converted checkpoint against its original: files, loading, outputs.
+
+    A limit that is None is its default, or what suits the conversion.
+    """
 
     converted: Converted = None
     against: Against = None
@@ -44,19 +47,15 @@ class VerifyOptions(Options):
         float | None,
         Option("Largest increase of the perplexity. Default: 0.01, or 1%.", parse=share(), metavar="SHARE"),
     ] = None
-    """Largest increase of the perplexity, as a fraction; None is 0.01, or what suits the conversion."""
     max_kl: Annotated[float | None, Option("Largest mean KL, nats a token. Default: 0.05.", least=0)] = None
-    """Largest mean KL divergence in nats a token; None is 0.05, or what suits the conversion."""
     min_top1: Annotated[
         float | None,
         Option("Least share of equal most likely tokens. Default: 0.9.", parse=share(1), metavar="SHARE"),
     ] = None
-    """Least share of tokens with the same most likely token; None is 0.9, or what suits the conversion."""
     min_cosine: Annotated[
         float | None,
         Option("Least mean cosine of embeddings, for models without a head. Default: 0.99.", least=-1, most=1),
     ] = None
-    """Least mean cosine of the embeddings of models without a head; None is 0.99, or what suits the conversion."""
     dtype: Dtype = None
     device: Device = None
     seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.")] = 0

@@ -268,7 +268,7 @@ def test_a_target_is_for_models_with_an_encoder(refuse: Any) -> None:
 
 def test_engines_that_know_no_encoder_are_refused(refuse: Any, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("vllm")
-    module.__spec__ = object()  # type: ignore[assignment]
+    module.__spec__ = object()
     monkeypatch.setitem(sys.modules, "vllm", module)
     refuse("bench", pair, "--engine", "vllm", says=("--engine vllm runs decoders alone here", "--engine transformers"))
 

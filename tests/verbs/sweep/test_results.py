@@ -37,7 +37,7 @@ def point(groups: int, loss: float, number: int = 0, **fields: Any) -> Point:
         "seconds": 1.5,
         "command": "mha2gqa convert",
     }
-    return Point(**given | fields)  # type: ignore[arg-type]
+    return Point(**given | fields)
 
 
 def report(points: list[Point], limit: float = 0.01, **fields: Any) -> Sweep:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mha2gqa.texts.find import find_blocks
-from mha2gqa.verbs.sweep import run as command
+from mha2gqa.verbs.sweep import steps
 from tests.conftest import Run
 from tests.verbs.verify.subjects import save_source, save_text
 
@@ -116,7 +116,7 @@ def test_the_model_does_not_write_the_evaluation_text_twice(cli: Cli, source: Pa
 def interrupt(monkeypatch: Any, at: int) -> list[str]:
     """Make the conversion of this number end as Ctrl-C would end it; return the names of what is converted."""
     made: list[str] = []
-    own = command.convert
+    own = steps.convert
 
     def convert(options: Any, *progress: Any) -> Any:
         if not options.dry_run:
@@ -125,7 +125,7 @@ def interrupt(monkeypatch: Any, at: int) -> list[str]:
                 raise KeyboardInterrupt
         return own(options, *progress)
 
-    monkeypatch.setattr(command, "convert", convert)
+    monkeypatch.setattr(steps, "convert", convert)
     return made
 
 

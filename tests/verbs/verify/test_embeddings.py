@@ -35,7 +35,7 @@ def save_encoder(directory: Path, model_type: str) -> PreTrainedModel:
 
 def run(directory: Path, name: str, **more: float) -> Verification:
     text = (str(directory / "text.txt"),)
-    return verify(VerifyOptions(converted=directory / name, data=text, context=32, tokens=160, **more))  # type: ignore[arg-type]
+    return verify(VerifyOptions(converted=directory / name, data=text, context=32, tokens=160, **more))
 
 
 def by_hand(one: torch.Tensor, other: torch.Tensor) -> float:

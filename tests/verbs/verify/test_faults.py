@@ -49,7 +49,7 @@ def check(directory: Path, *levels: str, name: str = "two") -> Verification:
             converted=directory / name,
             data=(str(directory / "text.txt"),),
             context=32,
-            levels=levels or ("file",),  # type: ignore[arg-type]
+            levels=levels or ("file",),
         )
     )
 

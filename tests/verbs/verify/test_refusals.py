@@ -42,7 +42,7 @@ def refused(run: Run, *words: str) -> None:
 
 
 def other_source(directory: Path, **overrides: object) -> Path:
-    return save_source(directory / "other", **overrides)  # type: ignore[arg-type]
+    return save_source(directory / "other", **overrides)
 
 
 def test_different_vocabularies(cli: Cli, subject: Path) -> None:

@@ -130,7 +130,7 @@ def test_levels_are_run_as_asked(subject: Path) -> None:
             converted=subject / "converted",
             data=(str(subject / "text.txt"),),
             context=32,
-            levels=(level,),  # type: ignore[arg-type]
+            levels=(level,),
         )
         report = verify(options)
         made = {"file": report.file, "load": report.load, "outputs": report.outputs}
