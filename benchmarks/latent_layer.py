@@ -26,12 +26,14 @@ def main() -> None:
     options = parser.parse_args()
     heads, inputs = _layer(options.heads, options.width), options.heads * options.width
     metric = Full(_moment(inputs))
-    before, started = _memory(), time.perf_counter()
+    before, started = _memory(), time.process_time()
     key = ladder_key(heads.rotary, options.rope_width // 2, options.rope_width // 2)
     found = fit(heads, Statistics(metric, metric), key, options.latent, options.width**-0.5)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     lost = f"{found.scores_lost:.1%} of scores and {found.values_lost:.1%} of values lost"
-    print(f"{seconds:.0f} s, {found.rounds} rounds, {_memory():.1f} GB at most ({before:.1f} before), {lost}")
+    print(
+        f"{seconds:.0f} s of the processor, {found.rounds} rounds, {_memory():.1f} GB at most ({before:.1f} before), {lost}"
+    )
 
 
 def _layer(count: int, width: int) -> AttentionHeads:
