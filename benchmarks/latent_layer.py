@@ -30,10 +30,8 @@ def main() -> None:
     key = ladder_key(heads.rotary, options.rope_width // 2, options.rope_width // 2)
     found = fit(heads, Statistics(metric, metric), key, options.latent, options.width**-0.5)
     seconds = time.process_time() - started
-    lost = f"{found.scores_lost:.1%} of scores and {found.values_lost:.1%} of values lost"
-    print(
-        f"{seconds:.0f} s of the processor, {found.rounds} rounds, {_memory():.1f} GB at most ({before:.1f} before), {lost}"
-    )
+    lost = f"{found.scores_lost:.1%} of scores, {found.values_lost:.1%} of values lost"
+    print(f"{seconds:.0f} CPU s, {found.rounds} rounds, {_memory():.1f} GB at most ({before:.1f} before), {lost}")
 
 
 def _layer(count: int, width: int) -> AttentionHeads:

@@ -26,9 +26,10 @@ KEYS: dict[str, Callable[[], RotaryKey]] = {
     "all planes": lambda: ladder_key(ROTARY, PLANES, PLANES),
     "the fastest": lambda: ladder_key(ROTARY, 3, 3),
     "finer": lambda: ladder_key(ROTARY, 6, 3),
-    "twice": lambda: repeated_key(ROTARY, 6, context=CONTEXT),
-    "all twice": lambda: repeated_key(ROTARY, 2 * PLANES, context=CONTEXT),
-    "one twice": lambda: repeated_key(ROTARY, 2, context=CONTEXT),
+    "twice": lambda: repeated_key(ROTARY, 6, 3, context=CONTEXT),
+    "finer, twice": lambda: repeated_key(ROTARY, 12, 3, context=CONTEXT),
+    "all twice": lambda: repeated_key(ROTARY, 2 * PLANES, PLANES, context=CONTEXT),
+    "one twice": lambda: repeated_key(ROTARY, 2, 1, context=CONTEXT),
 }
 
 
@@ -54,7 +55,9 @@ def test_a_key_is_made_again_of_its_name(name: str) -> None:
     assert named_key(key.name, ROTARY, len(key.speeds), theta=THETA, context=CONTEXT) == key
 
 
-@pytest.mark.parametrize("name", ["ladder", "ladder:0", "ladder:9", "twice:2", "planes:0,8,1", "planes:0", "planes:a"])
+@pytest.mark.parametrize(
+    "name", ["ladder", "ladder:0", "ladder:9", "twice:2", "twice", "planes:0,8,1", "planes:0", "planes:a"]
+)
 def test_no_key_is_made_of_another_name(name: str) -> None:
     with pytest.raises(ValueError, match=r"no rotary key|invalid literal"):
         named_key(name, ROTARY, 3, theta=THETA, context=CONTEXT)
