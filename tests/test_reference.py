@@ -57,6 +57,7 @@ def test_the_demo_shows_what_each_way_costs(
     tmp_path: Path, cli: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mha2gqa.verbs.demo.run.CALIBRATION", 8192)
+    monkeypatch.setattr("mha2gqa.verbs.demo.run.UPTRAINED", 4)
     run = cli("demo", str(tmp_path), "--tokens", "2048")
     assert run.code == 0
     assert "held-out loss" in run.out

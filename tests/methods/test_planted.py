@@ -54,10 +54,10 @@ def test_the_planted_model_is_found_again(case: str, tmp_path: Path) -> None:
     wanted = logits(planted)
     size = wanted.abs().max().item()
     assert close(logits(plain), wanted, 1e-4), "the disguise must not change the model"
+    convert(ConvertOptions(model=str(plain), groups=2 * PLANTED, output=tmp_path / "mean"))
+    assert (logits(tmp_path / "mean") - wanted).abs().max() > 0.02 * size, "a mean must ruin it"
     for groups in (PLANTED, 2 * PLANTED):
-        mean, found = tmp_path / f"mean-{groups}", tmp_path / f"aligned-{groups}"
-        convert(ConvertOptions(model=str(plain), groups=groups, output=mean))
-        assert (logits(mean) - wanted).abs().max() > 0.02 * size, "a mean must ruin it"
+        found = tmp_path / f"aligned-{groups}"
         convert(ConvertOptions(model=str(plain), groups=groups, output=found, method="aligned", grouping="similar"))
         assert close(logits(found), wanted, 1e-4)
 
