@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 
+from mha2gqa.errors import CalibrationError
 from mha2gqa.files.pieces import LayerResult
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.targets.latent.host import LatentHost
+
+
+class RangeError(CalibrationError):
+    """A fit has numbers beyond the dtype of the file: of cached rows so alike that what reads them is very large."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,19 @@ class LatentFiles:
             number: Of the layer.
             tensors: By their names in the host's attention module.
             report: What is to be known of it besides, as JSON.
+
+        Raises:
+            RangeError: A tensor does not fit into the dtype.
         """
         module = self.host.source.layers[number].module
         content = {f"{module}.{name}": tensor.to(self.host.dtype) for name, tensor in tensors.items()}
+        for name, tensor in content.items():
+            if not torch.isfinite(tensor).all():
+                raise RangeError(
+                    f"Tensor {name!r} of the latent form does not fit into {self.host.dtype}",
+                    expected="numbers that it has",
+                    remedy="Choose another --rope-width, or convert an fp32 or bf16 copy of the checkpoint",
+                )
         self.directory.mkdir(parents=True, exist_ok=True)
         write_tensors(self._path(number), content, {"report": json.dumps(report)})
 
@@ -65,6 +80,7 @@ class LatentFiles:
 
     def write_loss(self, loss: float) -> None:
         """Keep what the model of these layers loses."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "loss").write_text(repr(loss), encoding="utf-8")
 
     def read_loss(self) -> float:

@@ -24,7 +24,7 @@ from mha2gqa.progress import QUIET, Progress
 from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.latent.choice import Known, Trial, choose
-from mha2gqa.refine.latent.files import LatentFiles
+from mha2gqa.refine.latent.files import LatentFiles, RangeError
 from mha2gqa.refine.latent.joint import train_latent_jointly
 from mha2gqa.refine.latent.refiner import RATE, LatentRefiner
 from mha2gqa.refine.latent.statistics import gather_received
@@ -106,7 +106,7 @@ class _Latents:
         if self.options.refine is not None:
             files, student, divergence = self._refined(files.host)
             loss = mean_loss(student, self._aside)
-        rows = [self._row("tried", _named(trial), trial.loss) for trial, _ in self.tried]
+        rows = [self._row("tried", _named(trial), trial.loss) for trial, _ in self.tried if trial.loss < math.inf]
         rows.append(self._row("result", _named(chosen), loss, self.options.refine))
         grouped = self._grouped(chosen.latent + chosen.key.width)
         return Converted(
@@ -130,6 +130,11 @@ class _Latents:
         else:
             named = [(planned_key(self._source, self.target, width), latent) for latent, width in possible]
             best = min((self._score(*one) for one in named), key=lambda trial: trial.loss)
+        if best.loss == math.inf:
+            raise RangeError(
+                f"No latent form of this model fits into {self._files(best.key, best.latent).host.dtype}",
+                remedy="Convert an fp32 or bf16 copy of the checkpoint",
+            )
         for trial, files in self.tried:
             if trial is not best:
                 files.drop_layers()
@@ -139,7 +144,13 @@ class _Latents:
         files = self._files(key, latent)
         if math.isnan(files.read_loss()):
             advance = self.progress.part(f"latent {latent}, rotary key {key.width} ({key.kind})")
-            files.write_loss(mean_loss(self._known.student(files, advance), self._aside))
+            try:
+                loss = mean_loss(self._known.student(files, advance), self._aside)
+            except RangeError:
+                if self.target.is_settled:
+                    raise
+                loss = math.inf  # others may do
+            files.write_loss(loss)
         trial = Trial(key, latent, files.read_loss())
         self.tried.append((trial, files))
         return trial
