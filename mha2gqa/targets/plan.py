@@ -151,8 +151,9 @@ def _config_changes(before: ConfigJson, after: ConfigJson, path: tuple[str, ...]
             yield from _config_changes({}, value, (*path, key))
         elif type(value) is not type(held) or value != held:
             yield ConfigChange((*path, key), None if held is _ABSENT else held, value)
-    for key in before.keys() - after.keys():
-        yield ConfigChange((*path, key), before[key], None)
+    for key, held in before.items():
+        if key not in after:
+            yield ConfigChange((*path, key), held, None)
 
 
 def _check_result(plan: Plan, before: Mapping[str, Shape], after: Mapping[str, Shape]) -> None:
