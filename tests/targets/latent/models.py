@@ -5,7 +5,7 @@ whole_key(source, ...)   a rotary key with every plane of every KV head, at whic
 converted(model, ...)    the host of a model, fitted without text
 """
 
-import copy
+import json
 from collections.abc import Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,7 +24,9 @@ from tests.families.tiny import model_class_name
 
 def architecture(config: PreTrainedConfig) -> Architecture:
     """What save_pretrained's config.json says."""
-    return Architecture(copy.deepcopy(config.to_dict()) | {"architectures": [model_class_name(config.model_type)]})
+    return Architecture(
+        json.loads(config.to_json_string(use_diff=False)) | {"architectures": [model_class_name(config.model_type)]}
+    )
 
 
 def heads_of(source: LatentSource, model: PreTrainedModel) -> list[AttentionHeads]:
