@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.progress import Progress
-from mha2gqa.verbs.bench.options import BenchOptions
-from mha2gqa.verbs.convert.options import ConvertOptions
-from mha2gqa.verbs.expand.options import ExpandOptions
-from mha2gqa.verbs.inspect.options import InspectOptions
-from mha2gqa.verbs.sweep.options import SweepOptions
-from mha2gqa.verbs.uptrain.options import UptrainOptions
-from mha2gqa.verbs.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
+    from mha2gqa.verbs.bench.options import BenchOptions
     from mha2gqa.verbs.bench.run import bench
+    from mha2gqa.verbs.convert.options import ConvertOptions
     from mha2gqa.verbs.convert.run import convert
+    from mha2gqa.verbs.expand.options import ExpandOptions
     from mha2gqa.verbs.expand.run import expand
+    from mha2gqa.verbs.inspect.options import InspectOptions
     from mha2gqa.verbs.inspect.run import inspect
+    from mha2gqa.verbs.sweep.options import SweepOptions
     from mha2gqa.verbs.sweep.run import sweep
+    from mha2gqa.verbs.uptrain.options import UptrainOptions
     from mha2gqa.verbs.uptrain.run import uptrain
+    from mha2gqa.verbs.verify.options import VerifyOptions
     from mha2gqa.verbs.verify.run import verify
 
 __version__ = "0.1.0"
@@ -55,6 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _COMMANDS:
-        return getattr(import_module(f"mha2gqa.verbs.{name}.run"), name)
+    verb = name.removesuffix("Options").lower()
+    if name in __all__ and verb in _COMMANDS:
+        return getattr(import_module(f"mha2gqa.verbs.{verb}.{'run' if name == verb else 'options'}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from mha2gqa import (
     uptrain,
     verify,
 )
-from mha2gqa.errors import CalibrationError, Mha2GqaError, SweepError, TrainingError
+from mha2gqa.errors import CalibrationError, FamilyError, Mha2GqaError, SweepError, TrainingError
 from mha2gqa.files.source import reference_directory
 from mha2gqa.model.load import load_model
 from mha2gqa.shipped import files
@@ -238,3 +239,25 @@ def test_speed_needs_text_written_token_by_token(tmp_path: Path) -> None:
     two = converted(save(tmp_path, "bert", "BertForMaskedLM"), 2)
     with pytest.raises(Mha2GqaError, match="does not write text token by token"):
         bench(BenchOptions(converted=two, batch=(1,), context=(16,)))
+
+
+def test_a_latent_goes_through_every_command(text: str, tmp_path: Path) -> None:
+    source = save(tmp_path, "llama")
+    options = ConvertOptions(
+        model=str(source), output=tmp_path / "latent", latent=24, rope_width=8, data=(text,), context=32, tokens=2048
+    )
+    convert(options)
+    trained = uptrained(tmp_path / "latent", text)
+    assert (logits(trained) - logits(tmp_path / "latent")).abs().max() > 1e-4
+    assert verdict(trained, text, max_ppl_increase=1e6, max_kl=100, min_top1=0) == "within limits"
+    quick: dict[str, Any] = {"batch": (1,), "context": (16,), "cache": ("dynamic",), "tokens": 2, "turns": 2}
+    report = bench(BenchOptions(converted=trained, **quick))
+    assert (report.original.cache_per_token, report.converted.cache_per_token) == (2 * 128 * 4, 2 * 32 * 4)
+    assert report.decode[0].cache_measured[0] == 4 * report.decode[0].cache_measured[1]
+    for again in (
+        lambda: expand(ExpandOptions(model=str(trained), output=tmp_path / "wide")),
+        lambda: convert(ConvertOptions(model=str(trained), output=tmp_path / "one", groups=1)),
+        lambda: convert(replace(options, model=str(trained), output=tmp_path / "again")),
+    ):
+        with pytest.raises(FamilyError, match="latent"):
+            again()

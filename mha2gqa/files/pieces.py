@@ -101,6 +101,11 @@ class Computed(Copy):
 
 
 @dataclass(frozen=True)
+class Made(Copy):
+    """Bytes that are computed of the source's tensors when they are read (`VirtualFile`)."""
+
+
+@dataclass(frozen=True)
 class LayerResult:
     """An attention layer that a method changed as a whole."""
 
@@ -170,6 +175,16 @@ class OutputTensor:
         if isinstance(first, Computed):
             return first.origin
         return path_of(first.span.file if isinstance(first, Copy) else first.spans[0].file)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether a method computed it before, so that only a checksum speaks for it later."""
+        return any(isinstance(piece, Computed) for piece in self.pieces)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is computed of the source's tensors when it is read."""
+        return any(isinstance(piece, Made) for piece in self.pieces)
 
     @property
     def is_copy(self) -> bool:

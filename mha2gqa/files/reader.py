@@ -18,8 +18,6 @@ from safetensors import SafetensorError, safe_open
 
 from mha2gqa.errors import CheckpointError, visible
 from mha2gqa.files.companions import find_belongings
-from mha2gqa.files.foreign import no_weights
-from mha2gqa.files.pickles import read_pickle
 from mha2gqa.files.pieces import TensorInfo, path_of
 from mha2gqa.files.plain import State, check_unchanged, each_once, look, unreadable
 from mha2gqa.files.plain import read_json as read_json
@@ -124,6 +122,8 @@ def _read_weights(files: list[Path], weight_map: dict[str, str]) -> tuple[tuple[
 
 
 def _read_pickle(file: Path) -> list[TensorInfo]:
+    from mha2gqa.files.pickles import read_pickle  # few checkpoints are pickles still
+
     try:
         return read_pickle(file)
     except PermissionError as error:
@@ -146,6 +146,8 @@ def _locate_weights(directory: Path, states: dict[Path, State]) -> tuple[list[Pa
             return [_existing_shard(directory, shard, index, states) for shard in shards], weight_map
         if has_single:
             return [_look(directory / single, states)], {}
+    from mha2gqa.files.foreign import no_weights  # to say what lies there instead
+
     raise no_weights(directory, (SAFE_FILE, SAFE_INDEX, PICKLE_FILE, PICKLE_INDEX))
 
 

@@ -10,7 +10,7 @@ which older checkpoints do not have. Which host is taken is `choice.py`'s.
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -94,8 +94,9 @@ def written_as(original: Original, host: Host, config: ConfigJson) -> Original:
     if not host.shipped and (tokenizer := tokenizer_class(original.checkpoint)) is not None:
         config["tokenizer_class"] = tokenizer
     target = Architecture(config).blueprint
-    recipes = list(_fitting(host, original.architecture.blueprint, target, _Finder(original)))
-    return _written(original, host, config, recipes, target)
+    return _written(
+        original, host, config, written(original, host.tensors(original.architecture.blueprint), target), target
+    )
 
 
 class _Finder:
@@ -133,12 +134,44 @@ def _file_names(original: Original) -> dict[str, str]:
     return {names[id(tensor)]: name for name, tensor in written.items() if id(tensor) in names}
 
 
+@dataclass(frozen=True)
+class Written:
+    """A tensor in the class of a host."""
+
+    info: TensorInfo
+    """Where its bytes lie, or what makes them when they are read."""
+    sources: list[TensorInfo]
+    """What it is made of."""
+    is_same: bool
+    """Whether its bytes are those of its source."""
+
+
+def written(original: Original, recipes: Iterable[Recipe], target: Blueprint) -> list[Written]:
+    """Return the tensors that a host's file has, in the order of what they are made of.
+
+    Args:
+        original: The source.
+        recipes: Of the host's tensors; those that its class does not have are left out.
+        target: Blueprint of the host.
+
+    Raises:
+        CheckpointError: A tensor is missing, or does not fit the config.
+    """
+    places, recent = {info.name: place for place, info in enumerate(original.tensors)}, Recent()
+    found = sorted(_fitting(recipes, target, _Finder(original)), key=lambda one: places[one[2][0].name])
+    shapes = target.module_shapes
+    return [
+        Written(_info(recipe, name, sources, shapes[name], recent), sources, _is_same(recipe))
+        for recipe, name, sources in found
+    ]
+
+
 def _fitting(
-    host: Host, source: Blueprint, target: Blueprint, find: _Finder
+    recipes: Iterable[Recipe], target: Blueprint, find: _Finder
 ) -> Iterator[tuple[Recipe, str, list[TensorInfo]]]:
     """Yield the recipes of the tensors that the host's file has, their names there, and what they are made of."""
     prefix = f"{target.model.base_model_prefix}."
-    for recipe in host.tensors(source):
+    for recipe in recipes:
         name = recipe.name if recipe.name in target.module_shapes else recipe.name.removeprefix(prefix)
         if name not in target.module_shapes:
             continue
@@ -163,24 +196,21 @@ def _written(
     original: Original,
     host: Host,
     config: ConfigJson,
-    recipes: list[tuple[Recipe, str, list[TensorInfo]]],
+    tensors: list[Written],
     target: Blueprint,
 ) -> Original:
-    places = {info.name: place for place, info in enumerate(original.tensors)}
-    recipes = sorted(recipes, key=lambda one: places[one[2][0].name])
-    recent, shapes = Recent(), target.module_shapes
-    used = {info.name for _, _, sources in recipes for info in sources}
+    used = {info.name for one in tensors for info in one.sources}
     origin = Origin(
         model_type=original.origin.model_type,
-        recomputed=frozenset(name for recipe, name, _ in recipes if not _is_same(recipe)),
+        recomputed=frozenset(one.info.name for one in tensors if not one.is_same),
         dropped=tuple(info for info in original.tensors if info.name not in used),
         modules=_modules(host, original.architecture.blueprint, target),
         files=shipped.files(host.model_type) if host.shipped else tokenizer_files(original.checkpoint),
         tensors=original.tensors,
         is_own=False,
     )
-    tensors = tuple(_info(recipe, name, sources, shapes[name], recent) for recipe, name, sources in recipes)
-    return Original(original.source, replace(original.checkpoint, config=config, tensors=tensors), origin)
+    infos = tuple(one.info for one in tensors)
+    return Original(original.source, replace(original.checkpoint, config=config, tensors=infos), origin)
 
 
 def _is_same(recipe: Recipe) -> bool:

@@ -8,7 +8,6 @@ A model whose own class cannot be converted is written in another (`hosts/rehost
 its tensors lie where the source's lie, or are made when they are read. Nothing below has to ask whether that was done.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,20 +43,14 @@ class Origin:
     """Those of the source's files, where the class is another now."""
     is_own: bool = True
     """Whether the class is still the one that wrote the files."""
-
-    @property
-    def rehosted_from(self) -> str | None:
-        """The model type of the source, where the class is another now."""
-        return None if self.is_own else self.model_type
+    output_scale: float | None = 1.0
+    """What outputs of attention are multiplied with in the result; None where they are changed otherwise."""
 
     def compared(self, modules: Iterable[str]) -> dict[str, str]:
         """Return the modules whose outputs the source's class has, too, and what they are called there."""
+        if self.output_scale is None:
+            return {}
         return {name: self.modules.get(name, name) for name in modules if not self.modules or name in self.modules}
-
-    def recomputed_kinds(self, tensors: Iterable[TensorInfo]) -> tuple[str, ...]:
-        """Return the tensors that were recomputed for the class, one name with `*` for all layers."""
-        names = (info.name for info in tensors if info.name in self.recomputed)
-        return tuple(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ _TEXT = """\
 
 _UNTRAINED = "The architecture and all other weights are those of the original."
 
+_OUTSIDE = " outside of attention"
+
 _QUALITY = {
     "merged": "{made} without training, which costs quality: measure it on your own data before you rely on it.",
     "refined": "{made}, and the attention was improved on {text}. That costs quality all the same: measure it on your "
@@ -57,9 +59,7 @@ def card_of(outcome: Outcome, source: Source) -> str:
         title=outcome.output.resolve().name,
         base=f"[{base}](https://huggingface.co/{base})" if source.hub_id else base,
         instead=", ".join(fact.instead for fact in facts),
-        facts="\n".join(
-            f"| {fact.label} | {'none' if fact.before is None else fact.before} | {fact.after} |" for fact in facts
-        ),
+        facts="\n".join(f"| {fact.label} | {_number(fact.before)} | {_number(fact.after)} |" for fact in facts),
         verb="converted" if outcome.command == "convert" else "expanded",
         command=_command_line(outcome, source),
         cache_before=outcome.cache_before,
@@ -115,11 +115,17 @@ def _architecture(outcome: Outcome) -> str:
     if outcome.rehosted_from is None:
         return _UNTRAINED
     computed = ", ".join(f"`{name}`" for name in outcome.recomputed) or "none"
+    is_fitted = not outcome.groups and any(row["action"] == "changed" for row in outcome.tensors)
     return (
         f"The original's class, `{outcome.rehosted_from}`, {outcome.change.lacks}: this checkpoint is the "
         f"model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
-        f"anything else was done to them: {computed}. All others are those of the original, under other names."
+        f"anything else was done to them: {computed}. All others{_OUTSIDE * is_fitted} are "
+        "those of the original, under other names."
     )
+
+
+def _number(value: Any) -> str:
+    return "none" if value is None else f"{value}"
 
 
 def _inherited(card: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Carries out a plan: the checkpoint with its record and its card. `convert` and `expand` share it."""
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         options=request.options,
         targets=names_of(request.target),
         model_type=plan.result.model_type,
-        rehosted_from=original.origin.rehosted_from,
+        rehosted_from=plan.rehosted_from,
         change=plan.change,
         config_changes=[asdict(change) for change in plan.config_changes],
         groups=plan.groups,
@@ -101,7 +102,7 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         taken_off=[*original.checkpoint.unwrapped, *original.checkpoint.stale],
         added=[*original.origin.files],
         tensors=_tensor_rows(plan),
-        recomputed=original.origin.recomputed_kinds(original.tensors),
+        recomputed=_kinds(tensor.name for tensor in plan.tensors if tensor.name in plan.recomputed),
         **request.told,
     )
 
@@ -127,6 +128,11 @@ def _tensor_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _action(plan: Plan, tensor: OutputTensor) -> str:
-    if not tensor.is_copy:
+    if not (tensor.is_copy or tensor.is_made):
         return "changed"
-    return "recomputed" if tensor.name in plan.original.origin.recomputed else "copied"
+    return "recomputed" if tensor.name in plan.recomputed else "copied"
+
+
+def _kinds(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of tensors, one with `*` for all layers."""
+    return tuple(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))

@@ -11,12 +11,12 @@ Legend: B sequences of a batch, T tokens.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.divergence import mean_divergence
 from mha2gqa.model.feed import inputs
 from mha2gqa.progress import Advance
@@ -27,10 +27,22 @@ RATE = 0.02
 """Step size at the start, as a share of the mean absolute entry of each tensor: smaller than for one layer alone."""
 
 
+class Trained(Protocol):
+    """A module of which some parameters are trained."""
+
+    @property
+    def module(self) -> str:
+        """Path in the module tree."""
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """Its parameters that are trained, without its own name."""
+
+
 def train_jointly(
     original: PreTrainedModel,
     student: PreTrainedModel,
-    layers: Sequence[AttentionLayer],
+    layers: Sequence[Trained],
     training_BT: Sequence[torch.Tensor],
     aside_BT: Sequence[torch.Tensor],
     dtypes: Mapping[str, torch.dtype],

@@ -125,7 +125,7 @@ class Refiner:
         _check_finite(layer, examples)
         merged = self._merged(layer, source.keys(), examples)
         tensors = merged.tensors
-        steps = _Steps(module, examples, {name: source[name].dtype for name in tensors}, self._student.device)
+        steps = Steps(module, examples, {name: source[name].dtype for name in tensors}, self._student.device)
         steps.take("merged", lambda: install(module, tensors))
         if self._uses(module) == 1:
             steps.take("refit", *self._refits(merged, module, steps))
@@ -161,7 +161,7 @@ class Refiner:
         alike = (one for _, one in self._student.named_modules(remove_duplicate=False) if type(one) is type(module))
         return sum(next(one.parameters()).data_ptr() == place for one in alike)
 
-    def _refits(self, merged: Merged, module: nn.Module, steps: "_Steps") -> list[Callable[[], object]]:
+    def _refits(self, merged: Merged, module: nn.Module, steps: "Steps") -> list[Callable[[], object]]:
         """Return the ways to refit, the best first: values may be mixed anew only where they are free."""
         output = merged.layer.output.removesuffix(".weight")
         given = (module, output, self._of_projection(merged.layer, output, module, steps), self._student.device)
@@ -169,7 +169,7 @@ class Refiner:
         return [both, outputs] if merged.layer.values == "free" else [outputs]
 
     def _of_projection(
-        self, layer: AttentionLayer, output: str, module: nn.Module, steps: "_Steps"
+        self, layer: AttentionLayer, output: str, module: nn.Module, steps: "Steps"
     ) -> Sequence[Example]:
         """Return the calls to learn from, with what the output projection should return."""
         if ends_in(module, output, steps.training[0][0], self._student.device):
@@ -177,7 +177,7 @@ class Refiner:
         _, wanted = keep_aside(list(self._teacher_run.outputs(f"{layer.module}.{output}")))
         return [(call, one) for (call, _), one in zip(steps.training, wanted, strict=True)]
 
-    def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "_Steps", rate: float) -> None:
+    def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "Steps", rate: float) -> None:
         # Steps of a thousandth of an entry are below what 16 bits resolve: trained in fp32, rounded once at the end.
         trained = copy.deepcopy(module).float()
         options = replace(self._options, rate=rate)
@@ -185,7 +185,7 @@ class Refiner:
         install(module, {name: trained.get_parameter(name).detach() for name in layer.changed})
 
 
-class _Steps:
+class Steps:
     """Takes one step after the other, measures each on batches kept aside, and takes back what does not help."""
 
     def __init__(

@@ -9,14 +9,16 @@ from typing import Any
 from mha2gqa.targets.by_layer import HeadsByLayer
 from mha2gqa.targets.expand import Expand
 from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.latent.target import Latent
 from mha2gqa.targets.target import Chain, Target
 from mha2gqa.targets.window import Window
 
-TARGETS: Mapping[str, type[KvHeads] | type[Expand] | type[HeadsByLayer] | type[Window]] = {
+TARGETS: Mapping[str, type[KvHeads] | type[Expand] | type[HeadsByLayer] | type[Window] | type[Latent]] = {
     "kv_heads": KvHeads,
     "expand": Expand,
     "heads_by_layer": HeadsByLayer,
     "window": Window,
+    "latent": Latent,
 }
 """Name in the record -> target."""
 

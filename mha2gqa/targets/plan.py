@@ -30,7 +30,9 @@ class ConfigChange:
 
     path: tuple[str, ...]
     before: Any
+    """None also where there was none."""
     after: Any
+    """None also where there is none any more."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,18 @@ class Plan:
     def change(self) -> Change:
         """What changes about attention."""
         return self.aim.change
+
+    @property
+    def rehosted_from(self) -> str | None:
+        """The model type of the original's files, where the result is of another."""
+        source = self.original.origin.model_type
+        return source if source != self.result.config_json.get("model_type") else None
+
+    @property
+    def recomputed(self) -> frozenset[str]:
+        """The tensors that are computed of the original's for another class, before or without anything else."""
+        made = (tensor.name for tensor in self.tensors if tensor.is_made)
+        return self.original.origin.recomputed.union(made)
 
     @property
     def tensors(self) -> tuple[OutputTensor, ...]:
@@ -128,7 +142,7 @@ def make_plan(original: Original, target: Target) -> Plan:
 
 
 def _config_changes(before: ConfigJson, after: ConfigJson, path: tuple[str, ...] = ()) -> Iterator[ConfigChange]:
-    """Yield each key that differs; a change keeps every key, and may add some."""
+    """Yield each key that differs, those that are gone last; another class has other keys."""
     for key, value in after.items():
         held = before.get(key, _ABSENT)
         if isinstance(value, dict) and isinstance(held, dict):
@@ -137,6 +151,9 @@ def _config_changes(before: ConfigJson, after: ConfigJson, path: tuple[str, ...]
             yield from _config_changes({}, value, (*path, key))
         elif type(value) is not type(held) or value != held:
             yield ConfigChange((*path, key), None if held is _ABSENT else held, value)
+    for key, held in before.items():
+        if key not in after:
+            yield ConfigChange((*path, key), held, None)
 
 
 def _check_result(plan: Plan, before: Mapping[str, Shape], after: Mapping[str, Shape]) -> None:

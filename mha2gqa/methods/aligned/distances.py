@@ -59,7 +59,7 @@ def fit_over_distances(
     heads, width, dtype = *energy_REE.shape[:2], gram.dtype
     total, kept = scores_energy(gram, energy_REE, rotary), 0.0
     # All in fp64: both normal equations have squared condition, and the loss is a small difference of two energies.
-    turn, order_E = _Turning.of(rotary, width, gram.device), _by_half(rotary, width)
+    turn, order_E = Turning.of(rotary, width, gram.device), by_half(rotary, width)
     gram_RERE = gram.double().reshape(heads, width, heads, width)[:, order_E][..., order_E]
     gram, energy_REE = gram_RERE.reshape(gram.shape), _sorted(energy_REE.double(), order_E)
     mixing = _beside(_sorted(_apart(start.mixing.double(), heads), order_E))
@@ -90,10 +90,10 @@ def fit_over_distances(
 def scores_energy(gram: torch.Tensor, energy_REE: torch.Tensor, rotary: Rotary) -> float:
     """Return the energy of all heads' scores, of which `fit_over_distances` says what is lost; arguments as there."""
     heads, width = energy_REE.shape[:2]
-    order_E = _by_half(rotary, width)
+    order_E = by_half(rotary, width)
     # Σ_h Σ_d w_d tr(Q_h R_d G_h R_dᵀ): of the whole Gram matrix only the heads' own blocks.
     own_REE = _sorted(own_grams(gram.double(), heads), order_E)
-    turned_REE = _Turning.of(rotary, width, gram.device).keys(own_REE)
+    turned_REE = Turning.of(rotary, width, gram.device).keys(own_REE)
     return float((_sorted(energy_REE.double(), order_E) * turned_REE).sum())
 
 
@@ -122,10 +122,11 @@ def _nearer(found: torch.Tensor, normal_EE: torch.Tensor, wanted: torch.Tensor, 
 
 
 @dataclass(frozen=True)
-class _Turning:
-    """Weighted means over distances of R_d M R_dᵀ (`keys`) and of R_dᵀ M R_d (`queries`), M `[..., E, E]`.
+class Turning:
+    """Weighted means over distances of R_d M R'_dᵀ (`keys`) and of R_dᵀ M R'_d (`queries`), M `[..., E, E']`.
 
-    Rows are sorted by `_by_half`: to read halves of a matrix is several times as fast as to look pairs up.
+    R and R' may turn different planes: rows of one head on the left, of another on the right. Rows are sorted by
+    `by_half`: to read halves of a matrix is several times as fast as to look pairs up.
     """
 
     apart_PP: torch.Tensor
@@ -134,35 +135,46 @@ class _Turning:
     """Σ w_d exp(-i (θ + θ') d): of products with the other's conjugate."""
 
     @classmethod
-    def of(cls, rotary: Rotary, width: int, device: torch.device) -> "_Turning":
+    def of(cls, rotary: Rotary, width: int, device: torch.device) -> "Turning":
+        """Return the means between the rows of one head and themselves."""
         turning, still = rotary.width // 2, (width - rotary.width) // 2
         if not turning or rotary.frequencies:
-            # Rows that are not rotated are read as pairs of speed 0, which meet each other at every distance.
-            apart, together = _kernels((*rotary.frequencies, *[0.0] * still), rotary.both_ways)
+            apart, together = _kernels(*[speeds_of(rotary, width)] * 2, rotary.both_ways)
         else:
             apart, together = _far_kernels(turning, still)
         return cls(apart.to(device), together.to(device))
 
+    @classmethod
+    def between(
+        cls, left: tuple[float, ...], right: tuple[float, ...], *, both_ways: bool, device: torch.device
+    ) -> "Turning":
+        """Return the means between planes of two sets of speeds, in radians a token; most of either may be alike."""
+        distinct, places = zip(*(_distinct(speeds) for speeds in (left, right)), strict=True)
+        apart, together = (kernel[places[0][:, None], places[1]] for kernel in _kernels(*distinct, both_ways))
+        return cls(apart.to(device), together.to(device))
+
     def keys(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Return the mean of R_d M R'_dᵀ."""
         return self._mean(matrix, self.apart_PP, self.together_PP)
 
     def queries(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Return the mean of R_dᵀ M R'_d."""
         return self._mean(matrix, self.apart_PP.conj(), self.together_PP.conj())
 
     def _mean(self, matrix: torch.Tensor, apart_PP: torch.Tensor, together_PP: torch.Tensor) -> torch.Tensor:
         """Read a matrix as z ↦ a z + b z̄ from pair to pair, and multiply a and b."""
         # Any real 2 by 2 matrix is such a map, and R_d is z ↦ e^(-iθd) z. So R_d M R_dᵀ makes of a, from a pair of
         # speed θ' to one of θ, a·e^(-i(θ-θ')d), and of b, which conjugates what it is given, b·e^(-i(θ+θ')d).
-        half = len(apart_PP)
-        top_left, top_right = matrix[..., :half, :half], matrix[..., :half, half:]
-        low_left, low_right = matrix[..., half:, :half], matrix[..., half:, half:]
+        rows, columns = apart_PP.shape
+        top_left, top_right = matrix[..., :rows, :columns], matrix[..., :rows, columns:]
+        low_left, low_right = matrix[..., rows:, :columns], matrix[..., rows:, columns:]
         plain = torch.complex(top_left + low_right, low_left - top_right) / 2 * apart_PP
         mirrored = torch.complex(top_left - low_right, low_left + top_right) / 2 * together_PP
         mean = torch.empty_like(matrix)
-        mean[..., :half, :half] = plain.real + mirrored.real
-        mean[..., :half, half:] = mirrored.imag - plain.imag
-        mean[..., half:, :half] = mirrored.imag + plain.imag
-        mean[..., half:, half:] = plain.real - mirrored.real
+        mean[..., :rows, :columns] = plain.real + mirrored.real
+        mean[..., :rows, columns:] = mirrored.imag - plain.imag
+        mean[..., rows:, :columns] = mirrored.imag + plain.imag
+        mean[..., rows:, columns:] = plain.real - mirrored.real
         return mean
 
 
@@ -171,7 +183,13 @@ def pairs(rotary: Rotary, width: int) -> torch.Tensor:
     return torch.cat([rotary.planes(), rotary.rest(width).view(2, -1).T])
 
 
-def _by_half(rotary: Rotary, width: int) -> torch.Tensor:
+def speeds_of(rotary: Rotary, width: int) -> tuple[float, ...]:
+    """Return the speed of each of `pairs`, in radians a token; 0 for those that are not rotated."""
+    # Rows that are not rotated are read as pairs of speed 0, which meet each other at every distance.
+    return (*rotary.frequencies, *[0.0] * ((width - rotary.width) // 2))
+
+
+def by_half(rotary: Rotary, width: int) -> torch.Tensor:
     """Return the first rows of all `pairs`, then the second ones, int64 `[E]`."""
     return pairs(rotary, width).T.flatten()
 
@@ -182,9 +200,9 @@ def _sorted(matrices_REE: torch.Tensor, order_E: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=8)  # all layers and groups of a model mostly share them, and there are a hundred distances
-def _kernels(speeds: tuple[float, ...], both_ways: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `apart_PP` and `together_PP` of `_Turning`; real where tokens attend in both directions."""
-    speed_P = torch.tensor(speeds, dtype=torch.float64)
+def _kernels(left: tuple[float, ...], right: tuple[float, ...], both_ways: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `apart_PP` and `together_PP` of `Turning`; real where tokens attend in both directions."""
+    left_P, right_P = (torch.tensor(speeds, dtype=torch.float64) for speeds in (left, right))
     distance_N, weight_N = _distances()
 
     def mean(angles_PP: torch.Tensor) -> torch.Tensor:
@@ -192,7 +210,13 @@ def _kernels(speeds: tuple[float, ...], both_ways: bool) -> tuple[torch.Tensor, 
         value: torch.Tensor = torch.exp(-1j * angles_PP[..., None] * distance_N) @ weight_N.to(torch.complex128)
         return torch.complex(value.real, torch.zeros_like(value.real)) if both_ways else value
 
-    return mean(speed_P[:, None] - speed_P), mean(speed_P[:, None] + speed_P)
+    return mean(left_P[:, None] - right_P), mean(left_P[:, None] + right_P)
+
+
+def _distinct(speeds: tuple[float, ...]) -> tuple[tuple[float, ...], torch.Tensor]:
+    """Return each speed once, and the place of every one among them."""
+    places = {speed: place for place, speed in enumerate(dict.fromkeys(speeds))}
+    return tuple(places), torch.tensor([places[speed] for speed in speeds])
 
 
 def _far_kernels(turning: int, still: int) -> tuple[torch.Tensor, torch.Tensor]:

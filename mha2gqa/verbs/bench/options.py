@@ -8,7 +8,7 @@ from mha2gqa.options import Option, Options, listed, one_of
 from mha2gqa.verbs.options import Against, AsJson, ConfigFile, Converted, Device, Dtype, Page
 
 CacheKind = Literal["dynamic", "static"]
-Attention = Literal["eager", "sdpa", "grouped", "flash_attention_2"]
+Attention = Literal["eager", "sdpa", "grouped", "absorbed", "flash_attention_2"]
 Engine = Literal["transformers", "vllm", "llama.cpp"]
 
 
@@ -40,6 +40,12 @@ class BenchOptions(Options):
     groups: Annotated[
         int | None, Option("KV heads of the second model of --shape.", least=1, flags=("--groups", "-g"))
     ] = None
+    latent: Annotated[
+        int | None,
+        Option("Or the width of a latent in their place, with --rope-width that of its rotary key.", least=2),
+    ] = None
+    """In the place of `groups`: width of the latent of the second model of a shape."""
+    rope_width: Annotated[int | None, Option("Width of the rotary key beside --latent.", least=2)] = None
     batch: Annotated[tuple[int, ...], Option("Sequences at a time.", parse=_numbers((1,)), metavar="N,...")] = (1, 8)
     context: Annotated[
         tuple[int, ...],

@@ -125,7 +125,7 @@ class Side:
 
     name: str
     kv_heads: int
-    """That are cached; the largest number, where layers differ."""
+    """That are cached; the largest number, where layers differ; 0 for a latent that all heads share."""
     parameters: int
     weights: int
     """Bytes of all weights."""

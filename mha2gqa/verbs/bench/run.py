@@ -79,7 +79,7 @@ def bench(options: BenchOptions, progress: Progress = QUIET) -> BenchReport:
 def _side(subject: Subject, cost: Costs) -> Side:
     return Side(
         name=subject.name,
-        kv_heads=subject.counted.kv_heads,
+        kv_heads=0 if subject.model.is_latent else subject.counted.kv_heads,
         parameters=cost.parameters,
         weights=cost.weights,
         cache_per_token=cost.cache(Filled(1)),

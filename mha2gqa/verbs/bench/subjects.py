@@ -25,6 +25,9 @@ from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_model, set_plain_generation
 from mha2gqa.record.pair import find_pair
 from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.latent.aim import divisions, planned_key
+from mha2gqa.targets.latent.host import LatentHost, LatentSource
+from mha2gqa.targets.latent.widths import Widths
 from mha2gqa.verbs.bench.options import BenchOptions
 
 SHAPES = Path(__file__).parents[2] / "shapes"
@@ -143,8 +146,11 @@ def _check_kind(subject: Subject) -> None:
 
 
 def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
-    if options.groups is not None:
-        raise TimingError("--groups belongs to --shape", remedy="Convert the checkpoint to as many groups, or leave it")
+    if (options.groups, options.latent, options.rope_width) != (None, None, None):
+        raise TimingError(
+            "--groups, --latent and --rope-width belong to --shape",
+            remedy="Convert the checkpoint to as many groups, or leave it",
+        )
     pair = find_pair(options.converted, options.against)
     before = Architecture(read_json(pair.original.directory / "config.json"))  # in the class that wrote its files
     return Subject(pair.original.name, before, pair.original.directory), Subject(
@@ -155,13 +161,25 @@ def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
 def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
     if options.converted is not None or options.against is not None:
         raise TimingError("--shape takes the place of checkpoints", remedy="Leave out the one or the others")
-    if options.groups is None:
-        raise TimingError("--shape needs --groups", expected="the number of KV heads of the second model")
+    name = Path(str(options.shape)).name.removesuffix(".json")
+    if options.latent is not None and options.rope_width is not None and options.groups is None:
+        model = Architecture(_shape_config(str(options.shape)))
+        return Subject(name, model, None), _latent(name, model, options.latent, options.rope_width)
+    if options.groups is None or (options.latent, options.rope_width) != (None, None):
+        raise TimingError(
+            "--shape needs --groups, or --latent and --rope-width in their place", expected="one second model"
+        )
     model = Architecture(_shape_config(str(options.shape)))
     host = Architecture(host_config(model, options.groups)[1]) if has_hosts(model) else model
-    name = Path(str(options.shape)).name.removesuffix(".json")
     converted = host.with_heads(KvHeads(options.groups).moves(host))
     return Subject(name, model, None), Subject(f"{name}, {options.groups} KV heads", converted, None)
+
+
+def _latent(name: str, model: Architecture, latent: int, rope_width: int) -> Subject:
+    widths, source = Widths(latent=latent, rope_width=rope_width), LatentSource.of(model)
+    ((latent, rope_width),) = divisions(source, widths)  # refuses what cannot be
+    host = LatentHost(source, planned_key(source, widths, rope_width), latent)
+    return Subject(f"{name}, latent {latent} and rotary key {rope_width}", host.model, None)
 
 
 def _shape_config(shape: str) -> ConfigJson:

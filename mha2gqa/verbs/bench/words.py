@@ -106,7 +106,8 @@ def notes(report: BenchReport) -> Iterator[str]:
 
 def _side(side: Side) -> str:
     weights = f"{side.parameters:,} parameters, {format_size(side.weights)}"
-    return f"{side.name}: {side.kv_heads} KV heads, {weights}"
+    heads = f"{side.kv_heads} KV heads" if side.kv_heads else "a latent for all heads"
+    return f"{side.name}: {heads}, {weights}"
 
 
 def _decode(row: Decode) -> Row:

@@ -32,6 +32,7 @@ from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan
+from mha2gqa.targets.target import Target
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.units import parse_size
@@ -47,16 +48,21 @@ _LEAST_BLOCKS = 8
 class Converted:
     """What was made of the layers."""
 
+    target: Target | None = None
+    """What text has chosen, where it had a choice."""
     layers: list[LayerResult] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     text: str | None = None
     trials: list[dict[str, Any]] = field(default_factory=list)
     divergence: tuple[float, float] | None = None
     """In nats a token on text kept aside, before and after all layers were trained together."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about the result."""
 
     def told(self) -> dict[str, Any]:
         """Return what the outcome keeps of it."""
-        return {"layers": self.reports, "text": self.text, "trials": self.trials, "divergence": self.divergence}
+        told = {"layers": self.reports, "text": self.text, "trials": self.trials, "divergence": self.divergence}
+        return told | {"notes": self.notes}
 
 
 @contextlib.contextmanager
@@ -88,7 +94,7 @@ def converted_layers(
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, original.directory, plan.size + scratch, force=options.force)
     known = Text.find(options, original) if wants_text else None
-    with workspace(output, _fingerprint(options, original), keep=needs_text) as directory:
+    with workspace(output, fingerprint(options, original), keep=needs_text) as directory:
         layerwise = layerwise.at(directory)
         trials: list[automatic.Trial] = []
         if known is None:
@@ -173,8 +179,17 @@ def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text
         )
     if not kind.reads_tokens:
         raise _needs_more(model_type, f"reads {kind.reads}")
-    if not options.data and not layerwise.files.original.source.is_reference:
-        what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
+    what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
+    check_text(options, layerwise.files.original, what)
+
+
+def check_text(options: ConvertOptions, original: Original, what: str) -> None:
+    """Refuse options of which one, `what`, needs text where none was given.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    if not options.data and not original.source.is_reference:
         raise CalibrationError(
             f"{what} needs calibration text, and none was given",
             expected="--data with files or Hub data sets like what the model was trained on",
@@ -222,7 +237,7 @@ def _training(options: ConvertOptions) -> Descent:
     return Descent(steps=options.steps, seed=options.seed)
 
 
-def _fingerprint(options: ConvertOptions, original: Original) -> str:
+def fingerprint(options: ConvertOptions, original: Original) -> str:
     """Return what intermediate results depend on: options, the files of the source and of the text, versions."""
     ignored = ("output", "max_shard_size", "force", "dry_run", "activation_memory", "max_ppl_increase")
     asked = {name: value for name, value in asdict(options).items() if name not in ignored}

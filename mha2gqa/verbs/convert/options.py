@@ -4,6 +4,8 @@
 -g 4 --attention encoder    that kind alone
 -g decoder=8,cross=4        each kind its own number
 --window 4096               no head changes: each token sees the last 4096 tokens; also beside -g
+--latent 512 --rope-width 64      no KV heads: one latent for all heads (MLA)
+--latent-like-groups 4            the same, in the cache of 4 KV heads; text divides it
 """
 
 from collections.abc import Mapping
@@ -106,7 +108,7 @@ ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes t
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Convert a checkpoint to fewer KV heads, to a sliding window, or to both."""
+    """Convert a checkpoint to fewer KV heads, to a sliding window, or to both; or to a latent."""
 
     model: Model = None
     groups: Annotated[
@@ -137,8 +139,31 @@ class ConvertOptions(Options):
     ] = None
     """Numbers of the layers that get the window, from 0 on; or `auto` for as many as `max_ppl_increase` allows, by what
     each loses on text."""
+    latent: Annotated[
+        int | None,
+        Option(
+            "Instead: width of one latent for all heads (MLA). 512 with --rope-width 64 is what kernels take.", least=2
+        ),
+    ] = None
+    """In the place of `groups`: width C of the latent of the result."""
+    rope_width: Annotated[
+        int | None, Option("Width of the rotary key beside the latent. Default: chosen by loss on text.", least=2)
+    ] = None
+    """Width R of the rotary key that all heads share; None is chosen among a few by loss on text kept aside."""
+    latent_like_groups: Annotated[
+        int | None, Option("Instead: latent and rotary key in the cache of so many KV heads.", least=1, metavar="G")
+    ] = None
+    """In the place of `groups` and `latent`: C + R is the cache of so many KV heads, divided by loss on text."""
+    rope_frequencies: Annotated[
+        str,
+        Option(
+            "Speeds of the rotary key: those that engines know, or any (for transformers alone).",
+            metavar="portable|free",
+        ),
+    ] = "portable"
+    """`portable`, `free`, or the name of a rotary key, as a record has it."""
     output: Annotated[Path | None, Option("Directory to create.", flags=("--output", "-o"))] = None
-    """Directory to create; None is `./<name>-gqa<G>`, or `./<name>-mqa` for one group."""
+    """Directory to create; None is `./<name>-gqa<G>`, `./<name>-mqa` for one group, `./<name>-mla<C>-<R>`."""
     attention: InitVar[
         Annotated[
             tuple[str, ...] | None,
@@ -193,14 +218,41 @@ class ConvertOptions(Options):
             kinds = read(parameters(ConvertOptions)["attention"], attention)
             object.__setattr__(self, "groups", dict.fromkeys(kinds, self.groups))
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether a latent was asked for, in the place of KV heads."""
+        return self.latent is not None or self.latent_like_groups is not None
+
     def _check_target(self, attention: tuple[str, ...] | None) -> None:
         """Refuse options that say nothing of what attention shall become, or that go with something else.
 
         Raises:
             OptionError: There are such.
         """
-        if self.groups is None and self.window is None:
-            raise OptionError("Nothing says what attention shall become: give --groups or --window.")
+        asked = {"--groups": self.groups, "--window": self.window}
+        asked |= {"--latent": self.latent, "--latent-like-groups": self.latent_like_groups}
+        given = [name for name, value in asked.items() if value is not None]
+        if not given:
+            ways = "--groups or --window, --latent, or --latent-like-groups"
+            raise OptionError(f"Nothing says what attention shall become: give {ways}.")
+        if self.is_latent and self.window is not None:
+            raise OptionError(f"{given[-1]} does not go with --window: no class has both, a latent and windows.")
+        if self.is_latent and len(given) > 1:
+            raise OptionError(f"{' and '.join(given)} exclude one another: give one of them.")
+        self._check_by_layer()
+        self._check_latent()
+        heads = {"--method": self.method != "mean", "--grouping": self.grouping != "contiguous"}
+        heads["--attention"] = attention is not None
+        if not self.is_latent:
+            heads["--refine"] = self.refine is not None
+            heads["--data"] = bool(self.data) and self.window_layers != AUTO
+        why = "a latent has no KV heads" if self.is_latent else "a window alone changes no tensor"
+        for name, is_given in heads.items():
+            if self.groups is None and is_given:
+                raise OptionError(f"{name} goes with --groups: {why}.")
+
+    def _check_by_layer(self) -> None:
+        """Refuse what goes with a window of some layers, or with heads by layer, and not with what was asked for."""
         if self.window is None and self.window_layers is not None:
             raise OptionError("--window-layers goes with --window.")
         if self.cache is not None and self.groups != AUTO:
@@ -209,15 +261,19 @@ class ConvertOptions(Options):
             raise OptionError("--groups auto does not go with --method auto: give one of the two.")
         if self.groups == AUTO and self.window is not None:
             raise OptionError("--groups auto does not go with --window: no class has both, heads by layer and windows.")
-        heads = {"--method": self.method != "mean", "--grouping": self.grouping != "contiguous"}
-        heads |= {"--refine": self.refine is not None, "--attention": attention is not None}
-        heads["--data"] = bool(self.data) and self.window_layers != AUTO
-        for name, is_given in heads.items():
-            if self.groups is None and is_given:
-                raise OptionError(f"{name} goes with --groups: a window alone changes no tensor.")
+
+    def _check_latent(self) -> None:
+        """Refuse what goes with a latent, and not with what was asked for."""
+        if self.rope_frequencies != "portable" and not self.is_latent:
+            raise OptionError("--rope-frequencies goes with --latent or --latent-like-groups.")
+        if self.rope_width is not None and self.latent is None:
+            raise OptionError("--rope-width goes with --latent: text divides the cache of --latent-like-groups.")
 
     def recorded(self) -> dict[str, object]:
-        """Return the options that change the result, by their names on the command line; those of text only with it."""
+        """Return the options that change the result, by their names on the command line; those of text only with it.
+
+        Those of a latent are its target's to tell, when text has chosen.
+        """
         recorded: dict[str, object] = {} if self.window is None else {"window": self.window}
         recorded |= {} if self.window_layers is None else {"window-layers": self.window_layers}
         if self.groups is not None:
@@ -229,7 +285,7 @@ class ConvertOptions(Options):
         recorded["seed"] = self.seed
         chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
-        if self.data or demand(self.method, self.grouping, self.refine).needs_text:
+        if self.data or self.is_latent or demand(self.method, self.grouping, self.refine).needs_text:
             used: dict[str, object] = {"data": list(self.data), "refine": self.refine, "column": self.column}
             used |= {"tokens": self.tokens, "context": self.context, "steps": self.steps if trains else None}
             used |= {"max-ppl-increase": self.max_ppl_increase if chooses else None}

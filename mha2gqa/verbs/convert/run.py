@@ -13,6 +13,7 @@ from mha2gqa.record.carry import Request, carry_out
 from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.by_layer import HeadsByLayer
 from mha2gqa.targets.kv_heads import KvHeads
+from mha2gqa.targets.latent.target import Latent
 from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.targets.target import Chain, Target
 from mha2gqa.targets.window import Window, parse_layers
@@ -20,7 +21,7 @@ from mha2gqa.verbs.convert.options import ConvertOptions
 
 
 def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
-    """Convert a checkpoint to fewer KV heads, a window, or both.
+    """Convert a checkpoint to fewer KV heads, a window, or both; or to a latent.
 
     Args:
         options: What to convert, and how.
@@ -46,25 +47,39 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     output = options.output or Path(f"{original.source.name}-{target.suffix()}")
     with contextlib.ExitStack() as stack:
         made = None
-        if _whole_layers(options):
-            # What runs a model and reads text is half of the package: it is imported where layers ask for it.
+        # What runs a model and reads text is half of the package: it is imported where layers ask for it.
+        if isinstance(target, Latent):
+            from mha2gqa.verbs.convert.latents import converted_latents
+
+            made = stack.enter_context(converted_latents(options, plan, target, output, progress))
+            target = made.target or target
+            plan = make_plan(plan.original, target)
+        elif _whole_layers(options):
             from mha2gqa.verbs.convert.conversion import converted_layers
 
             made = stack.enter_context(converted_layers(options, plan, output, progress, has_text=bool(chosen)))
+        told = made.told() if made else {}
         request = Request(
             command="convert",
             target=target,
-            options=options.recorded(),
+            options={**({} if options.groups is not None else target.options()), **options.recorded()},
             output=output,
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            told=(made.told() if made else {}) | chosen | {"notes": _notes(options, plan)},
+            told=told | chosen | {"notes": [*told.get("notes", []), *_notes(options, plan)]},
         )
         return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
 
 
 def _target(options: ConvertOptions) -> Target:
+    if options.is_latent:
+        return Latent(
+            latent=options.latent,
+            rope_width=options.rope_width,
+            groups=options.latent_like_groups,
+            frequencies=options.rope_frequencies,
+        )
     parts: list[Target] = []
     if options.window is not None:
         layers = None if options.window_layers is None else parse_layers(options.window_layers)

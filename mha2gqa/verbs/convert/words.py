@@ -9,6 +9,9 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 from mha2gqa.units import format_size as size
 
+_OF_WAY = ("heads", "cached")
+"""Facts behind which stands by what way they came about."""
+
 
 def summary(report: Outcome) -> Iterator[Part]:
     """Yield the parts of the report; after a dry run all that would be done comes first."""
@@ -30,7 +33,7 @@ def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
     if report.rehosted_from is not None:
         yield "class", f"{report.model_type}: that of {report.rehosted_from} {report.change.lacks}"
     for fact in report.change.facts:
-        yield fact.label, fact.arrow + (f", {report.way}" if report.way and fact.name == "heads" else "")
+        yield fact.label, fact.arrow + (f", {report.way}" if report.way and fact.name in _OF_WAY else "")
     yield from _layers(report)
     yield "KV cache", _cache(report)
     yield "weights", f"{size(report.bytes_read)} -> {size(report.bytes_written)}"
@@ -62,13 +65,16 @@ def _cache(report: Outcome) -> str:
 
 
 def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
-    """Yield what a layer method did: what could not move, the errors of layers, what `auto` tried."""
-    fixed = {side: sum(layer[side] == "fixed" for layer in report.layers) for side in ("keys", "values")}
+    """Yield what a layer method did: what could not move, the errors of layers, what was tried."""
+    fixed = {side: sum(layer.get(side) == "fixed" for layer in report.layers) for side in ("keys", "values")}
     if any(fixed.values()) and report.method and not find_method(report.method).streams:
         held = " and ".join(f"the {side} of {count}" for side, count in fixed.items() if count)
         yield "averaged", f"{held} of {len(report.layers)} layers, which the family does not allow to move"
     if report.text:
         yield "text", report.text
+    for what in ("scores", "values"):
+        if lost := [layer[f"{what}_lost"] for layer in report.layers if f"{what}_lost" in layer]:
+            yield f"{what} lost", f"{sum(lost) / len(lost):.2%} of their energy, mean of the layers"
     for step in report.layers[0]["errors"] if report.layers else ():
         mean = sum(layer["errors"].get(step, min(layer["errors"].values())) for layer in report.layers)
         error = mean / len(report.layers)
@@ -78,7 +84,7 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
         yield "error joint", f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
     for trial in report.trials:
         way = ", ".join(filter(None, (trial.get("way"), trial["refine"]))) or AUTO_METHOD
-        yield f"tried {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
+        yield f"{trial.get('label', 'tried')} {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
     for note in report.notes:
         yield "note", note
 

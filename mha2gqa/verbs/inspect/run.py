@@ -24,6 +24,7 @@ from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import KvHeads, no_effect, possible_groups
 from mha2gqa.targets.plan import make_plan
+from mha2gqa.verbs.inspect.latents import LatentRow, latent_rows
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.inspect.windows import Windows, possible_windows
 
@@ -77,6 +78,10 @@ class InspectReport:
     """G -> model type of the result, where the model's own class knows only MHA; empty elsewhere."""
     windows: Windows | None
     """What windows would save; None where nothing is cached that they could bound."""
+    latents: list[LatentRow]
+    """Latent attention instead, the largest cache first."""
+    latent_note: str
+    """Why there is none, or what would run it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -101,6 +106,7 @@ def inspect(options: InspectOptions) -> InspectReport:
     main = [count for count in counts if count.part != "encoder"]
     groups = sorted(hosts or (possible_groups(main) if main else []), reverse=True)
     widths = {layer.width for layer in cached}
+    latents, latent_note = latent_rows(own, groups[1:], _itemsize(dtype)) if groups[1:] else ([], "")
     return InspectReport(
         source=original.name,
         model_type=own.model_type,
@@ -123,6 +129,8 @@ def inspect(options: InspectOptions) -> InspectReport:
         convertible=not refusal,
         hosts={one: hosts[one].model_type for one in groups if one in hosts},
         windows=_windows(own, cached, dtype) if counts and not hosts else None,
+        latents=latents,
+        latent_note=latent_note,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mha2gqa.sections import Column, Facts, Part, Section, numbers
+from mha2gqa.sections import Column, Facts, Paragraph, Part, Section, numbers
 from mha2gqa.units import format_size
 from mha2gqa.verbs.inspect.run import InspectReport
 from mha2gqa.verbs.inspect.windows import Windows
@@ -16,6 +16,10 @@ def summary(report: InspectReport) -> Iterator[Part]:
         yield _caches(report)
     if report.windows is not None:
         yield from _windows(report, report.windows)
+    if report.latents:
+        yield _latents(report)
+    if report.latent_note:
+        yield Paragraph(f"latent  {report.latent_note}\n")
     yield report.verdict
 
 
@@ -83,3 +87,20 @@ def _windows(report: InspectReport, windows: Windows) -> Iterator[Part]:
         yield f"No window: {windows.refusal}"
     elif windows.by_layer:
         yield f"Single layers can have a window, too (--window-layers), as {windows.by_layer}."
+
+
+def _latents(report: InspectReport) -> Section:
+    now = report.rows[0].bytes_per_token
+    rows = tuple(
+        (
+            f"{row.numbers:,}",
+            "-" if row.groups is None else str(row.groups),
+            ", ".join(map(str, row.rope_widths)),
+            f"{row.bytes_per_token:,} B",
+            f"{row.bytes_per_token / max(1, now):.1%}",
+            "yes" if row.kernels else "no",
+        )
+        for row in report.latents
+    )
+    titles = ("latent (MLA), numbers a layer", "as KV heads", "of which rotary key", "cache a token", "of now")
+    return Section((*numbers(*titles), Column("vLLM's MLA kernels")), rows)

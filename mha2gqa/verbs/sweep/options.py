@@ -41,8 +41,9 @@ class SweepOptions(Options):
         ),
     ] = ()
     methods: Annotated[
-        tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}.", parse=listed)
+        tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}; or latent.", parse=listed)
     ] = ("mean", "aligned")
+    """How a group becomes one head; `latent` is none of them, but a latent in the cache of as many KV heads."""
     refine: Annotated[
         tuple[Refinement | None, ...],
         Option(f"How far to improve each result on text: some of {','.join(_REFINEMENTS)}.", parse=_refinements),

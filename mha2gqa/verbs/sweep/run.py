@@ -4,6 +4,7 @@ Every combination is planned before the first is made. Results are written after
 was interrupted goes on from there.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
         check_place(options.report)
     output = options.output or Path(f"{original.source.name}-sweep.json")
     settings = settings_of(options, original)
-    found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans[0], settings)
+    found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans, settings)
     run = Run(options, original, output, progress)
     results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase))
     if options.report is not None:
@@ -55,12 +56,14 @@ def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     return results
 
 
-def _nothing_yet(original: Original, plan: Outcome, settings: dict[str, Any]) -> Sweep:
+def _nothing_yet(original: Original, plans: Sequence[Outcome], settings: dict[str, Any]) -> Sweep:
+    heads = [(plan, fact.before) for plan in plans for fact in plan.change.facts if fact.name == "heads"]
+    plan, before = heads[0] if heads else (plans[0], original.architecture.kv_heads)
     return Sweep(
         name=original.source.name,
         model=plan.source,
-        model_type=plan.model_type,
-        heads=plan.change.facts[0].before,
+        model_type=plan.model_type if heads else original.architecture.model_type,
+        heads=before,
         cache=plan.cache_before,
         max_ppl_increase=0.0,
         text=None,

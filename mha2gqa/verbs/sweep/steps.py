@@ -33,7 +33,7 @@ from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
 from mha2gqa.verbs.sweep.store import write_results
 from mha2gqa.verbs.sweep.texts import Texts, find_texts
-from mha2gqa.verbs.sweep.ways import Way, command_line, convert_options
+from mha2gqa.verbs.sweep.ways import LATENT, Way, command_line, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
 
 
@@ -110,7 +110,8 @@ class Run:
             )
         least = min(way.groups for way in ways)
         known = {layer.method for layer in results.layers if layer.groups == least}
-        methods = dict.fromkeys(way.method for way in ways if way.method not in known)
+        # A latent has no heads that could be repeated, so that a layer of the original may take its place.
+        methods = dict.fromkeys(way.method for way in ways if way.method not in known | {LATENT})
         alone = [Way(groups=least, method=method, refine=None) for method in methods if self._options.sensitivity]
         return [
             *((name, partial(self._point, way)) for name, way in points.items()),

@@ -1,11 +1,14 @@
 """Every combination of groups, method and refinement, as options of `convert`.
 
+`latent` stands among the methods for no KV heads at all: a latent in the cache of as many.
+
 Whether each of them is possible is `convert`'s to say: the command plans all before it makes the first.
 """
 
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from mha2gqa.errors import SweepError
 from mha2gqa.files.quantised import refuse_quantised
@@ -15,6 +18,9 @@ from mha2gqa.model.original import Original
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
+
+LATENT = "latent"
+"""In the place of a method: latent attention in the cache of G KV heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +33,12 @@ class Way:
 
     def learns(self, grouping: Grouping) -> bool:
         """Return whether it makes use of text."""
-        return demand(self.method, grouping, self.refine).reads_text
+        return self.method == LATENT or demand(self.method, grouping, self.refine).reads_text
 
     def name(self, model: str) -> str:
         """Return what its checkpoint is called."""
-        heads = "mqa" if self.groups == 1 else f"gqa{self.groups}"
+        heads = "like" if self.method == LATENT else "gqa"
+        heads = "mqa" if heads == "gqa" and self.groups == 1 else f"{heads}{self.groups}"
         return "-".join(filter(None, (model, heads, self.method, self.refine)))
 
 
@@ -43,10 +50,10 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
         FamilyError: The family cannot be converted.
         CheckpointError: The weights are quantised.
     """
-    if unknown := [name for name in options.methods if name not in METHODS]:
+    if unknown := [name for name in options.methods if name not in (*METHODS, LATENT)]:
         raise SweepError(
             f"There is no method {unknown[0]!r} to sweep over",
-            expected=f"some of {', '.join(METHODS)}",
+            expected=f"some of {', '.join(METHODS)}, or {LATENT}",
             remedy="What --method auto tries is what a sweep compares" if unknown[0] == AUTO else "",
         )
     groups = options.groups or _default_groups(original)
@@ -86,12 +93,13 @@ def convert_options(
         column: Column of its tables.
         output: The directory to create.
     """
+    wanted: dict[str, Any] = {"groups": way.groups, "method": way.method, "grouping": options.grouping}
+    if way.method == LATENT:
+        wanted = {"latent_like_groups": way.groups}
     return ConvertOptions(
+        **wanted,
         model=options.model,
-        groups=way.groups,
         output=output,
-        method=way.method,
-        grouping=options.grouping,
         refine=way.refine,
         data=data if way.learns(options.grouping) else (),
         column=column,
@@ -110,7 +118,8 @@ def command_line(options: ConvertOptions) -> str:
     """Return the command that converts so, without what is the default anyway."""
     defaults = {field.name.replace("_", "-"): field.default for field in fields(ConvertOptions)}
     words = ["mha2gqa", "convert", *filter(None, [options.model])]
-    for name, value in options.recorded().items():
+    latent = {"latent-like-groups": options.latent_like_groups} if options.is_latent else {}
+    for name, value in {**latent, **options.recorded()}.items():
         if value != defaults[name]:
             values = value if isinstance(value, list) else [value]
             words += [word for one in values for word in (f"--{name}", str(one))]

@@ -74,7 +74,7 @@ def _undone(config: ConfigJson, changes: list[dict[str, Any]]) -> ConfigJson:
     for change in changes:
         holder: dict[str, Any] = original
         for key in change["path"][:-1]:
-            holder = holder[key]
+            holder = holder.setdefault(key, {})
         holder[change["path"][-1]] = change["before"]
         if change["before"] is None:
             del holder[change["path"][-1]]

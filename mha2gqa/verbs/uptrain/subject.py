@@ -94,9 +94,7 @@ def _find_original(options: UptrainOptions, directory: Path) -> Source | None:
 
 def _is_original(conversion: Conversion) -> bool:
     """Whether the checkpoint answers as the original does, so that its divergence from that is zero."""
-    groups = [group for groups in conversion.groups.values() for group in groups]
-    is_bounded = "window" in conversion.targets
-    return not conversion.uptrain and not is_bounded and all(len(group) == 1 for group in groups)
+    return conversion.effect != "loss"
 
 
 def _check_kind(converted: Original) -> None:

@@ -20,7 +20,7 @@ import torch
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.counts import FORMER_KEYS
 from mha2gqa.families.names import KEYS_AND_VALUES
-from mha2gqa.files.pieces import Computed, LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
+from mha2gqa.files.pieces import LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.threads import single_torch_thread
@@ -64,8 +64,7 @@ class Expectation:
             found = pair.original.infos.get(info.name)
             return None if found is None or pair.record.tensors[info.name].changed else whole(found)
         planned = self.planned.get(info.name)
-        is_made = planned is not None and any(isinstance(piece, Computed) for piece in planned.pieces)
-        is_known = self.is_remade or not is_made
+        is_known = self.is_remade or planned is None or not planned.is_computed
         return planned if is_known else None
 
     @cached_property
@@ -91,6 +90,10 @@ def expect(pair: Pair, tensors: Sequence[TensorInfo], directory: Path) -> Expect
     trained = frozenset(_trained(pair)) if conversion.uptrain else frozenset()
     if method is not None or not plan.changed or conversion.command == "expand":
         return Expectation(plan, method, trained, tuple(_contradictions(pair, plan, is_known=True)))
+    if fitted := {
+        tensor.name for tensor in plan.tensors if tensor.is_computed
+    }:  # no heads were merged: those of latents
+        return Expectation(plan, None, trained | fitted, tuple(_contradictions(pair, plan, is_known=True)))
     told = _told_by_heads(plan, tensors, conversion)
     if told is not None:
         problem = f"says that the method was {conversion.way!r}, and heads are the result of {told!r}"
@@ -283,7 +286,7 @@ def speaks_for(conversion: Conversion, count: int) -> str:
     """
     if not count:
         return ""
-    why = f"{conversion.way} cannot be made again from the original alone"
+    why = f"{conversion.way or 'what text has fitted'} cannot be made again from the original alone"
     if conversion.method in (*METHODS, AUTO) and conversion.uptrain:
         why = "a training made them"
     return f"Only the record's checksums speak for {count} tensor{'s' * (count > 1)}: {why}"

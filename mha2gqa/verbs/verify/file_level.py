@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mha2gqa.errors import CheckpointError, Mha2GqaError
-from mha2gqa.files.pieces import Computed, OutputTensor, TensorInfo
+from mha2gqa.files.pieces import OutputTensor, TensorInfo
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import RECORD, SAFE_INDEX, Checkpoint, read_checkpoint, read_json, read_safetensors
 from mha2gqa.methods import pooling
@@ -119,8 +119,7 @@ def _training_findings(pair: Pair, expectation: Expectation, results: Sequence[C
     """Hold the number of tensors that a training has changed against those that are not as the conversion left them."""
     runs = pair.conversion.uptrain
     said = runs[0].get("changed") if len(runs) == 1 else None
-    pieces = (piece for one in expectation.planned.values() for piece in one.pieces)
-    is_known = expectation.is_remade or not any(isinstance(piece, Computed) for piece in pieces)
+    is_known = expectation.is_remade or not any(one.is_computed for one in expectation.planned.values())
     if isinstance(said, int) and is_known:
         changed = sum(result.first is not None and result.name in expectation.by_record for result in results)
         if changed != said:
@@ -204,7 +203,7 @@ def _problem(pair: Pair, tensor: Expected, result: Compared, expectation: Expect
 
 
 def _made_by(pair: Pair, made_of: OutputTensor | None, method: str | None) -> str:
-    if made_of is not None and made_of.is_copy:
+    if made_of is not None and (made_of.is_copy or made_of.is_made):
         return f"what is computed of the original's for {pair.conversion.model_type}"
     made = f"the result of {method or pair.conversion.way!r}" if pair.conversion.method else "the repetition"
     return f"{made} of the original's heads"

@@ -174,9 +174,12 @@ def bootstrap(values_N: torch.Tensor, seed: int) -> tuple[float, float] | None:
 class LayerErrors:
     """Sums over tokens of the squared differences, by module."""
 
-    def __init__(self, modules: Mapping[str, str]) -> None:
-        """Take the names of the attention modules: in the converted model's tree -> in the original's."""
-        self._modules = modules
+    def __init__(self, modules: Mapping[str, str], scale: float = 1.0) -> None:
+        """Take the names of the attention modules: in the converted model's tree -> in the original's.
+
+        Outputs of the original are multiplied with `scale`.
+        """
+        self._modules, self._scale = modules, scale
         self._kept: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
         self._squares: dict[str, float] = dict.fromkeys(modules, 0.0)
         self._errors: dict[str, float] = dict.fromkeys(modules, 0.0)
@@ -216,7 +219,9 @@ class LayerErrors:
         self._kept[name].append(self._thinned(output_BTD).clone())  # what follows may add to it in place
 
     def _compare(self, name: str, output_BTD: torch.Tensor) -> None:
-        original_BTD = _wide(self._kept[name].popleft())  # a shared module runs several times, in the same order
+        original_BTD = (
+            _wide(self._kept[name].popleft()) * self._scale
+        )  # a shared module runs several times, in the same order
         converted_BTD = _wide(self._thinned(output_BTD)).to(original_BTD.device)
         self._squares[name] += original_BTD.square().sum().item()
         self._errors[name] += (converted_BTD - original_BTD).square().sum().item()

@@ -131,7 +131,7 @@ def loaded(models: Models) -> PreTrainedModel:
 
 def layer_errors(models: Models) -> LayerErrors:
     """Return sums, still empty, of the errors of the attention modules that both models have."""
-    return LayerErrors(models.modules)
+    return LayerErrors(models.modules, models.pair.original.origin.output_scale or 1.0)
 
 
 def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:

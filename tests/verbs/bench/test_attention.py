@@ -170,3 +170,35 @@ def test_nothing_is_changed_where_nothing_is_asked() -> None:
     model = tiny_model(tiny_config("llama"))
     before = own(model)
     assert use_attention(model, None) == before == "sdpa"
+
+
+@torch.no_grad()
+def test_absorbed_is_latent_attention_with_and_without_a_cache() -> None:
+    model = tiny_model(tiny_config("deepseek_v3", first_k_dense_replace=2))
+    ids = torch.arange(5, 17)[None]
+    wanted = model(ids).logits
+    assert use_attention(model, "absorbed") == "absorbed"
+    cache = DynamicCache(config=model.config)
+    assert torch.allclose(model(ids).logits, wanted, atol=1e-5)
+    parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([7, 4, 1], dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), wanted, atol=1e-5)
+    assert cache.layers[0].keys.shape[1] == 1
+
+
+@torch.no_grad()
+def test_absorbed_is_sdpa_where_there_is_no_latent() -> None:
+    model = tiny_model(tiny_config("llama", num_key_value_heads=2))
+    ids = torch.arange(5, 17)[None]
+    wanted = model(ids).logits
+    assert use_attention(model, "absorbed") == "absorbed"
+    assert torch.allclose(model(ids).logits, wanted, atol=1e-5)
+
+
+def test_a_shape_may_become_a_latent() -> None:
+    subjects = find_subjects(BenchOptions(shape="llama-2-7b", latent=512, rope_width=64, device="cpu"))
+    before, after = (one.model.cached[0].numbers() for one in subjects.both)
+    assert (before, after) == (8192, 576)
+    assert subjects.converted.name == "llama-2-7b, latent 512 and rotary key 64"
+    for wrong in ({"latent": 512}, {"groups": 4, "latent": 512, "rope_width": 64}, {"rope_width": 64, "groups": 4}, {}):
+        with pytest.raises(TimingError, match="--shape needs"):
+            find_subjects(BenchOptions(shape="llama-2-7b", device="cpu", **wrong))

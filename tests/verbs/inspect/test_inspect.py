@@ -6,6 +6,7 @@ Nothing here has weights on disk: `inspect` must not need them.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mha2gqa.families.blueprint import ConfigJson, blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.kv_heads import possible_groups
+from mha2gqa.verbs.bench.subjects import SHAPES
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.inspect.run import InspectReport, inspect
 from tests.families import oracle
@@ -383,3 +385,26 @@ def test_the_weights_decide_the_dtype_where_there_are_any(tmp_path: Path) -> Non
     report = inspect_config(config | {"dtype": "float32"}, tmp_path)
     # 2 · 4 heads · 16 · 2 B · 2 layers
     assert (report.dtype, report.rows[0].bytes_per_token) == ("BF16", 512)
+
+
+def test_latents_are_shown_beside_every_number_of_heads(tmp_path: Path) -> None:
+    shutil.copy(SHAPES / "llama-2-7b.json", tmp_path / "config.json")
+    report = inspect(InspectOptions(model=str(tmp_path)))
+    assert {row.groups: row.bytes_per_token for row in report.latents if row.groups} == {
+        row.groups: row.bytes_per_token for row in report.rows[1:]
+    }
+    (preset,) = (row for row in report.latents if row.groups is None)
+    # 32 layers of 576 numbers of 2 bytes
+    assert (preset.numbers, preset.rope_widths, preset.bytes_per_token) == (576, [64], 36_864)
+    assert [row.numbers for row in report.latents if row.kernels] == [576]
+    assert "vLLM's MLA kernels" in run(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [(MISTRAL_7B, "sliding window"), (QWEN2_7B, "Only transformers would run it: attention has biases")],
+    ids=["refused", "biases"],
+)
+def test_what_stands_against_a_latent_is_said(config: ConfigJson, says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert says in " ".join(run(str(tmp_path)).split())

@@ -190,3 +190,13 @@ def test_the_page_is_written(cli: Cli, source: Path, tmp_path: Path) -> None:
     page = (tmp_path / "page/report.html").read_text()
     assert "mha2gqa sweep" in page
     assert page.count("<svg") == 2
+
+
+def test_a_latent_is_one_more_way(cli: Cli, source: Path) -> None:
+    report = swept(cli, source, "-g", 1, "--methods", "latent,mean")
+    latent, mean = (next(one for one in report["points"] if one["method"] == name) for name in ("latent", "mean"))
+    assert (report["heads"], report["model_type"]) == (4, "llama")
+    assert (latent["name"], latent["cache"]) == ("source-like1-latent", mean["cache"])
+    assert latent["command"].startswith("mha2gqa convert source --latent-like-groups 1 ")
+    assert latent["measured"]["loss"]["converted"] != mean["measured"]["loss"]["converted"]
+    assert {layer["method"] for layer in report["layers"]} == {"mean"}
