@@ -127,20 +127,18 @@ def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
             _enter(result, path[:-1])[path[-1]] = count.encode(heads)
         for path in count.mirrors:
             _enter(result, path[:-1])[path[-1]] = heads
-    if any(count.heads != heads for count, heads in moves):
-        _add_former_keys(result)
+    for part in dict.fromkeys(count.decoder.path for count, heads in moves if count.heads != heads):
+        held = _look(result, part)
+        _add_former_keys(held if isinstance(held, dict) else result)
     return result
 
 
 def _add_former_keys(config: dict[str, Any]) -> None:
-    """Write rotary settings in the keys of former versions, too, also in nested configs; what is there stays.
+    """Write the rotary settings of a part in the keys of former versions, too; what is there stays.
 
     transformers 5 keeps the base of the rotation in `rope_parameters` alone, and reads both forms as the same. Its
     former versions, MLX and others read the other keys, and take defaults without a word where these are missing.
     """
-    for value in config.values():
-        if isinstance(value, dict):
-            _add_former_keys(value)
     held = config.get("rope_parameters")
     if not isinstance(held, dict) or "rope_theta" not in held or any(isinstance(one, dict) for one in held.values()):
         return  # layers of several kinds, each with a base of its own, have other former keys in each class
@@ -201,20 +199,11 @@ def _with_copies(config_json: ConfigJson, plan: Blueprint, count: Count, known: 
     """Return a count of a part with the places that hold copies of it.
 
     Composite models of transformers 4.52 to 4.57 say what their text part is at the top as well; others have the whole
-    part twice, under another name that transformers does not read.
-
-    Raises:
-        CheckpointError: The top says another number.
+    part twice, under another name that transformers does not read. A copy that says another number is none.
     """
     *holder, key = count.paths[0]
     own, top = _look(config_json, tuple(holder)), config_json.get(key)
-    if top is not None and not hasattr(type(plan.config), key) and (key,) not in count.paths:
-        if top != count.heads:
-            raise CheckpointError(
-                f"config.json has {key} = {top!r}, and {'.'.join(count.paths[0])} = {count.heads}",
-                expected="the same number twice: some programs read the one, some the other",
-                remedy="Correct the one that is wrong",
-            )
+    if top == count.heads and not hasattr(type(plan.config), key) and (key,) not in count.paths:
         return replace(count, paths=(*count.paths, (key,)))
     twins = [
         (name, key)

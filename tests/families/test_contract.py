@@ -15,12 +15,15 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mha2gqa.families import counts
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 
 from .cases import CASES, HOSTED, REFUSED, SHIPPED, UNBUILDABLE, Case
 from .oracle import cached_layers, greedy, load_strict, logits, pooled, read_config, read_tensors, repeated_source
 from .tiny import save_tiny
+
+FORMER_KEYS = {*counts.FORMER_KEYS}
 
 
 @pytest.fixture
@@ -63,6 +66,10 @@ def assert_config_says(source: Path, converted: Path, case: Case, groups: int) -
     before, after = (dict(_leaves(read_config(path))) for path in (source, converted))
     expected = {path: value for path, value in case.counts(groups).items() if before[path] != value}
     changed = {path: after.get(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    for path in [path for path in changed if FORMER_KEYS & {*path}]:  # what `rope_parameters` says, once more
+        key = next(number for number, part in enumerate(path) if part in FORMER_KEYS)
+        of = path[key + 1 :] or path[key:]
+        assert changed.pop(path) == after[(*path[:key], "rope_parameters", *of)]
     assert expected == {path: value for path, value in changed.items() if path not in case.may_change}
 
 

@@ -150,7 +150,7 @@ def test_names_from_outside_stay_text(report: BenchReport) -> None:
         (("--attention", "flash_attention_2", "--context", 4), ("cannot use --attention flash_attention_2",)),
         (("--device", "cuda"), ("There is no device 'cuda' here",)),
         (("--memory", "lots", "--context", 4), ("--memory lots is no size",)),
-        (("--groups", 2), ("--groups belongs to --shape",)),
+        (("--groups", 2), ("--groups, --latent and --rope-width belong to --shape",)),
         (("--batch", 10**9, "--context", 4), ("does not fit", "of cache are", "free")),
     ],
 )

@@ -135,7 +135,7 @@ def test_shapes_are_those_of_the_models_that_they_are_named_for() -> None:
         (BenchOptions(shape="olmo-1b"), TimingError, "--shape needs --groups"),
         (BenchOptions(shape="olmo-1b", groups=3), GroupsError, "3"),
         (BenchOptions(shape="olmo-1b", groups=2, against="x"), TimingError, "takes the place of checkpoints"),
-        (BenchOptions(groups=2), TimingError, "--groups belongs to --shape"),
+        (BenchOptions(groups=2), TimingError, "--groups, --latent and --rope-width belong to --shape"),
         (BenchOptions(shape="olmo-1b", groups=2, device="auto"), TimingError, "one device"),
     ],
 )

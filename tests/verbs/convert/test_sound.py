@@ -182,13 +182,13 @@ def test_a_text_model_that_is_described_twice(tmp_path: Path, cli: Cli) -> None:
     assert [out[name]["num_key_value_heads"] for name in ("text_config", "language_config", "other")] == [2, 2, 4]
 
 
-@pytest.mark.parametrize("number", [2, "4", True])
-def test_a_number_that_is_said_twice_and_differs(number: Any, tmp_path: Path, refuse: Any) -> None:
+@pytest.mark.parametrize("number", [2, "4"])
+def test_a_number_that_is_said_twice_and_differs_is_none_of_ours(number: Any, tmp_path: Path, cli: Cli) -> None:
     save_tiny("llava", tmp_path / "source", text_config={"model_type": "llama", "num_key_value_heads": 4})
     edit(tmp_path / "source", num_key_value_heads=number)
-    refuse(
-        "convert", "source", "-g", 2, "-o", "out", says=(f"num_key_value_heads = {number!r}", "the same number twice")
-    )
+    assert cli("convert", "source", "-g", 2, "-o", "out").code == 0
+    out = config_of(tmp_path / "out")
+    assert (out["text_config"]["num_key_value_heads"], out["num_key_value_heads"]) == (2, number)
 
 
 @pytest.mark.parametrize(("model_type", "key"), [("falcon", "num_kv_heads"), ("gpt_bigcode", "num_key_value_heads")])
