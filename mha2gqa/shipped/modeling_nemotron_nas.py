@@ -14,6 +14,10 @@ import copy
 from typing import Any
 
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
+
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 
