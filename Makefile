@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What shows most in least time: the mathematics, the tables, the options, the order of folders, one conversion of each.
-FAST := -m "not slow" tests/heads tests/methods tests/targets tests/record tests/texts tests/files tests/test_imports.py \
-	tests/test_options.py tests/test_units.py tests/test_console.py tests/verbs/convert/test_convert.py
+FAST := -m "not slow" tests/heads tests/methods --ignore tests/methods/test_planted.py tests/texts tests/files \
+	tests/targets/test_once.py tests/verbs/convert/test_record.py tests/test_imports.py tests/test_options.py \
+	tests/test_units.py tests/test_console.py
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # The pages' generator advertises its successor otherwise.
