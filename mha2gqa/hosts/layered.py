@@ -38,14 +38,12 @@ def _multiple(config: PreTrainedConfig) -> float:
 
 def engines(config: PreTrainedConfig) -> str:
     """Return which engines read the heads of each layer, as sentences."""
-    if inner := config.intermediate_size % _ROUNDED and config.intermediate_size:
-        return (
-            f"transformers alone loads it, by the code beside it: other engines with a DeciLM of their own round the "
-            f"width of the MLP up to a multiple of {_ROUNDED}, and it is {inner:,}."
-        )
+    inner = config.intermediate_size
+    rounded = f"; llama.cpp rounds the width of the MLP, {inner:,}, up to a multiple of {_ROUNDED}"
     return (
-        "vLLM, llama.cpp and TensorRT-LLM have a DeciLM of their own, which reads the heads of each layer; "
-        "transformers reads it by the code beside it. SGLang does not serve it."
+        "transformers reads the heads of each layer by the code beside the weights, vLLM, llama.cpp and TensorRT-LLM "
+        f"by a DeciLM of their own{rounded * bool(inner % _ROUNDED)}; SGLang does not serve it. "
+        "That was read in their sources, not run."
     )
 
 

@@ -34,6 +34,9 @@ _NO_SINK = -1e4
 _TRANSFORMERS = "Read by transformers; in vLLM through its transformers backend; other engines may not know the class."
 
 
+_NOT_LOOKED_UP = "transformers honours it; what engines do with the window of this class was not looked up."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windowed:
     """A class that can have a window."""
@@ -71,9 +74,9 @@ CLASSES: Mapping[str, Windowed] = {
     "mistral": Windowed(
         keys=_plain, by_layer=False, engines="vLLM and TensorRT-LLM honour it; SGLang and llama.cpp do not."
     ),
-    "phi3": Windowed(keys=_plain, by_layer=False, engines="vLLM honours it; others may not."),
-    "starcoder2": Windowed(keys=_plain, by_layer=False, engines="vLLM honours it; others may not."),
-    "mixtral": Windowed(keys=_plain, by_layer=False, engines="vLLM honours it; others may not."),
+    "phi3": Windowed(keys=_plain, by_layer=False, engines=_NOT_LOOKED_UP),
+    "starcoder2": Windowed(keys=_plain, by_layer=False, engines=_NOT_LOOKED_UP),
+    "mixtral": Windowed(keys=_plain, by_layer=False, engines=_NOT_LOOKED_UP),
     "qwen2": _QWEN,
     "qwen3": _QWEN,
     "qwen2_moe": _QWEN,
@@ -83,7 +86,7 @@ CLASSES: Mapping[str, Windowed] = {
     "smollm3": Windowed(keys=_switched),
     "olmo3": Windowed(keys=_typed, engines="vLLM and llama.cpp honour it, layer by layer."),
     "vaultgemma": Windowed(keys=_typed),
-    "cohere2": Windowed(keys=_typed, by_layer=False, rotates_all=False, engines="vLLM honours it; others may not."),
+    "cohere2": Windowed(keys=_typed, by_layer=False, rotates_all=False, engines=_NOT_LOOKED_UP),
     "granite_swa": Windowed(keys=_typed),
 }
 """Model type -> how it has a window."""

@@ -103,7 +103,7 @@ def _outcome(plan: Plan, request: Request, files: Mapping[str, int]) -> Outcome:
         added=[*original.origin.files],
         tensors=_tensor_rows(plan),
         recomputed=_kinds(tensor.name for tensor in plan.tensors if tensor.name in plan.recomputed),
-        **request.told,
+        **{**request.told, "notes": [*request.told.get("notes", []), *plan.aim.notes]},
     )
 
 

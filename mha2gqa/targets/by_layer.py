@@ -18,7 +18,7 @@ from mha2gqa.families.modules import attention_layers
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.choice import objection_to, write_config
-from mha2gqa.hosts.layered import LLAMA
+from mha2gqa.hosts.layered import LLAMA, engines
 from mha2gqa.hosts.rehost import written_as
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
@@ -100,6 +100,7 @@ class HeadsByLayer:
             original=original,
             result=Architecture(rewrite(model.config_json, moves)),
             change=_change(_written(before), _written(self.groups)),
+            notes=(engines(model.config),),
             pieces=partial(rearranged, original, changes),
             layers=lambda: attention_layers(model.blueprint, _changes(model, moves, by_module)),
         )

@@ -120,6 +120,8 @@ class Aim:
     change: Change
     pieces: Callable[[Sequence[LayerResult]], Pieces]
     """Gives the tensors, for some attention layers that a method has changed as a whole, all others piece by piece."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of the result, as sentences: which engines honour it."""
     layers: Callable[[], list[AttentionLayer]] = list
     """Gives the attention layers that change, first to last, as far as a method can change them as a whole."""
 
@@ -175,11 +177,13 @@ class Chain:
             FamilyError: A target that is not the last one would change tensors.
         """
         changes: list[Change] = []
+        notes: tuple[str, ...] = ()
         at = original
         for number, target in enumerate(self.targets):
             aim = target.aim(at)
             if number < len(self.targets) - 1 and not all(tensor.is_copy for tensor in aim.pieces(()).tensors):
                 raise FamilyError(f"{target.suffix()} cannot be combined with {self.targets[number + 1].suffix()} here")
             changes.append(aim.change)
+            notes += aim.notes
             at = at.rewritten(aim.result)
-        return replace(aim, original=original, change=Change.joined(changes))
+        return replace(aim, original=original, change=Change.joined(changes), notes=notes)

@@ -19,6 +19,11 @@ from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.target import Aim, Change, Fact, Pieces
 
+_IGNORED = (
+    "That was read in their sources, not run. "
+    "An engine that ignores the window answers as the model without it, and saves nothing by it."
+)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -88,13 +93,15 @@ class Window:
         model, before = original.architecture, windows(original.architecture)
         has = [self.has(number) for number in range(len(before))]
         self._check(model, before, has)
-        keys = CLASSES[model.model_type].keys(model.config, self.tokens, has)
+        windowed = CLASSES[model.model_type]
+        keys = windowed.keys(model.config, self.tokens, has)
         held = [window for window in before if window]
         counts = [len(held), sum(has)] if self._is_partial(model) else None
         return Aim(
             original=original,
             result=Architecture({**original.config_json, **keys}),
             change=_change(held[0] if held else None, self.tokens, counts),
+            notes=(f"{windowed.engines} {_IGNORED}",),
             pieces=lambda layers: Pieces(tuple(whole(info) for info in original.tensors)),
         )
 

@@ -73,7 +73,10 @@ def test_engines_read_blocks_as_objects(source: Path, tmp_path: Path) -> None:
     config, model = json.loads((tmp_path / "result" / "config.json").read_text()), load_model(tmp_path / "result")
     assert [block.attention.n_heads_in_group for block in model.config.block_configs] == [4, 1, 2, 2]
     assert {block["ffn"]["ffn_mult"] for block in config["block_configs"]} == {3 * 96 / (2 * 64)}
-    assert "transformers alone" in (tmp_path / "result" / "README.md").read_text()  # 96 is no multiple of 256
+    assert (
+        "llama.cpp rounds the width of the MLP, 96, up to a multiple of 256"
+        in (tmp_path / "result" / "README.md").read_text()
+    )  # 96 is no multiple of 256
 
 
 def test_auto_keeps_to_the_budget_and_to_the_least_measured_loss(source: Path, tmp_path: Path) -> None:

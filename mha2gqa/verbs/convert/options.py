@@ -11,12 +11,19 @@
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from mha2gqa.errors import OptionError
-from mha2gqa.methods import AUTO, METHODS, demand
+from mha2gqa.methods import AUTO, demand
 from mha2gqa.options import Option, Options, at_least, one_of, parameters, read, share
-from mha2gqa.units import parse_count
+from mha2gqa.verbs.convert.parsers import (
+    known_methods,
+    read_attention,
+    read_groups,
+    read_layers,
+    read_window,
+    recorded_groups,
+)
 from mha2gqa.verbs.options import (
     AsJson,
     Column,
@@ -33,69 +40,6 @@ from mha2gqa.verbs.options import (
 
 Grouping = Literal["contiguous", "similar"]
 Refinement = Literal["refit", "distil", "joint"]
-_PARTS = ("decoder", "cross", "encoder")
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a valid integer.") from None
-
-
-def _part(name: str) -> str:
-    part = "decoder" if name == "self" else name
-    if part not in _PARTS:
-        raise ValueError(f"{name!r} is no kind of attention: self (or decoder), cross, encoder.")
-    return part
-
-
-def _groups(value: Any) -> int | dict[str, int] | tuple[int, ...] | str:
-    """Read a number, `decoder=8,cross=4`, `2,2,4,8` for each layer, `auto`, or the same as a mapping or a sequence."""
-    if isinstance(value, list | tuple):
-        return tuple(_number(str(number)) for number in value)
-    if isinstance(value, Mapping):
-        return {_part(name): _number(str(number)) for name, number in value.items()}
-    text = str(value)
-    if text == AUTO:
-        return text
-    if "=" not in text:
-        return tuple(map(_number, text.split(","))) if "," in text else _number(text)
-    pairs = [entry.partition("=") for entry in text.split(",")]
-    return {_part(name.strip()): _number(number) for name, _, number in pairs}
-
-
-def _attention(value: Any) -> tuple[str, ...]:
-    """Read `self,cross`, or the same as a sequence."""
-    names = value.split(",") if isinstance(value, str) else value
-    return tuple(_part(name.strip()) for name in names)
-
-
-def _window(value: Any) -> int:
-    """Read W; below 2, transformers' cache would keep everything (a slice from -0 on)."""
-    number = parse_count(str(value))
-    if number < 2:
-        raise ValueError(f"{value} is below 2: the cache of a window keeps the W - 1 tokens before the newest.")
-    return number
-
-
-def _layers(value: Any) -> str:
-    """Read `auto`, or `0-11,14`, which is written in its shortest form."""
-    if value == AUTO:
-        return AUTO
-    from mha2gqa.targets.window import parse_layers, write_layers
-
-    return write_layers(parse_layers(str(value)))
-
-
-def _recorded(groups: int | Mapping[str, int] | tuple[int, ...] | str) -> object:
-    if isinstance(groups, Mapping):
-        return dict(groups)
-    return ",".join(map(str, groups)) if isinstance(groups, tuple) else groups
-
-
-def _methods() -> tuple[str, ...]:
-    return (*METHODS, AUTO)
 
 
 GroupingName = Annotated[Grouping, Option("Which heads share one.")]
@@ -116,7 +60,7 @@ class ConvertOptions(Options):
         Option(
             "KV heads of the result (1 makes MQA); decoder=8,cross=4 of each kind of attention; 2,2,4,8 of each layer; "
             "auto: of each layer what it needs, under --cache.",
-            parse=_groups,
+            parse=read_groups,
             metavar="G",
             flags=("--groups", "-g"),
         ),
@@ -130,12 +74,12 @@ class ConvertOptions(Options):
     """Share of the KV cache that `groups="auto"` may keep, a half where it is None; each layer gets heads
     by what it loses on text."""
     window: Annotated[
-        int | None, Option("Tokens in reach of each: the last W, also beside --groups.", parse=_window, metavar="W")
+        int | None, Option("Tokens in reach of each: the last W, also beside --groups.", parse=read_window, metavar="W")
     ] = None
     """Tokens of a sliding window, W, in the place of `groups` or beside them; None leaves what is there."""
     window_layers: Annotated[
         str | None,
-        Option("Layers that get the window, such as 0-11,14. Default: all.", parse=_layers, metavar="LAYERS"),
+        Option("Layers that get the window, such as 0-11,14. Default: all.", parse=read_layers, metavar="LAYERS"),
     ] = None
     """Numbers of the layers that get the window, from 0 on; or `auto` for as many as `max_ppl_increase` allows, by what
     each loses on text."""
@@ -169,14 +113,14 @@ class ConvertOptions(Options):
             tuple[str, ...] | None,
             Option(
                 "Kinds of attention to convert: self, cross, encoder; by default self,cross.",
-                parse=_attention,
+                parse=read_attention,
                 metavar="KINDS",
             ),
         ]
     ] = None
     """Kinds of attention that `groups`, a number alone, is for; `groups` then names them."""
     method: Annotated[
-        str, Option("How a group becomes one head.", parse=one_of(_methods), metavar="|".join(_methods()))
+        str, Option("How a group becomes one head.", parse=one_of(known_methods), metavar="|".join(known_methods()))
     ] = "mean"
     grouping: GroupingName = "contiguous"
     refine: Annotated[
@@ -278,7 +222,7 @@ class ConvertOptions(Options):
         recorded |= {} if self.window_layers is None else {"window-layers": self.window_layers}
         if self.groups is not None:
             recorded |= {
-                "groups": _recorded(self.groups),
+                "groups": recorded_groups(self.groups),
                 "method": self.method,
                 "grouping": self.grouping,
             }

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mha2gqa.errors import CalibrationError
-from mha2gqa.hosts.layered import LLAMA, engines
 from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
@@ -14,7 +13,7 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.by_layer import HeadsByLayer
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.latent.target import Latent
-from mha2gqa.targets.plan import Plan, make_plan
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.targets.target import Chain, Target
 from mha2gqa.targets.window import Window, parse_layers
 from mha2gqa.verbs.convert.options import ConvertOptions
@@ -58,7 +57,6 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             from mha2gqa.verbs.convert.conversion import converted_layers
 
             made = stack.enter_context(converted_layers(options, plan, output, progress, has_text=bool(chosen)))
-        told = made.told() if made else {}
         request = Request(
             command="convert",
             target=target,
@@ -67,7 +65,7 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             max_shard_size=options.max_shard_size,
             force=options.force,
             dry_run=options.dry_run,
-            told=told | chosen | {"notes": [*told.get("notes", []), *_notes(options, plan)]},
+            told=(made.told() if made else {}) | chosen,
         )
         return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
 
@@ -89,18 +87,6 @@ def _target(options: ConvertOptions) -> Target:
     elif isinstance(options.groups, int | Mapping):
         parts.append(KvHeads(options.groups))
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
-
-
-def _notes(options: ConvertOptions, plan: Plan) -> list[str]:
-    """Return what is to be known of the result: an engine that ignores a window is silent about it."""
-    if plan.result.model_type == LLAMA.model_type:
-        return [engines(plan.result.config)]
-    if options.window is None:
-        return []
-    from mha2gqa.hosts.windows import CLASSES
-
-    honour = CLASSES[plan.result.model_type].engines
-    return [f"{honour} An engine that ignores the window answers as the model without it, and saves nothing by it."]
 
 
 def _whole_layers(options: ConvertOptions) -> bool:

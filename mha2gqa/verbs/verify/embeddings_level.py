@@ -20,7 +20,7 @@ from mha2gqa.verbs.verify.levels import Cosines, EmbeddingsLevel
 from mha2gqa.verbs.verify.load_level import Models
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
-from mha2gqa.verbs.verify.outputs_level import EvaluationText, batches, describe_text, layer_errors, loaded
+from mha2gqa.verbs.verify.outputs_level import EvaluationText, batches, describe_text, layer_errors, read_pairs
 
 
 @dataclass
@@ -80,18 +80,13 @@ def compare_embeddings(
     """
     started = time.monotonic()
     ids_NT = text.blocks.tokens_NT
-    original, converted = models.original, loaded(models)
+    original = models.original
     probed = attempt(lambda: _states(original, ids_NT[:1]))
     if isinstance(probed, str):
         return f"the original gives no hidden states for tokens alone ({probed})"
     layers, sums = layer_errors(models), CosineSums()
-    for ids_BT in batches(ids_NT, options.batch_size):
-        with layers.original(original):
-            first_BTD = _states(original, ids_BT)
-        with layers.converted(converted):
-            second_BTD = _states(converted, ids_BT)
+    for first_BTD, second_BTD in read_pairs(_states, models, layers, batches(ids_NT, options.batch_size), advance):
         sums.add(first_BTD, second_BTD)
-        advance(ids_BT.numel(), ids_NT.numel())
     level = EmbeddingsLevel(
         text=describe_text(text.blocks, ids_NT.numel()),
         cosines=sums.result(),

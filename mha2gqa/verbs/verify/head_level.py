@@ -23,7 +23,7 @@ from mha2gqa.verbs.verify.levels import HeadLevel
 from mha2gqa.verbs.verify.load_level import Models
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
-from mha2gqa.verbs.verify.outputs_level import EvaluationText, batches, describe_text, layer_errors, loaded
+from mha2gqa.verbs.verify.outputs_level import EvaluationText, batches, describe_text, layer_errors, read_pairs
 
 _GIVES = {"text": "{} for a text", "each token": "{} for each token", "span": "where an answer begins and ends"}
 
@@ -87,19 +87,15 @@ def compare_head(
     """
     started = time.monotonic()
     ids_NT = text.blocks.tokens_NT
-    original, converted = models.original, loaded(models)
-    kind, each_alone = kind_of(original), getattr(original.config, "problem_type", None) == "multi_label_classification"
+    original, kind = models.original, kind_of(models.original)
+    each_alone = getattr(original.config, "problem_type", None) == "multi_label_classification"
     probed = attempt(lambda: _outputs(original, ids_NT[:1]))
     if isinstance(probed, str):
         return f"the original does not run on tokens alone ({probed})"
     layers, sums = layer_errors(models), HeadSums()
-    for ids_BT in batches(ids_NT, 1 if kind.head == "text" else options.batch_size):
-        with layers.original(original):
-            first = _outputs(original, ids_BT)
-        with layers.converted(converted):
-            second = _outputs(converted, ids_BT)
+    cut = batches(ids_NT, 1 if kind.head == "text" else options.batch_size)
+    for first, second in read_pairs(_outputs, models, layers, cut, advance):
         sums.add(first, second, each_alone=each_alone and kind.head != "span")
-        advance(ids_BT.numel(), ids_NT.numel())
     labels = f"{probed.shape[-1]} labels" if probed.shape[-1] > 1 else "a score"
     has_labels, divergences_N = bool(sums.divergences), torch.cat(sums.divergences or [torch.zeros(1)])
     level = HeadLevel(

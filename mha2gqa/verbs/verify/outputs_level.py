@@ -8,19 +8,20 @@ Legend: N blocks, B blocks of a batch, T tokens of a block.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mha2gqa.errors import PairError, TextError
+from mha2gqa.errors import PairError
 from mha2gqa.files.source import Source
 from mha2gqa.model.feed import Body, attempt
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.progress import Advance
+from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.verify.judge import limit_findings
 from mha2gqa.verbs.verify.levels import ComparedText, Continuation, OutputsLevel
@@ -69,7 +70,9 @@ def find_text(
         column=options.column,
         seed=options.seed,
     )
-    _check_vocabulary(config, blocks.tokens_NT)
+    known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if isinstance(known, int):
+        check_vocabulary(int(blocks.tokens_NT.max()), known)
     return EvaluationText(blocks, tokenizer)
 
 
@@ -164,23 +167,38 @@ def read_both(
     return sums
 
 
+def read_pairs(
+    read: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
+    models: Models,
+    layers: LayerErrors,
+    batches: Sequence[torch.Tensor],
+    advance: Advance,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield what the original and the converted model make of every batch.
+
+    Args:
+        read: Returns what a model makes of token ids.
+        models: Both.
+        layers: Takes the errors of the attention modules that it names.
+        batches: Token ids.
+        advance: Told of every batch, in tokens.
+    """
+    converted, total = loaded(models), sum(ids_BT.numel() for ids_BT in batches)
+    for ids_BT in batches:
+        with layers.original(models.original):
+            first = read(models.original, ids_BT)
+        with layers.converted(converted):
+            second = read(converted, ids_BT)
+        yield first, second
+        advance(ids_BT.numel(), total)
+
+
 def describe_text(blocks: Blocks, tokens: int) -> ComparedText:
     """Return what is to be known of a text of which so many tokens were compared."""
     count, context = blocks.tokens_NT.shape
     return ComparedText(
         description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens
     )
-
-
-def _check_vocabulary(config: PreTrainedConfig, ids_NT: torch.Tensor) -> None:
-    known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
-    largest = int(ids_NT.max())
-    if isinstance(known, int) and largest >= known:
-        raise TextError(
-            f"The tokenizer gives token {largest}, and the model knows {known}",
-            expected="the tokenizer that the model was trained with",
-            remedy="Check the tokenizer's files beside the original",
-        )
 
 
 @torch.inference_mode()
