@@ -5,6 +5,7 @@ SEATS      the names under which a file is read: config, weights, index, tokeniz
 """
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -98,14 +99,18 @@ def source(tiny: Callable[..., Path]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seat", SEATS)
-@pytest.mark.parametrize("make", ODDITIES, ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    ("make", "seat"),
+    [
+        pytest.param(make, seat, id=f"{make.__name__}-{seat}")
+        for make, seat in itertools.product(ODDITIES, SEATS)
+        if (make, seat) != (directory, "LICENSE")  # an empty folder under that name is nobody's
+    ],
+)
 def test_what_is_no_ordinary_file_is_refused_by_name(source, seat, make):
     make(source / seat)
-    if make is directory and seat != "config.json" and "." not in Path(seat).suffix:
-        pytest.skip("an empty folder under that name is nobody's")
     started = time.monotonic()
-    if make is directory and seat in ("tokenizer.json", "generation_config.json", "LICENSE"):
+    if make is directory and seat in ("tokenizer.json", "generation_config.json"):
         assert seat + "/" in read_checkpoint(source).left_behind
         return
     if make is directory and Path(seat).parent.name:

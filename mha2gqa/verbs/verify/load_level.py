@@ -213,7 +213,9 @@ def _cache_use(
 
 def _strict(models: Models) -> Check:
     problems, lacks = models.problems, models.lacks
-    detail = _some(problems or lacks) or "no missing, unexpected or mismatched key"
+    wrappers = models.pair.original.checkpoint.unwrapped
+    taken_off = f"none is left over once {', '.join(wrappers)} is taken off the original's keys" if wrappers else ""
+    detail = _some(problems or lacks) or taken_off or "no missing, unexpected or mismatched key"
     if not problems and lacks:
         drawn = "; transformers draws what is missing at random" if models.drawn else ""
         detail += f" in the original{', too' * models.agree}{drawn}"

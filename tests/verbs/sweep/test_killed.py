@@ -33,6 +33,13 @@ MOMENTS = {
     "before single layers are restored": ((), Moment(f"{STEPS}.restore")),
 }
 """Options, and where the run ends."""
+RERUNS = {
+    f"{name}, {'forced' if force else 'plain'}": (options, moment, force)
+    for name, (options, moment) in MOMENTS.items()
+    for force in ((), ("--force",))
+    if not (force and moment.after)
+}
+"""The same, and how it is run again; one of the two is enough behind a moment that a forced run has in front."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,13 +98,10 @@ def unbroken(_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[boo
     return found
 
 
-@pytest.mark.parametrize(("options", "moment"), MOMENTS.values(), ids=MOMENTS)
-@pytest.mark.parametrize("force", [(), ("--force",)], ids=["plain", "forced"])
+@pytest.mark.parametrize(("options", "moment", "force"), RERUNS.values(), ids=RERUNS)
 def test_killed_and_run_again(
     work: Path, cli: Any, unbroken: dict[bool, Any], options: tuple[str, ...], moment: Moment, force: tuple[str, ...]
 ) -> None:
-    if force and moment.after:
-        pytest.skip("one of the two is enough")
     ended(work, moment, signal.SIGKILL, *options)
     answer = cli(*SWEEP, *options, *force)
     assert answer.code == 0, answer.err

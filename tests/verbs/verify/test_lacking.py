@@ -94,6 +94,7 @@ def test_an_original_with_a_wrappers_names_is_loaded_without_them(source: Path, 
     converted(source, source.parent / "same", 4)
     report = run(source.parent)
     assert strict(report).passed is True
+    assert strict(report).detail == f"none is left over once {prefix} is taken off the original's keys"
     assert report.outputs is not None
     assert report.verdict == "identical"
 
