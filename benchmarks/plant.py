@@ -7,7 +7,7 @@ checksum is made to fit, as one who means harm would do.
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,12 +32,22 @@ class Case:
     original: Path
     made: Path
     other: Path
+    seats: Mapping[str, str] = field(default_factory=dict)
+    """Parts of names, and what the result has in their place."""
+
+    def seat(self, name: str) -> str:
+        """Return the name that a tensor of the original has in the result, or what took its place."""
+        return ".".join(self.seats.get(part, part) for part in name.split("."))
 
     def tensors(self, change: Callable[[Tensors], object], *, of: str = "made", forged: bool = False) -> None:
         """Change the weights; forged, the record's checksums become theirs."""
         path = getattr(self, of) / WEIGHTS
-        tensors = load_file(path)
+        was = {seat: part for part, seat in self.seats.items()}
+        content = load_file(path)
+        tensors = {".".join(was.get(part, part) for part in name.split(".")): one for name, one in content.items()}
         change(tensors)
+        if of == "made":
+            tensors = {self.seat(name): one for name, one in tensors.items()}
         save_file({name: one.contiguous() for name, one in tensors.items()}, path, {"format": "pt"})
         if forged:
             self.record(lambda record: _sum_again(record, tensors))
@@ -106,13 +116,13 @@ def _both(*faults: Fault) -> Fault:
 
 
 def _key(name: str, *keys: str, value: Any, of: str = "made") -> Fault:
-    def change(content: dict[str, Any]) -> None:
+    def change(case: Case, content: dict[str, Any]) -> None:
         holder = content
         for key in keys[:-1]:
-            holder = holder.setdefault(key, {})
+            holder = holder.setdefault(case.seat(key) if keys[0] == "tensors" else key, {})
         holder[keys[-1]] = value
 
-    return lambda case: case.json(name, change, of=of)
+    return lambda case: case.json(name, partial(change, case), of=of)
 
 
 def _file(name: str, text: str = "", *, of: str = "made") -> Fault:

@@ -22,16 +22,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
 from mha2gqa.errors import Mha2GqaError
 
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "mean": {"method": "mean"},
-    "aligned": {"method": "aligned"},
-    "refit": {"method": "aligned", "refine": "refit"},
+_CONTEXT = 32
+_TEXT: Mapping[str, Any] = {"context": _CONTEXT, "tokens": 512}
+WAYS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "mean": ({"method": "mean", "groups": 2}, {"groups": 1}),
+    "aligned": ({"method": "aligned", "groups": 2}, {"groups": 1}),
+    "refit": ({"method": "aligned", "refine": "refit", "groups": 2, **_TEXT}, {"groups": 1}),
+    "latent": ({"latent": 24, "rope_width": 8, **_TEXT}, {"latent": 16}),
 }
-"""Column -> options of `convert`."""
+"""Column -> options of `convert`, and what is other for another conversion of the same original."""
+SEATS: Mapping[str, Mapping[str, str]] = {
+    "latent": {"k_proj": "kv_a_proj_with_mqa", "v_proj": "kv_b_proj"},
+}
+"""Column -> what a result has in the place of keys and values, where its class has none."""
 PAGE = Path(__file__).parents[1] / "docs/reference/planted-faults.md"
 LEVELS: tuple[tuple[Any, ...], ...] = (("file",), ("load",), ("outputs",))
 NAMED, MISSED, REFUSED = "record alone", "**not found**", "refused"
-_GROUPS, _CONTEXT = 2, 32
 
 
 def prepare(directory: Path, ways: Sequence[str]) -> Path:
@@ -58,11 +64,12 @@ def prepare(directory: Path, ways: Sequence[str]) -> Path:
     text = directory / "text.txt"
     text.write_text("\n\n".join(f"Line {number}: {number * 7919 % 1009} words, no less." for number in range(60)))
     for way in ways:
-        for name, groups in ((way, _GROUPS), (f"{way}-other", 1)):
-            options: dict[str, Any] = dict(WAYS[way])
-            if "refine" in options:
-                options |= {"data": (str(text),), "context": _CONTEXT, "tokens": 512}
-            convert(ConvertOptions(model=str(original), groups=groups, output=directory / name, **options))
+        wanted, other = WAYS[way]
+        options: dict[str, Any] = {"model": str(original), **wanted}
+        if "tokens" in wanted:
+            options["data"] = (str(text),)
+        convert(ConvertOptions(output=directory / way, **options))
+        convert(ConvertOptions(output=directory / f"{way}-other", **{**options, **other}))
     return directory
 
 
@@ -70,7 +77,8 @@ def found(prepared: Path, way: str, fault: Fault) -> str:
     """Plant one fault, and return at which level verify finds it: a cell of the table."""
     with tempfile.TemporaryDirectory() as folder:
         names = ("original", way, f"{way}-other")
-        case = Case(*(Path(shutil.copytree(prepared / name, Path(folder) / name)) for name in names))
+        original, made, other = (Path(shutil.copytree(prepared / name, Path(folder) / name)) for name in names)
+        case = Case(original, made, other, SEATS.get(way, {}))
         fault(case)
         witness = ""
         for levels in LEVELS:
@@ -121,9 +129,9 @@ def rows(prepared: Path, ways: Sequence[str]) -> Iterator[tuple[str, str, list[s
 _HEAD = """\
 # What verify finds
 
-{count} faults, each planted alone in a conversion of a tiny Llama (4 to 2 KV heads) by each way to convert:
-{total} runs, of which {missed} found nothing and {named} rest on the record's word. It is made by
-`python benchmarks/planted_faults.py`.
+{count} faults, each planted alone in a conversion of a tiny Llama by each way to convert, to 2 of its 4 KV heads or to
+a latent of 24 with a rotary key of 8: {total} runs, of which {missed} found nothing and {named} rest on the record's
+word. It is made by `python benchmarks/planted_faults.py`.
 
 - `file`, `load`, `outputs`: the level that finds it, with exit code 3; the files are verified first, and what they show
   needs no model. `refused`: the pair is refused, with exit code 1 and the reason.
@@ -134,7 +142,8 @@ A record is no signature. Who can write it can make its checksums fit, and then 
 a training, has no other witness: it can be told from the right one only by what the model answers. Everything else
 follows from the original, whatever the record says: copies are compared with the original's bytes, heads that were
 pooled are pooled again, layers that were aligned without text are aligned again (where this machine gives the same bits
-for the others), names, shapes, dtypes and config are planned again.
+for the others), names, shapes, dtypes and config are planned again. A
+latent has no key and no value projection: those faults are planted in the projections down to it and up from it.
 """
 
 

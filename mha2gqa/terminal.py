@@ -24,6 +24,8 @@ class _Told:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._refusal: OutputError | None = None
+        """What was raised once: whoever prints may try a stream first, and keep the answer to themselves."""
 
     def write(self, text: str) -> int:
         with self._telling():
@@ -36,6 +38,8 @@ class _Told:
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
+        if self._refusal is not None:
+            raise self._refusal
         try:
             yield
         except BrokenPipeError:
@@ -43,9 +47,10 @@ class _Told:
         except OSError as error:
             with contextlib.suppress(OSError, ValueError):  # what is left of it goes nowhere, also at the very end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            raise OutputError(
+            self._refusal = OutputError(
                 f"Standard output cannot be written: {error.strerror}", remedy="Name another place for it"
-            ) from error
+            )
+            raise self._refusal from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

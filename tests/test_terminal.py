@@ -13,16 +13,18 @@ from mha2gqa.cli import main
 from mha2gqa.terminal import open_streams
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
     "arguments", [("--version",), ("--help",), ("inspect", "source", "--json"), ("inspect", "source")]
 )
 def test_a_full_disk_behind_standard_output_is_one_message(
-    arguments: tuple[str, ...], tiny: Callable[..., Path], tmp_path: Path, monkeypatch, capsys
+    arguments: tuple[str, ...], at_once: bool, tiny: Callable[..., Path], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     tiny()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mha2gqa", *arguments])
-    with Path("/dev/full").open("w") as full:
+    raw = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - the stream below closes it
+    with io.TextIOWrapper(raw, write_through=at_once) as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as ended:
             main()
