@@ -1,6 +1,7 @@
 """Text as token blocks, for evaluation and for calibration.
 
-`documents` reads text from files and data sets, or sources and targets, both from `tables` (`local` ones, or those of
-the Hub), in the columns that `columns` chooses; `blocks` packs documents into equal blocks or has the model write them,
-and takes the loss on them; `find` decides which of these a command gets. Nothing here knows what the text is for.
+`documents` reads text from files and data sets, or sources and targets, both from `tables` (`local` or saved ones, or
+those of the Hub), in the columns that `columns` chooses; `chats` makes tokens of conversations, and `spans` finds the
+answers in them; `blocks` packs documents into equal blocks or has the model write them, and takes the loss on them;
+`find` decides which of these a command gets. Nothing here knows what the text is for.
 """

@@ -3,7 +3,8 @@
 Legend: N blocks, T tokens of a block.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mha2gqa.model.feed import inputs
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
+from mha2gqa.texts.chats import Document, Encoded, Record, encode
 
 _BATCH = 16
 """Blocks that are sampled at a time."""
@@ -26,50 +28,90 @@ _AT_ONCE = 4 << 20
 
 
 def pack(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, context: int, tokens: int, least: int = 1
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, context: int, tokens: int, least: int = 1
 ) -> torch.Tensor:
+    """Return the tokens of `pack_marked` alone."""
+    return pack_marked(documents, tokenizer, context=context, tokens=tokens, least=least)[0]
+
+
+def pack_marked(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, context: int, tokens: int, least: int = 1
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Tokenise documents, put one behind the other, and cut them into whole blocks; what is left over is dropped.
 
-    The tokenizer's BOS token stands before each document, where it has one. A tokenizer that itself
-    begins every text with BOS (Llama, Gemma) was trained to see it first, so there each block begins
-    with it as well. Reading stops as soon as there are enough tokens.
+    The tokenizer's BOS token stands before each text, where it has one; what a chat template has rendered has its own.
+    A tokenizer that itself begins every text with BOS (Llama, Gemma) was trained to see it first, so there each block
+    begins with it as well. Reading stops as soon as there are enough tokens.
 
     Args:
-        documents: The texts.
+        documents: Texts, and records of other forms.
         tokenizer: Of the model that will read the blocks.
         context: T.
         tokens: How many tokens to take at most, rounded down to whole blocks, but at least one block.
         least: How many blocks there must be.
 
     Returns:
-        int64 `[N, T]`.
+        int64 `[N, T]`, and bool `[N, T]`: which of them are answers; None where none is.
 
     Raises:
-        TextError: There are fewer than `least` blocks.
+        TextError: There are fewer than `least` blocks, or a record cannot be tokenised.
     """
-    bos = tokenizer.bos_token_id
-    opens = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
-    width = context - 1 if opens else context
+    opening = opening_token(tokenizer)
     wanted = max(1, tokens // context, least)
-    stream: list[int] = []
-    for document in documents:
-        stream += [] if opens or bos is None else [bos]
-        for start in range(0, len(document), _AT_ONCE):
-            part = document[start : start + _AT_ONCE]
-            stream += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-            if len(stream) >= wanted * width:
-                break
-        if len(stream) >= wanted * width:
+    ids: list[int] = []
+    answers: list[bool] = []
+    for part in _parts(documents, tokenizer, opening):
+        ids += part.ids
+        answers += part.answers or [False] * len(part.ids)
+        if len(ids) >= wanted * context:
             break
-    blocks = min(wanted, len(stream) // width)
-    if blocks < least:
+    blocks = list(itertools.islice(_blocks(ids, answers, context, opening), wanted))
+    if len(blocks) < least:
+        width = context - (opening is not None)
         raise TextError(
-            f"The text is {len(stream):,} tokens long",
+            f"The text is {len(ids):,} tokens long",
             expected=f"at least {least * width:,}: {least} block{'s' * (least > 1)} of {context}",
             remedy="Give more text with --data, or a smaller --context",
         )
-    packed_NT = torch.tensor(stream[: blocks * width]).view(blocks, width)
-    return torch.cat([packed_NT.new_full((blocks, 1), bos), packed_NT], dim=1) if opens else packed_NT
+    packed_NT, marks_NT = (torch.tensor(part) for part in zip(*blocks, strict=True))
+    return packed_NT, marks_NT if marks_NT.any() else None
+
+
+def opening_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the BOS token of a tokenizer that begins every text with it; else None."""
+    bos = tokenizer.bos_token_id
+    opens = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
+    return bos if opens else None
+
+
+def _parts(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, opening: int | None) -> Iterator[Encoded]:
+    """Yield the tokens of each document, those of a long text part by part, with BOS between texts."""
+    between = [] if opening is not None or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for document in documents:
+        if isinstance(document, Record):
+            encoded = encode(document, tokenizer)
+            if not encoded.is_whole:
+                yield Encoded(between)
+            yield encoded
+            continue
+        yield Encoded(between)
+        for start in range(0, len(document), _AT_ONCE):
+            part = document[start : start + _AT_ONCE]
+            yield Encoded(tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _blocks(
+    ids: list[int], answers: list[bool], context: int, opening: int | None
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Yield whole blocks, each begun with the token that opens every text, unless it does so by itself."""
+    at = 0
+    while at < len(ids):
+        head = [] if opening is None or ids[at] == opening else [opening]
+        end = at + context - len(head)
+        if end > len(ids):
+            return
+        yield [*head, *ids[at:end]], [*(False for _ in head), *answers[at:end]]
+        at = end
 
 
 def check_vocabulary(token: int, vocabulary: int) -> None:

@@ -1,13 +1,14 @@
 """Which columns of a table hold its text: those that were named, else the usual ones, else the only ones that can.
 
-Judged by the first rows together. Where a table might hold its text in another form (messages of a chat), or where the
-only column of strings holds names and labels, nothing is taken for granted: the question is asked.
+Judged by the first rows together. Where a row holds text in two forms (`text` beside `messages`), or where the only
+column of strings holds names and labels, nothing is taken for granted: the question is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mha2gqa.errors import TextError
+from mha2gqa.texts.chats import PAIRS, TOKENS, Form, is_chat, is_tokens
 from mha2gqa.texts.local import Row
 
 SAMPLE, SAMPLE_SIZE = 64, 1 << 20
@@ -20,39 +21,88 @@ _SHORT = 8
 """Characters; documents are longer."""
 
 
-def choose_column(name: str, rows: Sequence[Row], column: str | None) -> str:
-    """Return the column of a table that holds the text.
+def choose_forms(name: str, rows: Sequence[Row], column: str | None) -> tuple[Form, ...]:
+    """Return how the rows of a table hold what is read: one form, or several of which each row has one.
 
     Args:
         name: Of the table.
         rows: Its first ones.
-        column: As the user named it.
+        column: As the user named it; `prompt+completion` names two.
 
     Raises:
         TextError: There is no such column, or it is not clear which one is meant.
     """
-    there = _columns(rows)
+    forms = _forms(rows)
     if column is not None:
-        _require(name, rows, column, "--column")
-        return column
-    texts = [row["text"] for row in rows if isinstance(row.get("text"), str)]
-    if "text" in there and not (_is_no_text(texts) and _chats(rows)):
-        return "text"
-    _refuse_chats(name, rows, "--column")
+        return (next((form for form in forms if form.name == column), None) or _named(name, rows, column),)
+    for row in rows:
+        form_of(name, row, forms)
+    if forms:
+        return forms
+    _refuse_chats(name, rows, "as `messages`, a list of turns with a role and a content each", "--column")
     strings = _strings(rows)
+    there = ", ".join(_columns(rows))
     if len(strings) != 1:
         raise TextError(
             f"{name} has no column 'text' and {len(strings)} columns of strings",
             expected="one column to read",
-            remedy=f"Choose with --column; there are {', '.join(there)}",
+            remedy=f"Choose with --column; there are {there}",
         )
     if why := _is_no_text([row[strings[0]] for row in rows if isinstance(row.get(strings[0]), str)]):
         raise TextError(
             f"{name} has no column 'text', and its only column of strings, {strings[0]!r}, {why}",
             expected="a column of documents",
-            remedy=f"If it is meant, choose it with --column; there are {', '.join(there)}",
+            remedy=f"If it is meant, choose it with --column; there are {there}",
         )
-    return strings[0]
+    return (Form("text", (strings[0],)),)
+
+
+def form_of(name: str, row: Row, forms: Sequence[Form]) -> Form | None:
+    """Return which of some forms a row has; None where it has none.
+
+    Raises:
+        TextError: It has several.
+    """
+    if len(forms) == 1:
+        return forms[0]
+    held = [form for form in forms if all(row.get(column) for column in form.columns)]
+    if len(held) > 1:
+        choices = ", ".join(f"--column {form.name}" for form in held)
+        raise TextError(
+            f"{name} has rows with text in {len(held)} forms; there are {', '.join(row)}",
+            expected="one of them to read",
+            remedy=f"Choose one: {choices}",
+        )
+    return held[0] if held else None
+
+
+def _forms(rows: Sequence[Row]) -> tuple[Form, ...]:
+    """Return the forms with the usual names that some rows have."""
+    there = _columns(rows)
+    forms = [Form("chat", (key,)) for key in there if key.lower() in _CHATS and _any(is_chat, rows, key)]
+    forms += [Form("completion", pair) for pair in PAIRS if all(_any(bool, rows, key) for key in pair)]
+    forms += [Form("tokens", (TOKENS,))] if _any(is_tokens, rows, TOKENS) else []
+    texts = [row["text"] for row in rows if isinstance(row.get("text"), str)]
+    if "text" in there and not (_is_no_text(texts) and (forms or _chats(rows))):
+        forms.insert(0, Form("text", ("text",)))
+    return tuple(forms)
+
+
+def _any(holds: Callable[[Any], bool], rows: Sequence[Row], key: str) -> bool:
+    return any(holds(row.get(key)) for row in rows)
+
+
+def _named(name: str, rows: Sequence[Row], column: str) -> Form:
+    """Return the form of a column, or of two, of any name."""
+    columns = tuple(column.split("+"))
+    if columns in PAIRS:
+        for one in columns:
+            _require(name, rows, one, "--column")
+        return Form("completion", columns)
+    _require(name, rows, column, "--column")
+    if _any(is_chat, rows, column):
+        return Form("chat", (column,))
+    return Form("text", (column,))
 
 
 def choose_pair(
@@ -81,7 +131,7 @@ def choose_pair(
     named = [column or (one if one in there else None) for column, one in zip(columns, usual, strict=True)]
     if None not in named:
         return [str(one) for one in named]
-    _refuse_chats(name, rows, " and ".join(options))
+    _refuse_chats(name, rows, "as text, in one column each", " and ".join(options))
     left = [key for key in _strings(rows) if key not in named]
     if len(left) != named.count(None):
         raise TextError(
@@ -136,12 +186,12 @@ def _is_words(value: Any) -> bool:
     return False
 
 
-def _refuse_chats(name: str, rows: Sequence[Row], option: str) -> None:
+def _refuse_chats(name: str, rows: Sequence[Row], way: str, option: str) -> None:
     if chats := _chats(rows):
         raise TextError(
             f"{name} holds conversations, in {', '.join(map(repr, chats))}; there are {', '.join(_columns(rows))}",
-            expected="a column of text",
-            remedy=f"Write them as text first (tokenizer.apply_chat_template), or choose another column with {option}",
+            expected=f"what is read {way}",
+            remedy=f"Write it so, or choose another column with {option}",
         )
 
 

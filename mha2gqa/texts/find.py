@@ -4,7 +4,7 @@ What the user named with --data; else, for the reference checkpoint, its own hel
 text; else (or for the word `self`) text that the model writes itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mha2gqa.errors import TextError
 from mha2gqa.files.source import Source
 from mha2gqa.reference import corpus
-from mha2gqa.texts.blocks import pack, sample_text
+from mha2gqa.texts.blocks import pack_marked, sample_text
+from mha2gqa.texts.chats import Document
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.tables import Purpose
 
@@ -31,6 +32,8 @@ class Blocks:
     """Where the text comes from, as a phrase."""
     sampled: bool
     """Whether the model wrote it."""
+    answers_NT: torch.Tensor | None = None
+    """bool, which tokens are answers of a conversation; None where there are none."""
 
 
 def find_blocks(
@@ -65,6 +68,7 @@ def find_blocks(
     """
     if SELF in data and len(data) > 1:
         raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
+    documents: Iterable[Document]
     if not data and source.is_reference:
         is_held_out = purpose == "evaluation"
         files = corpus.held_out_files() if is_held_out else corpus.calibration_files()
@@ -77,5 +81,8 @@ def find_blocks(
         return Blocks(tokens_NT=written_NT, description=description, sampled=True)
     else:
         documents, description = read_documents(data, column, purpose), f"text from {', '.join(data)}"
-    blocks_NT = pack(documents, tokenizer, context=context, tokens=tokens, least=least)
-    return Blocks(tokens_NT=blocks_NT, description=description, sampled=False)
+    blocks_NT, answers_NT = pack_marked(documents, tokenizer, context=context, tokens=tokens, least=least)
+    if answers_NT is not None:
+        way = "by the chat template" if tokenizer.chat_template else "as plain text, without a chat template"
+        description += f" ({way}; {answers_NT.float().mean():.0%} of the tokens are answers)"
+    return Blocks(tokens_NT=blocks_NT, description=description, sampled=False, answers_NT=answers_NT)

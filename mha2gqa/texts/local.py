@@ -1,14 +1,17 @@
-"""Rows of local tables: jsonl, json, csv, tsv and parquet, a bounded part of a file in memory at a time.
+"""Rows of local tables: jsonl, json, csv, tsv, parquet and arrow, a bounded part of a file in memory at a time.
 
-    rows.jsonl   an object a line
-    rows.json    objects, one behind the other or in one list; not below a key of another object, which would be a guess
-    rows.csv     with a header; separated by commas, or by tabs in rows.tsv
+    rows.jsonl      an object a line
+    rows.json       objects, one behind the other or in one list; not below a key of another object, which is a guess
+    rows.csv        with a header; separated by commas, or by tabs in rows.tsv
+    rows.jsonl.zst  compressed; also .gz, and also plain text
+    rows.arrow      of the `datasets` library, and folders that its `save_to_disk` has written
 
-Read here and not by the `datasets` library: its parsers follow brackets as deep as a file has them, which ends the
+JSON and csv are read here and not by `datasets`: its parsers follow brackets as deep as a file has them, which ends the
 process, and hold what the longest of many rows needs.
 """
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -25,6 +28,18 @@ _CHUNK = 1 << 20
 _BATCH = 64
 """Rows of a parquet file that are in memory at a time."""
 _OTHER_SEPARATORS = ";\t|"
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+"""Endings of names -> pyarrow's names."""
+
+
+def is_format(path: Path) -> bool:
+    """Return whether a name is that of a table."""
+    return _ending(path) in FORMATS
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether a folder is a saved data set, of one split or of several."""
+    return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
 
 
 def read_local(path: Path) -> Iterator[Row]:
@@ -34,7 +49,27 @@ def read_local(path: Path) -> Iterator[Row]:
         ValueError: It is malformed; TextError where there is more to say than what.
         OSError: It cannot be read.
     """
-    yield from FORMATS[path.suffix.lower()](path)
+    yield from FORMATS[_ending(path)](path)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """Open a file, which may be compressed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not (codec := _COMPRESSED.get(path.suffix.lower())):
+        return path.open("rb")
+    import pyarrow
+
+    stream: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
+    return io.BufferedReader(stream, _CHUNK)
+
+
+def _ending(path: Path) -> str:
+    """Return the ending of a name that says what is in it."""
+    is_compressed = path.suffix.lower() in _COMPRESSED
+    return Path(path.stem).suffix.lower() if is_compressed else path.suffix.lower()
 
 
 def lines(file: IO[bytes], longest: int = LONGEST) -> Iterator[str]:
@@ -53,7 +88,7 @@ def lines(file: IO[bytes], longest: int = LONGEST) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(lines(file), start=1):
             if line.strip():
                 yield _row(_parsed(json.loads, line, number), number)
@@ -111,7 +146,7 @@ class _Values:
 
     def read(self) -> Iterator[tuple[Any, bool]]:
         """Yield each value, and whether it is in a list."""
-        with self._path.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(opened(self._path), encoding="utf-8-sig") as file:
             in_list = self._next(file) == "["
             self._at += in_list
             for number in itertools.count(1):
@@ -159,7 +194,7 @@ class _Values:
 
 def _csv(path: Path, separator: str = ",") -> Iterator[Row]:
     csv.field_size_limit(LONGEST)
-    with path.open("rb") as file:
+    with opened(path) as file:
         rows = csv.reader(lines(file), delimiter=separator, strict=True)
         try:
             header = next(rows, [])
@@ -187,6 +222,16 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
+def _arrow(path: Path) -> Iterator[Row]:
+    import datasets
+    import pyarrow
+
+    try:
+        yield from datasets.Dataset.from_file(str(path))
+    except (pyarrow.ArrowException, KeyError, TypeError) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
 FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
@@ -194,5 +239,6 @@ FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _csv,
     ".tsv": lambda path: _csv(path, "\t"),
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }
 """Endings of names, and what reads such files."""

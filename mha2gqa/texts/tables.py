@@ -1,29 +1,60 @@
-"""Rows of tables: local files (`local.py`), and Hub data sets, streamed by the `datasets` library.
+"""Rows of tables: local files (`local.py`), saved data sets, and those of the Hub, streamed by the `datasets` library.
 
-    rows.jsonl   rows.parquet   org/name   org/name@revision:config:split
+    rows.jsonl   rows.parquet   saved/   org/name   org/name@revision:config:split   rows.jsonl:3
 
-A column inside another is named with a dot: `translation.en`. Which columns are read is decided in `columns.py`.
+A weight may stand behind a name; a path that itself ends so, and is there, is a path. A column inside another is named
+with a dot: `translation.en`. Which columns are read is decided in `columns.py`.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from mha2gqa.errors import TextError
 from mha2gqa.texts.columns import SAMPLE, SAMPLE_SIZE, value_of
-from mha2gqa.texts.local import FORMATS, Row, read_local
+from mha2gqa.texts.local import Row, is_format, is_saved, read_local
 
 Purpose: TypeAlias = Literal["evaluation", "calibration"]
 
 _TEXTS = (".txt", ".md", ".text")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>[^:]+))?")
+_WEIGHTED = re.compile(r"(?P<name>.+):(?P<weight>\d+(?:\.\d+)?)", re.DOTALL)
 _PREFERRED = {
     "evaluation": ("test", "validation", "dev", "train"),
     "calibration": ("train", "validation", "dev", "test"),
 }
 """Splits of a Hub data set, the one to take first."""
+
+
+class Named(NamedTuple):
+    """One of the things that are read, as the user named it."""
+
+    name: str
+    weight: float | None
+    """Its share among others, in characters; None where none is named."""
+
+
+def named(text: str) -> Named:
+    """Return a name and its weight.
+
+    Raises:
+        TextError: The weight is zero.
+    """
+    match = _WEIGHTED.fullmatch(text)
+    if match is None or _is_there(text):
+        return Named(text, None)
+    if not float(match["weight"]):
+        raise TextError(f"{text} has no weight", expected="a number above zero", remedy="Leave it out")
+    return Named(match["name"], float(match["weight"]))
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # too long a name, a folder that may not be entered, no home
+        return False
 
 
 def check_exists(data: Sequence[str]) -> None:
@@ -49,12 +80,18 @@ def _check_exists(name: str) -> None:
             raise empty(name)
         return
     if path.is_dir():
-        raise TextError(f"{name} is a directory", expected="files of text", remedy=f"Name its files: {name}/*")
+        if is_saved(path):
+            return
+        raise TextError(
+            f"{name} is a directory",
+            expected="files of text, or what datasets' save_to_disk has written",
+            remedy=f"Name its files: {name}/*",
+        )
     if path.exists():
         raise TextError(
             f"{name} is no ordinary file", expected="a file that can be read twice", remedy="Write its text into one"
         )
-    looks_like_a_file = path.suffix.lower() in (*FORMATS, *_TEXTS) or not _HUB.fullmatch(name)
+    looks_like_a_file = is_format(path) or path.suffix.lower() in _TEXTS or not _HUB.fullmatch(name)
     if looks_like_a_file:
         raise TextError(
             f"There is no file {name!r}",
@@ -66,7 +103,7 @@ def _check_exists(name: str) -> None:
 def is_table(name: str) -> bool:
     """Return whether what the user named is a table rather than a file of plain text."""
     path = Path(name).expanduser()
-    return not path.is_file() or path.suffix.lower() in FORMATS
+    return not path.is_file() or is_format(path)
 
 
 def read_rows(name: str, purpose: Purpose) -> tuple[list[Row], Iterator[Row]]:
@@ -104,7 +141,7 @@ def _read(name: str, purpose: Purpose) -> Iterator[Row]:
     from huggingface_hub.errors import HTTPError
 
     try:
-        yield from _open_remote(name, purpose)
+        yield from _chosen(name, _saved(path) if path.is_dir() else _open_remote(name), purpose)
     except UnicodeDecodeError as error:
         raise undecodable(name, error) from error
     except (DatasetsError, OSError, ValueError, HTTPError) as error:
@@ -159,7 +196,8 @@ def undecodable(name: str, error: Exception) -> TextError:
     )
 
 
-def _open_remote(name: str, purpose: Purpose) -> Any:
+def _open_remote(name: str) -> Any:
+    """Return the splits of a Hub data set, or the one that is named."""
     from datasets import load_dataset
     from huggingface_hub.errors import HTTPError
 
@@ -175,10 +213,28 @@ def _open_remote(name: str, purpose: Purpose) -> Any:
             expected="a Hub data set that this account can read (org/name, org/name@revision:config:split)",
             remedy="Check the name and the network; for a gated one ask for access, then run `hf auth login`",
         ) from error
-    split = match["split"] or next((one for one in _PREFERRED[purpose] if one in splits), next(iter(splits)))
-    if split not in splits:
+    split = match["split"]
+    if split is not None and split not in splits:
         raise TextError(f"{name} has no split {split!r}", expected=f"one of {', '.join(splits)}")
-    return splits[split]
+    return splits if split is None else {split: splits[split]}
+
+
+def _saved(path: Path) -> Any:
+    """Return the splits of a saved data set."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(path))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # of a JSON file with something else in it
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return saved if isinstance(saved, DatasetDict) else {path.name: saved}
+
+
+def _chosen(name: str, splits: Mapping[str, Any], purpose: Purpose) -> Any:
+    """Return the split to take where none is named."""
+    if not splits:
+        raise empty(name)
+    return splits[next((one for one in _PREFERRED[purpose] if one in splits), next(iter(splits)))]
 
 
 def _unreadable(name: str, error: Exception) -> TextError:

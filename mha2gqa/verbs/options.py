@@ -19,8 +19,9 @@ Converted = Annotated[
     Path | None, Option("Converted checkpoint. Default: the one directory here with a record.", is_argument=True)
 ]
 Against = Annotated[str | None, Option("Original. Default: what the record names.")]
-Column = Annotated[str | None, Option("Column of tables that holds the text.")]
-"""Column of tables that holds the text; None takes `text`, else the only one with strings."""
+Column = Annotated[str | None, Option("Column of tables that holds the text, or the messages; prompt+completion.")]
+"""Column of tables that holds the text, a conversation, or `input_ids`; two with a plus between them for what is given
+and what is answered. None takes the one that is there of these, else the only one with strings."""
 Context = Annotated[int | None, Option("Tokens of a block. Default: the model's, up to 2048.")]
 """Tokens of a block of text; None is as many as the model reads, up to 2048."""
 BatchSize = Annotated[int | None, Option("Blocks at a time. Default: 2048 tokens.", least=1)]

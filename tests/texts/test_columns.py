@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import TextError
-from mha2gqa.texts.columns import choose_column, choose_pair
+from mha2gqa.texts.chats import Record
+from mha2gqa.texts.columns import choose_forms, choose_pair
 from mha2gqa.texts.documents import read_documents, read_pairs
 
 SAID = [f"A sentence of some words, which has the number {number}." for number in range(20)]
@@ -29,7 +30,13 @@ def rows(**columns: Any) -> list[dict[str, Any]]:
         (rows(content=SAID, meta={"source": "a"}), "content"),
         (rows(content=SAID, tags=[["a", "b"]] * 20), "content"),
         (rows(content=SAID, id=[f"{number:04}" for number in range(20)]), "content"),
-        (rows(text=SAID, messages=CHAT, source="s"), "text"),
+        (rows(text=SAID, turns=[[said, "Yes."] for said in SAID]), "text"),
+        (rows(text="always the same", messages=CHAT), "messages"),
+        (rows(messages=CHAT, prompt=SAID, prompt_id=SAID), "messages"),
+        (rows(dialog=CHAT, topic=SAID), "dialog"),
+        (rows(prompt=SAID, completion=SAID, source="s"), "prompt+completion"),
+        (rows(instruction=SAID, input="", output=SAID), "instruction+output"),
+        (rows(input_ids=[[1, 2]] * 20, attention_mask=[[1, 1]] * 20), "input_ids"),
         (rows(text="always the same"), "text"),
         (
             rows(story=["\u5f88\u4e45\u4ee5\u524d\u6709\u4e00\u4e2a\u4eba" + str(number) for number in range(20)]),
@@ -39,13 +46,16 @@ def rows(**columns: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_the_one_that_is_meant(table: list[dict[str, Any]], column: str) -> None:
-    assert choose_column("table", table, None) == column
+    assert [form.name for form in choose_forms("table", table, None)] == [column]
 
 
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        (rows(dialog=CHAT, topic=SAID), "conversations, in 'dialog'"),
+        (rows(text=SAID, messages=CHAT), "--column messages"),
+        (rows(text=SAID, instruction=SAID, output=SAID), "--column instruction+output"),
+        (rows(messages=CHAT, conversations=CHAT), "--column conversations"),
+        (rows(text=SAID, input_ids=[[1, 2]] * 20), "--column input_ids"),
         (rows(turns=[[said, "Yes."] for said in SAID], persona=SAID), "conversations, in 'turns'"),
         (rows(exchange=CHAT, system=SAID), "conversations, in 'exchange'"),
         (rows(Conversations=[{"human": said} for said in SAID], prompt=SAID), "conversations, in 'Conversations'"),
@@ -60,24 +70,29 @@ def test_the_one_that_is_meant(table: list[dict[str, Any]], column: str) -> None
 )
 def test_a_question_is_asked(table: list[dict[str, Any]], says: str) -> None:
     with pytest.raises(TextError) as refusal:
-        choose_column("table", table, None)
+        choose_forms("table", table, None)
     assert says in str(refusal.value)
     assert "--column" in str(refusal.value)
     assert all(key in str(refusal.value) for row in table for key in row)
 
 
 def test_what_is_named_is_taken() -> None:
-    table = rows(messages=CHAT, source="a-corpus", translation={"en": "x"})
-    assert choose_column("table", table, "source") == "source"
-    assert choose_column("table", table, "translation.en") == "translation.en"
+    table = rows(messages=CHAT, source="a-corpus", translation={"en": "x"}, chosen=CHAT, prompt=SAID, completion=SAID)
+    wanted = {"source": "text", "translation.en": "text", "chosen": "chat", "prompt+completion": "completion"}
+    for column, kind in wanted.items():
+        (form,) = choose_forms("table", table, column)
+        assert (form.kind, form.name) == (kind, column)
     with pytest.raises(TextError, match=r"no column 'translation\.de'\. Expected one of messages, source"):
-        choose_column("table", table, "translation.de")
+        choose_forms("table", table, "translation.de")
 
 
-def test_a_named_chat_is_not_read_as_text(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows(messages=CHAT))))
-    with pytest.raises(TextError, match=r"Column 'messages' of .* holds list"):
-        list(read_documents([str(tmp_path / "a.jsonl")], "messages"))
+def test_rows_of_several_forms_are_each_read_in_theirs(tmp_path: Path) -> None:
+    table = [{"text": SAID[0]}, {"messages": CHAT[1]}, {"text": SAID[2]}, {"id": 3}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, table)))
+    first, second, third = read_documents([str(tmp_path / "a.jsonl")])
+    assert (first, third) == (SAID[0], SAID[2])
+    assert isinstance(second, Record)
+    assert second.content == {"messages": CHAT[1]}
 
 
 def test_pairs_beside_a_chat() -> None:

@@ -35,6 +35,7 @@ from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.target import Target
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.texts.tables import named
 from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert import automatic
 from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise
@@ -241,7 +242,9 @@ def fingerprint(options: ConvertOptions, original: Original) -> str:
     """Return what intermediate results depend on: options, the files of the source and of the text, versions."""
     ignored = ("output", "max_shard_size", "force", "dry_run", "activation_memory", "max_ppl_increase")
     asked = {name: value for name, value in asdict(options).items() if name not in ignored}
-    paths = {str(path_of(info.file)) for info in original.tensors} | {*filter(os.path.isfile, options.data)}
+    paths = {str(path_of(info.file)) for info in original.tensors} | {
+        *filter(os.path.isfile, (named(one).name for one in options.data))
+    }
     files = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in sorted(paths)]
     versions = [version("mha2gqa"), torch.__version__, transformers.__version__]
     content = [asked, files, original.config_json, versions]

@@ -13,8 +13,10 @@ from pathlib import Path
 from mha2gqa.errors import TextError
 from mha2gqa.files.source import Source
 from mha2gqa.files.working import make_ours, replace_file
+from mha2gqa.texts.chats import Document, Record
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
+from mha2gqa.texts.tables import named
 from mha2gqa.verbs.sweep.options import SweepOptions
 
 _SHARE = 5
@@ -42,7 +44,8 @@ def check_texts(options: SweepOptions) -> None:
         TextError: A file or data set is named for both.
     """
     learned, evaluated = (
-        {os.path.realpath(name): name for name in data if name != SELF} for data in (options.data, options.eval_data)
+        {os.path.realpath(named(name).name): name for name in data if name != SELF}
+        for data in (options.data, options.eval_data)
     )
     if both := sorted(learned[place] for place in learned.keys() & evaluated.keys()):
         raise TextError(
@@ -100,23 +103,23 @@ def divide(
     return (str(files[0]),), (str(files[1]),)
 
 
-def split(documents: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
     """Return the first fifth of some documents, and the others.
 
-    A document that would make the first part twice as long as that is cut at the end of a line.
+    A text that would make the first part twice as long as that is cut at the end of a line.
 
     Raises:
         TextError: There is too little to divide.
     """
     wanted = sum(map(len, documents)) // _SHARE
-    first: list[str] = []
+    first: list[Document] = []
     taken = 0
     for number, document in enumerate(documents):
-        if taken + len(document) > 2 * wanted:
+        if isinstance(document, str) and taken + len(document) > 2 * wanted:
             least = max(1, wanted - taken)
             at = document.find("\n", least, 2 * wanted - taken) + 1 or least
-            parts = [document[:at], document[at:]]
-            return [*first, parts[0]], [part for part in (parts[1], *documents[number + 1 :]) if part.strip()]
+            rest = [document[at:]] if document[at:].strip() else []
+            return [*first, document[:at]], [*rest, *documents[number + 1 :]]
         first.append(document)
         taken += len(document)
         if taken >= wanted:
@@ -124,9 +127,9 @@ def split(documents: Sequence[str]) -> tuple[list[str], list[str]]:
     raise TextError("There is no text to divide", expected="at least one document", remedy="Name another with --data")
 
 
-def _enough(documents: Iterable[str], characters: int) -> Iterator[str]:
+def _enough(documents: Iterable[Document], characters: int) -> Iterator[Document]:
     """Yield each document once, until there are enough characters."""
-    seen: set[str] = set()
+    seen: set[Document] = set()
     for document in documents:
         if document in seen:
             continue
@@ -137,8 +140,11 @@ def _enough(documents: Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _write(path: Path, documents: Sequence[str]) -> None:
+def _write(path: Path, documents: Sequence[Document]) -> None:
     """Write documents; a file that has them already keeps its time, by which unfinished work is known again."""
-    content = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    lines = (
+        one.line if isinstance(one, Record) else json.dumps({"text": one}, ensure_ascii=False) for one in documents
+    )
+    content = "".join(f"{line}\n" for line in lines)
     if path.is_symlink() or not (path.is_file() and path.read_bytes() == content.encode()):
         replace_file(path, content.encode())
