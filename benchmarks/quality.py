@@ -43,7 +43,7 @@ def prepare_texts(
     from mha2gqa.texts.documents import read_documents
 
     def read(names: Sequence[str]) -> list[str]:
-        documents = read_documents(names, column)
+        documents = (one for one in read_documents(names, column) if isinstance(one, str))
         parts = (part.strip() for one in documents for part in (re.split(separator, one) if separator else [one]))
         return list(dict.fromkeys(filter(None, parts)))
 

@@ -7,8 +7,8 @@
 What is heavy is imported when a command is used, with garbage collection paused, which costs a fifth of the start-up of
 torch and transformers.
 
-Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 3 verify found the checkpoint different,
-130 interrupted.
+Exit codes: 0 done, 1 refused (one message on stderr), 2 wrong usage, 3 verify found the checkpoint different
+(or uptrain, told to keep the last weights, ends worse than it began), 130 interrupted.
 """
 
 import contextlib

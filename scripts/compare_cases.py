@@ -241,7 +241,7 @@ def _uptrain() -> Iterator[Case]:
     base = ("convert -g 4 -o made",)
     runs = (
         ("attention", "distil", "--report page --hidden-weight 0.1"),
-        ("all", "lm", "--best --trainer eval_steps=1 --trainer save_steps=1 --json"),
+        ("all", "lm", "--trainer eval_steps=1 --trainer save_steps=1 --json"),
         ("kv", "mix", "--lm-weight 0.3 --temperature 2 --max-shard-size 2MB"),
         (
             "lora",

@@ -152,7 +152,6 @@ REFUSALS: Mapping[str, str] = {
         uptrain made --data {texts}/letters.txt --steps 2 --context 100000
         uptrain made --data {texts}/letters.txt --steps 2 --resume
         uptrain made --data {texts}/letters.txt --steps 2 --trainer colour=red
-        uptrain made --data {texts}/letters.txt --steps 2 --best --trainer "eval_strategy='no'" --trainer use_cpu=true
         uptrain made --data {texts}/letters.txt --steps 2 --source-column x
         uptrain made --data {texts}/letters.txt --steps 2 -o mine
         uptrain made --data {texts}/letters.txt --steps 2 --against {inputs}/references/float32

@@ -69,11 +69,6 @@ class Conversion:
         return ", ".join(filter(None, (method, self.refinement))) or None
 
     @property
-    def was_trained(self) -> bool:
-        """Whether the converted attention was trained already, by a refinement or by `uptrain`."""
-        return bool(self.uptrain) or self.refinement in ("distil", "joint")
-
-    @property
     def layer_errors(self) -> dict[str, Mapping[str, float]]:
         """Attention module -> step (`merged`, `refit`, `distil`) -> squared error of its output, where it was refined.
 

@@ -117,7 +117,8 @@ def record_of(name: str, row: Row, form: Form) -> Record | None:
     Raises:
         TextError: It holds something else.
     """
-    held = [loaded(row.get(column)) for column in form.columns]
+    values = [row.get(column) for column in form.columns]
+    held = [loaded(one) if form.kind != "completion" or is_chat(one) else one for one in values]
     if any(not one for one in held):
         return None
     if form.kind == "chat":

@@ -16,7 +16,7 @@ No tokens here (`blocks.py`).
 import io
 from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mha2gqa.errors import TextError
 from mha2gqa.texts.chats import Document, record_of
@@ -71,7 +71,7 @@ def _mixed(data: Sequence[str], read: Callable[[str], Iterator[Read]]) -> Iterat
         yield piece
 
 
-def _in_pages(stream: Iterator[Read]) -> Iterator[Read]:
+def _in_pages(stream: Iterator[Any]) -> Iterator[Any]:
     for one in stream:
         yield from pieces(one, _PAGE) if isinstance(one, str) else [one]
 

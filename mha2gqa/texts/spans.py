@@ -93,14 +93,15 @@ def _told(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: An
     template = tokenizer.get_chat_template(None, tools)
     if not _SAYS_ITSELF.search(template):
         return None
-    _, spans = render_jinja_template(  # apply_chat_template drops a span that begins with a space
+    more: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    rendered: Any = render_jinja_template(  # apply_chat_template drops a span that begins with a space
         conversations=[list(messages)],
         tools=tools,
         chat_template=template,
         return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
+        **more,
     )
-    return [Span(*span) for span in spans[0]]
+    return [Span(*span) for span in rendered[1][0]]
 
 
 def _found(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: Any, text: str, number: int) -> Span:

@@ -98,6 +98,7 @@ def verification(**overrides: Any) -> Verification:
                 LayerError(module=f"model.layers.{layer}.self_attn", error=error)
                 for layer, error in enumerate((0.42, 0.66, 0.91, 0.73))
             ),
+            agreement={16: 0.5},
             continuations=(
                 Continuation(
                     prompt="def parse_known_args(self, args=None, namespace=None):\n",
@@ -105,6 +106,7 @@ def verification(**overrides: Any) -> Verification:
                     converted="        if args is not None:\n            raise ValueError('args')\n",
                     agreed=6,
                     tokens=24,
+                    written=48,
                 ),
             ),
             dtype="float32",

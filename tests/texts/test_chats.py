@@ -67,6 +67,7 @@ def test_of_a_prompt_of_turns_no_answer_counts(template: str) -> None:
     ("row", "prompt"),
     [
         ({"prompt": "ADD 1", "completion": "2"}, "ADD 1"),
+        ({"prompt": "[1, 1]", "completion": "2"}, "[1, 1]"),
         ({"instruction": "ADD", "input": "1 AND 1", "output": "2"}, "ADD\n\n1 AND 1"),
         ({"instruction": "ADD 1", "input": "", "output": "2"}, "ADD 1"),
     ],

@@ -7,6 +7,8 @@ from mha2gqa.verbs.uptrain.outcome import UptrainReport
 
 _RUN_KEYS = ("train", "objective", "text", "step", "processes", "changed")
 
+NOTHING = "Nothing was gained: at no step was the held-out loss below that of the start, whose weights were kept."
+
 _TRAINS = {
     "attention": "the converted attention layers",
     "all": "all parameters",
@@ -45,5 +47,6 @@ def card_section(report: UptrainReport) -> str:
         lines += ["| | held-out loss, nats a token | perplexity |", "|---|---|---|"]
         measured = {name: loss for name, loss in rows.items() if loss is not None}
         lines += [f"| {name} | {loss:.4f} | {perplexity(loss):.4g} |" for name, loss in measured.items()]
+        lines += ["", NOTHING] if report.step == 0 else []
         lines += ["", f"On {losses.tokens:,} tokens that training has not seen. `uptrain.yaml` is the recipe."]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,8 @@ Documents are shuffled through a buffer, and a part of them kept aside for measu
 that copies are kept from training as well, in any order and on any machine. Text of too few documents is cut into
 pieces at line ends first.
 
+Of conversations all tokens may be learned from, or the answers alone; a block without any is left out.
+
 A block holds documents packed one behind the other, with their boundaries kept. Each document's positions begin at 0,
 by which transformers' attention masks tell packed documents apart; its first token is not predicted from the document
 before. For classes whose attention does not look at positions (state spaces, for one) a block holds one document and
@@ -25,12 +27,17 @@ import xxhash
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mha2gqa.texts.blocks import check_vocabulary
+from mha2gqa.texts.blocks import check_vocabulary, opening_token
+from mha2gqa.texts.chats import Document, Encoded, Record, encode
+from mha2gqa.texts.documents import pieces
+from mha2gqa.verbs.uptrain.options import Learned
 
 TrainingRow: TypeAlias = Mapping[str, Sequence[int]]
 """Lists of numbers by their names: a block, or what else is a row on disk."""
-Document = TypeVar("Document", bound=Sized)
+Shuffled = TypeVar("Shuffled", bound=Sized)
 
+COLUMNS = ("input_ids", "position_ids", "learned")
+"""Of a block: its tokens, their places in their documents, and 1 for those that are learned from."""
 _BUFFER = 64 << 20
 """Characters that are shuffled among one another."""
 _HELD_OUT = 20
@@ -45,7 +52,7 @@ _ROWS = 256
 """Blocks that are written at a time."""
 
 
-def shuffled(documents: Iterable[Document], seed: int, characters: Callable[[Any], int] = len) -> Iterator[Document]:
+def shuffled(documents: Iterable[Shuffled], seed: int, characters: Callable[[Any], int] = len) -> Iterator[Shuffled]:
     """Yield documents in an order that depends on the seed alone; a bounded number of them is in memory.
 
     Args:
@@ -54,7 +61,7 @@ def shuffled(documents: Iterable[Document], seed: int, characters: Callable[[Any
         characters: Size of one.
     """
     generator = random.Random(seed)  # noqa: S311 (no secret)
-    buffer: list[Document] = []
+    buffer: list[Shuffled] = []
     size = 0
     for document in documents:
         buffer.append(document)
@@ -68,8 +75,8 @@ def shuffled(documents: Iterable[Document], seed: int, characters: Callable[[Any
     yield from buffer
 
 
-def cut_if_few(documents: Iterable[str]) -> Iterator[str]:
-    """Yield documents; where there are few, pieces of them, cut at line ends (or anywhere, in one huge line)."""
+def cut_if_few(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield documents; where there are few, pieces of texts, cut at line ends (or anywhere, in one huge line)."""
     stream = iter(documents)
     first = list(itertools.islice(stream, _FEW))
     if len(first) == _FEW:
@@ -77,22 +84,13 @@ def cut_if_few(documents: Iterable[str]) -> Iterator[str]:
         return
     size = max(1, sum(map(len, first)) // _FEW)
     for document in first:
-        yield from _pieces(document, size)
+        yield from pieces(document, size) if isinstance(document, str) else [document]
 
 
-def _pieces(document: str, size: int) -> Iterator[str]:
-    start = 0
-    while start < len(document):
-        end = start + size
-        line_end = document.find("\n", end, end + size)
-        end = line_end + 1 if line_end >= 0 else end
-        yield document[start:end]
-        start = end
-
-
-def key_of(document: str) -> int:
+def key_of(document: Document) -> int:
     """Return what a document and its copies have in common."""
-    return xxhash.xxh3_64_intdigest(document.encode("utf-8", "surrogatepass"))
+    text = document.line if isinstance(document, Record) else document
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def is_held_out(key: int) -> bool:
@@ -112,59 +110,78 @@ class Packer:
     """Whether the part of a document that begins a block begins with BOS as well."""
     mixes: bool
     """Whether a block may hold several documents."""
+    learn_from: Learned | None = None
+    """Which tokens of conversations are learned from."""
     _ids: list[int] = field(default_factory=list)
     _positions: list[int] = field(default_factory=list)
+    _learned: list[bool] = field(default_factory=list)
 
-    def add(self, ids: Sequence[int]) -> Iterator[TrainingRow]:
+    def add(self, document: Sequence[int] | Encoded) -> Iterator[TrainingRow]:
         """Take in a document; yield the blocks that are full with it."""
-        rest = [self.bos, *ids] if self.bos is not None and list(ids[:1]) != [self.bos] else list(ids)
+        encoded = document if isinstance(document, Encoded) else Encoded(document)
+        opens = self.bos is not None and not encoded.is_whole and list(encoded.ids[:1]) != [self.bos]
+        rest = [self.bos, *encoded.ids] if opens and self.bos is not None else list(encoded.ids)
+        learned = [*([True] * opens), *self._counting(encoded)]
         at = 0
         while at < len(rest):
             if at and self.reopens and self.bos is not None:
                 at -= 1
                 rest[at] = self.bos
             piece = rest[at : at + self.context - len(self._ids)]
+            self._learned += learned[at : at + len(piece)]
             at += len(piece)
             self._ids += piece
             self._positions += range(len(piece))
             if len(self._ids) == self.context:
-                yield self._take()
+                yield from self._take()
         if not self.mixes and len(self._ids) > 1:
             padding = self.context - len(self._ids)
             self._ids += [0] * padding
             self._positions += [_PADDING] * padding
-            yield self._take()
+            self._learned += [False] * padding
+            yield from self._take()
 
-    def _take(self) -> TrainingRow:
-        row = {"input_ids": self._ids, "position_ids": self._positions}
-        self._ids, self._positions = [], []
-        return row
+    def _counting(self, encoded: Encoded) -> Sequence[bool]:
+        """Return which tokens of a document are learned from."""
+        is_divided = self.learn_from == "answers" or (self.learn_from is None and encoded.is_completion)
+        return encoded.answers if is_divided and encoded.answers else [True] * len(encoded.ids)
+
+    def _take(self) -> Iterator[TrainingRow]:
+        row = {"input_ids": self._ids, "position_ids": self._positions, "learned": list(map(int, self._learned))}
+        if any(one and position > 0 for one, position in zip(self._learned, self._positions, strict=True)):
+            yield row
+        self._ids, self._positions, self._learned = [], [], []
 
 
-def packer_for(tokenizer: PreTrainedTokenizerBase, context: int, *, mixes: bool) -> Packer:
+def packer_for(
+    tokenizer: PreTrainedTokenizerBase, context: int, *, mixes: bool, learn_from: Learned | None = None
+) -> Packer:
     """Return a packer that treats BOS as `texts.blocks.pack` does."""
-    bos = tokenizer.bos_token_id
-    opens = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
-    return Packer(context=context, bos=bos, reopens=opens, mixes=mixes)
+    opens = opening_token(tokenizer) is not None
+    return Packer(context=context, bos=tokenizer.bos_token_id, reopens=opens, mixes=mixes, learn_from=learn_from)
 
 
-def tokenise(document: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
-    """Return the tokens of a document, without special ones.
+def tokenise(document: Document, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Encoded:
+    """Return the tokens of a document, without special ones but those of a chat template.
 
     Raises:
-        TextError: The tokenizer knows more tokens than the model.
+        TextError: The tokenizer knows more tokens than the model, or the template is missing.
     """
-    ids: list[int] = []
-    for start in range(0, len(document), _AT_ONCE):
-        ids += tokenizer(document[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]
-    check_vocabulary(max(ids, default=0), vocabulary)
-    return ids
+    if isinstance(document, Record):
+        encoded = encode(document, tokenizer)
+    else:
+        ids: list[int] = []
+        for start in range(0, len(document), _AT_ONCE):
+            ids += tokenizer(document[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = Encoded(ids)
+    check_vocabulary(max(encoded.ids, default=0), vocabulary)
+    return encoded
 
 
 class BlockFile:
     """An Arrow file of rows that appears at once and whole."""
 
-    def __init__(self, path: Path, columns: Sequence[str] = ("input_ids", "position_ids")) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         self.blocks = 0
         self._partial = path.with_suffix(".partial")
@@ -204,13 +221,13 @@ def collate(rows: Sequence[Any], *, mixes: bool) -> dict[str, torch.Tensor]:
         mixes: Whether the model is told the positions.
 
     Returns:
-        `input_ids`, `labels` (-100 where nothing is predicted) and the positions, each int64 `[B, T]`.
+        `input_ids`, `labels` (-100 where nothing is predicted or learned) and the positions, each int64 `[B, T]`.
     """
-    ids_BT, positions_BT = (
-        torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
-        for name in ("input_ids", "position_ids")
+    ids_BT, positions_BT, learned_BT = (
+        torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows]) for name in COLUMNS
     )
-    batch = {"input_ids": ids_BT, "labels": ids_BT.masked_fill(positions_BT <= 0, -100)}
+    left_out_BT = (positions_BT <= 0) | (learned_BT == 0)
+    batch = {"input_ids": ids_BT, "labels": ids_BT.masked_fill(left_out_BT, -100)}
     return batch | ({"position_ids": positions_BT} if mixes else {})
 
 

@@ -42,10 +42,15 @@ class Training(console.Bars):
         self.show("training", event["step"], event["steps"], told)
 
 
-def command(options: UptrainOptions, *, as_json: bool) -> None:
-    """Train, and print what that gave; in the main process of a launcher."""
+WORSE = 3
+"""Exit code where the weights that were asked for are worse than those that training began with."""
+
+
+def command(options: UptrainOptions, *, as_json: bool) -> int:
+    """Train, print what that gave, in the main process of a launcher, and return the exit code."""
     with console.bars(Training, shown=not as_json) as progress:
         progress.as_json = as_json
         report = uptrain(options, progress)
     if report is not None:
         console.print_json_line(report.to_json()) if as_json else console.print_report(summary(report))
+    return WORSE if report is not None and report.is_worse else 0

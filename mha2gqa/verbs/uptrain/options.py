@@ -11,6 +11,8 @@ from mha2gqa.verbs.options import Against, Column, Context, Converted, DryRun, P
 
 Trained = Literal["attention", "all", "kv", "lora"]
 Objective = Literal["distil", "lm", "mix"]
+Learned = Literal["answers", "all"]
+Kept = Literal["best", "last"]
 
 
 def _trainer(value: Any) -> dict[str, Any]:
@@ -77,8 +79,14 @@ class UptrainOptions(Options):
     """Tokens of a block, or of a source at most; None is as many as the model reads, up to 2048, or 512 of a source."""
     target_context: Annotated[int | None, Option("Tokens of a target, at most. Default: up to 128.")] = None
     held_out_tokens: Annotated[
-        int, Option("Tokens to measure on, at most: 32768, 50K.", parse=at_least(2), metavar="N")
-    ] = 32_768
+        int | None,
+        Option(
+            "Tokens to measure on, at most. Default: a 16th of the run's, 4096 to 32768.",
+            parse=at_least(2),
+            metavar="N",
+        ),
+    ] = None
+    """Tokens to measure on, at most; None is few enough to take little of the run's time."""
     samples: Annotated[Path | None, Option("File for the text of --data self, to keep and to use again.")] = None
     """Where the text of `--data self` is written, and read again; None is the workspace, which goes with the run."""
     steps: Annotated[int | None, Option("Length in optimiser steps.")] = None
@@ -96,6 +104,12 @@ class UptrainOptions(Options):
         Option("What is learned: the original's distributions, the text, or both. Default: distil with the original."),
     ] = None
     """What is learned: the original's distributions, the text, or both; None is `distil`, or `lm` without original."""
+    learn_from: Annotated[
+        Learned | None,
+        Option("Which tokens of conversations. Default: of prompts with completions the answer, of messages all."),
+    ] = None
+    """Which tokens of conversations are learned from, and measured: the answers alone, or all; None takes the answers
+    where rows have a column of their own for them, as TRL does. Of running text it is always all."""
     temperature: Annotated[float, Option("Of the softmaxes of distil and mix.")] = 1.0
     lm_weight: Annotated[float, Option("Weight of the text in mix.")] = 0.5
     """Weight of the text's cross-entropy in `mix`; the divergence has the rest."""
@@ -110,7 +124,9 @@ class UptrainOptions(Options):
             is_repeatable=True,
         ),
     ] = field(default_factory=dict)
-    best: Annotated[bool, Option("Keep the weights with the least held-out loss.")] = False
+    keep: Annotated[Kept, Option("Weights to keep: of the least held-out loss, the start among them, or the last.")] = (
+        "best"
+    )
     resume: Annotated[bool, Option("Go on with a run that was interrupted or killed.")] = False
     seed: Seed = 0
     max_shard_size: ShardSize = None

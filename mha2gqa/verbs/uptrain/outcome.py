@@ -35,6 +35,16 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A learning rate that was tried for a few steps."""
+
+    rate: float
+    """0 is the start."""
+    loss: float
+    """On a part of the held-out text, in nats a token, behind the steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class UptrainReport:
     """Report of `uptrain`; after a dry run it has no losses."""
 
@@ -50,9 +60,12 @@ class UptrainReport:
     length: Length
     text: str
     learning_rate: float
+    """Of a dry run that would try several the highest."""
     processes: int
     device: str
     recipe: Mapping[str, Any] = field(repr=False)
+    trials: tuple[Trial, ...] = ()
+    """What the learning rate was chosen by, the start first; empty where it was named, or follows from the width."""
     text_tokens: int | None = None
     """Tokens of training text on disk; what is read more is repetition."""
     step_tokens: float | None = None
@@ -63,13 +76,18 @@ class UptrainReport:
     history: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """The Trainer's log."""
     step: int | None = None
-    """The step whose weights were kept."""
+    """The step whose weights were kept; 0 is the start, where nothing was gained."""
     changed: int | None = None
     """Tensors that are not the converted checkpoint's."""
     seconds: float | None = None
     """Of training, in this process."""
     tokens_per_second: float | None = None
     """Of training, measurements included, in this process."""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the result is worse on held-out text than what the run began with."""
+        return self.losses is not None and self.losses.after > self.losses.before
 
     @property
     def rounds(self) -> float | None:

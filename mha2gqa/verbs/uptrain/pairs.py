@@ -72,10 +72,10 @@ class Pairs:
     def check(self) -> None:
         """Refuse what does not fit."""
         options = self.options
-        for name in ("column", "samples"):
+        for name in ("column", "samples", "learn_from"):
             if getattr(options, name) is not None:
                 raise TextError(
-                    f"--{name} is for running text, and this model learns from pairs",
+                    f"--{name.replace('_', '-')} is for running text, and this model learns from pairs",
                     expected="--source-column and --target-column",
                 )
         if not options.data or SELF in options.data:

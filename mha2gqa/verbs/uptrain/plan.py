@@ -17,7 +17,7 @@ from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.staging import check_output
 from mha2gqa.model.load import load_model
 from mha2gqa.verbs.uptrain.options import UptrainOptions
-from mha2gqa.verbs.uptrain.outcome import UptrainReport
+from mha2gqa.verbs.uptrain.outcome import Trial, UptrainReport
 from mha2gqa.verbs.uptrain.pairs import pairs
 from mha2gqa.verbs.uptrain.parameters import count_parameters, select_parameters
 from mha2gqa.verbs.uptrain.recipe import (
@@ -50,8 +50,10 @@ class Job:
     arguments: TrainingArguments
     task: Task
     length: Length
-    recipe: Mapping[str, Any]
+    recipe: dict[str, Any]
     parameters: Mapping[str, int] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    """What the learning rate was chosen by."""
     student: nn.Module | None = None
     original: PreTrainedModel | None = None
 
@@ -109,6 +111,7 @@ class Job:
             length=self.length,
             text=self.task.describe(),
             learning_rate=self.arguments.learning_rate,
+            trials=self.trials,
             processes=self.arguments.world_size,
             device=str(self.arguments.device),
             mixes=self.task.mixes,
@@ -140,17 +143,15 @@ def plan_job(options: UptrainOptions) -> Job:
     original = None if subject.original is None else subject.original.directory
     length = find_length(options, original, batch * task.row_tokens)
     set_steps(arguments, length.steps, options.trainer)
-    if options.best and arguments.eval_strategy == "no":
-        raise TrainingError("--best needs measurements, and eval_strategy is 'no'", remedy="Leave one of them out")
     recipe = merged_recipe(options, arguments) | {"objective": subject.objective}
     return Job(options, subject, output, arguments, task, length, recipe)
 
 
 def _arguments(options: UptrainOptions, subject: Subject, task: Task, output: Path) -> TrainingArguments:
-    was_trained, work = subject.record.conversion.was_trained, workspace_of(output)
+    work = workspace_of(output)
 
     def build(given: Mapping[str, Any]) -> TrainingArguments:
-        return build_arguments(replace(options, trainer=given), task.row_tokens, work, was_trained=was_trained)
+        return build_arguments(replace(options, trainer=given), task.row_tokens, work)
 
     arguments = rehearsed(build, options.trainer, only_arguments=options.dry_run)
     model = subject.converted.architecture.outline
@@ -167,7 +168,7 @@ def _check_weights(options: UptrainOptions) -> None:
         "--lm-weight": None if 0 <= options.lm_weight <= 1 else options.lm_weight,
         "--hidden-weight": None if options.hidden_weight >= 0 else options.hidden_weight,
         "--lora-rank": None if options.lora_rank > 0 else options.lora_rank,
-        "--held-out-tokens": None if options.held_out_tokens > 1 else options.held_out_tokens,
+        "--held-out-tokens": options.held_out_tokens if (options.held_out_tokens or 2) < 2 else None,
     }
     for name, value in wrong.items():
         if value is not None:

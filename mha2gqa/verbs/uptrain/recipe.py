@@ -31,9 +31,9 @@ _OURS = {
     "max_steps": "--steps, --tokens or --alpha",
     "num_train_epochs": "--steps, --tokens or --alpha",
     "resume_from_checkpoint": "--resume",
-    "load_best_model_at_end": "--best",
-    "metric_for_best_model": "--best",
-    "greater_is_better": "--best",
+    "load_best_model_at_end": "--keep",
+    "metric_for_best_model": "--keep",
+    "greater_is_better": "--keep",
     "seed": "--seed",
     "data_seed": "--seed",
     "remove_unused_columns": "nothing: the columns are known",
@@ -45,10 +45,7 @@ _OURS = {
 """Field -> what to use instead."""
 
 _RATES = {"attention": 3e-3, "kv": 3e-3, "all": 1e-3, "lora": 3e-3}
-"""Good for small models, where they were tried; large ones want far less, and their recipes say so."""
-_AGAIN = 1 / 3
-"""Of that where the attention was trained before: the reference with one KV head, distilled, is 17 % further from the
-original after 24 steps at the whole rate, and 8 % nearer at a third of it, 7 % at a tenth."""
+"""What small models learn quickest at; `rates.py` tries them, and lower ones."""
 _BATCH_TOKENS = 4096
 _UNSAVED = {"output", "resume", "force", "dry_run", "report"}
 """Options that do not change the weights."""
@@ -73,7 +70,7 @@ def check_trainer(given: Mapping[str, Any]) -> None:
             )
 
 
-def build_arguments(options: UptrainOptions, context: int, work: Path, *, was_trained: bool) -> TrainingArguments:
+def build_arguments(options: UptrainOptions, context: int, work: Path) -> TrainingArguments:
     """Build the arguments of the Trainer, all but the number of steps; joins the process group of a launcher.
 
     Raises what transformers raises for a value that it rejects (`rehearsal.py`).
@@ -82,10 +79,9 @@ def build_arguments(options: UptrainOptions, context: int, work: Path, *, was_tr
         options: As asked for.
         context: Tokens of a block.
         work: Where checkpoints go.
-        was_trained: Whether the converted attention was trained before.
     """
     # transformers fills in dictionaries in place.
-    chosen = _defaults(options, context, was_trained=was_trained) | copy.deepcopy(dict(options.trainer))
+    chosen = _defaults(options, context) | copy.deepcopy(dict(options.trainer))
     fixed: dict[str, Any] = {
         "output_dir": str(work),
         "seed": options.seed,
@@ -102,7 +98,7 @@ def set_steps(arguments: TrainingArguments, steps: int, given: Mapping[str, Any]
     """Give the arguments their number of steps, and what follows from it: when to measure, save and warm up."""
     arguments.max_steps = steps
     often = min(steps, max(10, steps // 10))
-    chosen = {"eval_steps": often, "save_steps": often, "warmup_steps": min(100, steps // 10)}
+    chosen = {"eval_steps": often, "save_steps": often, "warmup_steps": steps // 10}
     for name, value in chosen.items():
         if name not in given:
             setattr(arguments, name, value)
@@ -115,7 +111,8 @@ def merged_recipe(options: UptrainOptions, arguments: TrainingArguments) -> dict
         if name in _UNSAVED or value in (None, (), {}) or name == "trainer":
             continue
         content[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    names = {*_defaults(options, 1, was_trained=False), *options.trainer, "eval_steps", "save_steps", "warmup_steps"}
+    names = {*_defaults(options, 1), *options.trainer, "eval_steps", "save_steps", "warmup_steps"}
+    names -= {"learning_rate"} - options.trainer.keys()  # it is chosen when the models are there
     content["trainer"] = {name: _plain(getattr(arguments, name)) for name in sorted(names)}
     # A dictionary may be parsed or filled in place: what was given is what can be given again.
     content["trainer"] |= {name: _plain(value) for name, value in options.trainer.items()}
@@ -128,12 +125,12 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     return text
 
 
-def _defaults(options: UptrainOptions, context: int, *, was_trained: bool) -> dict[str, Any]:
+def _defaults(options: UptrainOptions, context: int) -> dict[str, Any]:
     has_cuda = torch.cuda.is_available() and not options.trainer.get("use_cpu")
     half = {} if {"bf16", "fp16"} & set(options.trainer) else {"bf16": has_cuda and torch.cuda.is_bf16_supported()}
     batch = max(1, _BATCH_TOKENS // context)
     return half | {
-        "learning_rate": _RATES[options.train] * (_AGAIN if was_trained else 1),
+        "learning_rate": _RATES[options.train],
         "lr_scheduler_type": "cosine",
         "adam_beta2": 0.95,
         "weight_decay": 0.0,

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,15 @@ def measure(trained: PreTrainedModel, text: TrainingText, finished: Finished, jo
         placed.to(device)
         batch = job.arguments.per_device_eval_batch_size
         total, count = loss_sums(trained, text.held_out, job.task, batch, device).tolist()
-    before = next((entry for entry in finished.history if "eval_loss" in entry), {})
-    return Losses(
-        before=before.get("eval_loss", math.nan),
-        after=total / count,
-        original=before.get("eval_original_loss"),
-        tokens=int(count),
-    )
+    return replace(unchanged(text, finished, job), after=total / count, tokens=int(count))
+
+
+def unchanged(text: TrainingText, finished: Finished, job: Job) -> Losses:
+    """Return the losses where the converted checkpoint's weights are kept."""
+    begun = next((entry for entry in finished.history if "eval_loss" in entry), {})
+    before, task = begun.get("eval_loss", math.nan), job.task
+    tokens = sum(int((task.targets(task.collate([row])["labels"]) != -100).sum()) for row in text.held_out)
+    return Losses(before=before, after=before, original=begun.get("eval_original_loss"), tokens=tokens)
 
 
 @torch.no_grad()

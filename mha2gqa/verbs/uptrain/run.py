@@ -6,12 +6,14 @@ Runs in every process of a launcher (`torchrun`, `accelerate launch`); the main 
 from dataclasses import replace
 from pathlib import Path
 
+from mha2gqa.files.pieces import whole
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.plan import Job, plan_job
-from mha2gqa.verbs.uptrain.result import changed_tensors, load_trained, measure, write_result
+from mha2gqa.verbs.uptrain.rates import choose_rate
+from mha2gqa.verbs.uptrain.result import changed_tensors, load_trained, measure, unchanged, write_result
 from mha2gqa.verbs.uptrain.text import TrainingText, prepare_text
 from mha2gqa.verbs.uptrain.train import Finished, run
 from mha2gqa.verbs.uptrain.workspace import training_workspace
@@ -40,6 +42,8 @@ def uptrain(options: UptrainOptions, progress: Progress = QUIET) -> UptrainRepor
     with training_workspace(job.output, job.recipe, resume=options.resume, is_main=job.is_main) as work:
         with job.arguments.main_process_first(local=False, desc="reading the text"):  # all nodes see the workspace
             text = prepare_text(work, job.reading, job.original, progress)
+        job.trials = choose_rate(job, text, progress.part("learning rate"))
+        job.recipe["trainer"]["learning_rate"] = job.arguments.learning_rate
         if job.is_main:
             progress.event({"kind": "plan", **job.report(text).to_json()})
         finished = run(job, text, progress)
@@ -50,16 +54,23 @@ def _finish(job: Job, text: TrainingText, finished: Finished, work: Path) -> Upt
     """Write the output, measured as it is on disk, and report."""
     from mha2gqa.verbs.uptrain.page import loss_png, uptrain_page
 
-    options = job.options
-    trained = load_trained(job.subject, finished.weights, is_adapter=options.train == "lora")
-    tensors = changed_tensors(job.subject, trained, work)
-    planned = job.report(text)
+    options, step = job.options, finished.step
+    planned, losses = job.report(text), None
+    if step:
+        trained = load_trained(job.subject, finished.weights, is_adapter=options.train == "lora")
+        losses = measure(trained, text, finished, job)
+    if losses is None or (options.keep == "best" and not losses.after < losses.before):
+        # Rounded to the file's dtype, a small gain may be none.
+        step, losses = 0, unchanged(text, finished, job)
+        tensors = tuple(map(whole, job.subject.converted.tensors))
+    else:
+        tensors = changed_tensors(job.subject, trained, work)
     report = replace(
         planned,
         written=True,
-        losses=measure(trained, text, finished, job),
+        losses=losses,
         history=finished.history,
-        step=finished.step,
+        step=step,
         changed=sum(not tensor.is_copy for tensor in tensors),
         seconds=finished.seconds,
         tokens_per_second=finished.steps_here * (planned.step_tokens or 0) / max(finished.seconds, 1e-9),

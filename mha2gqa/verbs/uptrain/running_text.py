@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mha2gqa.errors import TextError
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
+from mha2gqa.texts.chats import Document, Record
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
 from mha2gqa.verbs.uptrain.blocks import (
+    COLUMNS,
     TrainingRow,
     collate,
     cut_if_few,
@@ -45,7 +47,7 @@ class RunningText:
     row_tokens: int
     vocabulary: int
     mixes: bool = True
-    columns: tuple[str, ...] = ("input_ids", "position_ids")
+    columns: tuple[str, ...] = COLUMNS
     states: str = "hidden_states"
     loss: None = None
 
@@ -68,15 +70,26 @@ class RunningText:
             )
         if SELF in options.data and not self.has_original:
             raise TextError("--data self is written by the original, which is not at hand", remedy="Name it: --against")
-        for names in (() if SELF in options.data else options.data, options.held_out):
-            next(read_documents(names, options.column, "calibration"), None)
+        named = [*(() if SELF in options.data else options.data), *options.held_out]
+        found = [next(read_documents((name,), options.column, "calibration")) for name in named]
+        for one in found:
+            tokenise(one, self.tokenizer, self.vocabulary)
+        if options.learn_from == "answers" and not any(isinstance(one, Record) for one in found):
+            raise TextError(
+                "--learn-from answers needs conversations, and the text holds none",
+                expected="--data with messages, conversations, or prompts and completions",
+                remedy="Leave it out",
+            )
 
     def describe(self) -> str:
         """Return where the text comes from, as a phrase."""
         options = self.options
         if SELF in options.data:
             return f"text sampled from the original itself (temperature 1, seed {options.seed})"
-        return f"text from {', '.join(options.data)}" if options.data else "training text of the reference checkpoint"
+        if not options.data:
+            return "training text of the reference checkpoint"
+        answers = " (answers alone)" if options.learn_from == "answers" else ""
+        return f"text from {', '.join(options.data)}{answers}"
 
     def too_short(self, what: str) -> TextError:
         """Return the refusal of text that makes no block."""
@@ -93,6 +106,7 @@ class RunningText:
     def training(self) -> Keyed:
         """Yield documents in the order of the seed, as tokens."""
         options = self.options
+        documents: Iterable[Document]
         if not options.data:
             documents = corpus.read_documents(corpus.training_files())
         else:
@@ -106,12 +120,13 @@ class RunningText:
             return self._with_keys(read_documents(options.held_out, options.column, "evaluation"))
         return None if options.data else self._with_keys(corpus.read_documents(corpus.held_out_files()))
 
-    def _with_keys(self, documents: Iterable[str]) -> Keyed:
+    def _with_keys(self, documents: Iterable[Document]) -> Keyed:
         return ((key_of(one), tokenise(one, self.tokenizer, self.vocabulary)) for one in documents)
 
     def packing(self) -> Callable[[Any], Iterator[TrainingRow]]:
         """Return what packs documents into blocks."""
-        return packer_for(self.tokenizer, self.row_tokens, mixes=self.mixes).add
+        learn_from = self.options.learn_from
+        return packer_for(self.tokenizer, self.row_tokens, mixes=self.mixes, learn_from=learn_from).add
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Return a batch of blocks."""

@@ -32,6 +32,9 @@ Keyed: TypeAlias = Iterator[tuple[int, Any]]
 LossFunction: TypeAlias = Callable[..., torch.Tensor]
 """A `compute_loss_func` of transformers' Trainer."""
 _TRAINING, _HELD_OUT = "training.arrow", "held-out.arrow"
+_OF_TOKENS = ("position_ids", "learned")
+"""Columns that say something of each token, and are none."""
+_HELD_OUT_TOKENS = 4096, 32_768
 _SAMPLED_MORE = 1.1
 """Sampled text for measuring comes on top of what is learned from."""
 
@@ -106,7 +109,7 @@ class TrainingText:
     @property
     def tokens(self) -> int:
         """Tokens on disk to learn from, padding of blocks included; what is more of a run is repetition."""
-        names = [name for name in self.training.column_names if name != "position_ids"]
+        names = [name for name in self.training.column_names if name not in _OF_TOKENS]
         chunks = (chunk for name in names for chunk in self.training.data.table.column(name).chunks)
         return sum(int(chunk.value_lengths().sum().as_py() or 0) for chunk in chunks)
 
@@ -121,6 +124,12 @@ class Reading:
     """To learn from, at most; what there is less is repeated."""
     device: torch.device
     """Where the original writes."""
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Tokens to measure on, at most: of a short run few, since they are read a dozen times."""
+        least, most = _HELD_OUT_TOKENS
+        return self.options.held_out_tokens or max(least, min(most, self.tokens // 16))
 
 
 def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> TrainingText:
@@ -144,7 +153,7 @@ def prepare_text(work: Path, reading: Reading, original: PreTrainedModel | None,
 def _write(work: Path, reading: Reading, original: PreTrainedModel | None, progress: Progress) -> None:
     task = reading.task
     training = _Sink(work / _TRAINING, task, max(1, -(-reading.tokens // task.row_tokens)), count=lambda row: 1)
-    held_out = _Sink(work / _HELD_OUT, task, reading.options.held_out_tokens, count=_tokens_of)
+    held_out = _Sink(work / _HELD_OUT, task, reading.held_out_tokens, count=_tokens_of)
     apart = _fill_apart(held_out, task)
     is_sampled = SELF in reading.options.data
     stream = _sampled(work, reading, original, progress) if is_sampled else task.training()
@@ -161,7 +170,7 @@ def _write(work: Path, reading: Reading, original: PreTrainedModel | None, progr
 
 
 def _tokens_of(row: TrainingRow) -> int:
-    return sum(len(numbers) for name, numbers in row.items() if name != "position_ids")
+    return sum(len(numbers) for name, numbers in row.items() if name not in _OF_TOKENS)
 
 
 def _fill_apart(held_out: "_Sink", task: Task) -> set[int] | None:
@@ -190,7 +199,7 @@ def _sampled(
         path,
         original,
         reading.task.tokenizer,
-        tokens=int(reading.tokens * _SAMPLED_MORE) + options.held_out_tokens,
+        tokens=int(reading.tokens * _SAMPLED_MORE) + reading.held_out_tokens,
         context=reading.task.row_tokens,
         seed=options.seed,
         advance=progress.part("sampling"),

@@ -4,14 +4,13 @@ Which steps come before and after is the command's; what a step does is `trainer
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mha2gqa.errors import TrainingError
 from mha2gqa.progress import Progress
 from mha2gqa.verbs.uptrain.outcome import gap_closed
 from mha2gqa.verbs.uptrain.plan import Job
@@ -27,7 +26,7 @@ class Finished:
     weights: Path
     """A directory with the weights that are kept, as the Trainer saves them."""
     step: int
-    """The step that they are of."""
+    """The step that they are of; 0 is the start, whose weights are the converted checkpoint's."""
     history: list[Mapping[str, Any]]
     """The Trainer's log, of every process start of this run together."""
     seconds: float
@@ -56,28 +55,36 @@ def run(job: Job, text: TrainingText, progress: Progress) -> Finished:
     if begun < arguments.max_steps:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         history: list[Any] = trainer.state.log_history
-        best_step = trainer.state.best_global_step
     else:  # killed behind the last step
-        history, best_step = state["log_history"], state["best_global_step"]
+        history = state["log_history"]
     seconds = time.monotonic() - started
-    step = int(best_step or arguments.max_steps) if job.options.best else arguments.max_steps
+    step = _best_step(history, work, arguments.max_steps) if job.options.keep == "best" else arguments.max_steps
     weights = work / f"checkpoint-{step}"
-    if not any(weights.glob("*model*.safetensors")):
-        _save_whole(trainer, weights, is_last=step == arguments.max_steps)
+    if step == arguments.max_steps and not _is_whole(weights):
+        _save_whole(trainer, weights)
     trainer.accelerator.wait_for_everyone()
     return Finished(
         weights=weights, step=step, history=history, seconds=seconds, steps_here=arguments.max_steps - begun
     )
 
 
-def _save_whole(trainer: UptrainTrainer, directory: Path, *, is_last: bool) -> None:
+def _best_step(history: Sequence[Mapping[str, Any]], work: Path, last: int) -> int:
+    """Return the step with the least held-out loss whose weights are there, the first of several.
+
+    The start is 0; its weights are the converted checkpoint's. Those of the last step can always be had, and stand for
+    others where nothing was measured.
+    """
+    losses = {int(entry["step"]): float(entry["eval_loss"]) for entry in history if "eval_loss" in entry}
+    there = [step for step in losses if step in (0, last) or _is_whole(work / f"checkpoint-{step}")]
+    return min(sorted(there), key=lambda step: losses[step]) if last in there else last
+
+
+def _is_whole(weights: Path) -> bool:
+    return any(weights.glob("*model*.safetensors"))
+
+
+def _save_whole(trainer: UptrainTrainer, directory: Path) -> None:
     """Save weights that the Trainer has left sharded, or not at all."""
-    if not is_last:
-        raise TrainingError(
-            f"The weights with the least held-out loss are sharded in {directory}",
-            expected="FULL_STATE_DICT as fsdp_config's state_dict_type, for --best",
-            remedy="Resume without --best to keep the last ones",
-        )
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(directory))

@@ -1,9 +1,11 @@
 """`uptrain` in words: its plan and its measurements while it runs, and its report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mha2gqa.sections import Facts, Paragraph, Part, Section, numbers
+from mha2gqa.verbs.uptrain.account import NOTHING
 from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport
 
 
@@ -15,8 +17,17 @@ def plan_line(event: Mapping[str, Any]) -> str:
     what = f"{event['train']} ({trained:,} of {event['parameters']['all']:,} parameters)" if trained else event["train"]
     return (
         f"training {what}, objective {event['objective']}: {length['steps']:,} steps of "
-        f"{length['tokens_per_step']:,} tokens ({length['tokens']:,}{share}) of {event['text']}"
+        f"{length['tokens_per_step']:,} tokens ({length['tokens']:,}{share}) of {event['text']}, "
+        f"learning rate {event['learning_rate']:g}{tried(event['trials'])}"
     )
+
+
+def tried(trials: Sequence[Mapping[str, float]]) -> str:
+    """Return by what a learning rate was chosen; empty where it was named."""
+    if not trials:
+        return ""
+    losses = ", ".join(f"{one['loss']:.4f} at {one['rate']:.3g}" for one in trials[1:])
+    return f" (held-out {trials[0]['loss']:.4f} at the start, after a few steps {losses})"
 
 
 def measured(event: Mapping[str, Any]) -> str:
@@ -33,7 +44,11 @@ def summary(report: UptrainReport) -> Iterator[Part]:
         yield Paragraph("\nDry run: nothing was trained, nothing was written.")
         return
     yield _losses(report.losses)
-    if report.losses.gap_closed is not None:
+    if report.step == 0:
+        yield Paragraph(f"\n{NOTHING}")
+    elif report.is_worse:
+        yield Paragraph("\nThe result is worse than what it began with: leave out --keep last, or train otherwise.")
+    elif report.losses.gap_closed is not None:
         yield Paragraph(f"\n{report.losses.gap_closed:.1%} of the gap closed.")
 
 
@@ -47,7 +62,10 @@ def _facts(report: UptrainReport) -> Iterator[tuple[str, str]]:
     yield "original", report.original or "not at hand"
     yield "output", str(report.output)
     yield "trained", report.train + share
-    yield "objective", f"{report.objective}, learning rate {report.learning_rate:g}"
+    chosen = tried([asdict(one) for one in report.trials])
+    is_open = "learning_rate" not in report.recipe["trainer"]
+    rate = f"to be tried, from {report.learning_rate:g} down" if is_open else f"{report.learning_rate:g}{chosen}"
+    yield "objective", f"{report.objective}, learning rate {rate}"
     yield "length", f"{length.steps:,} steps of {length.tokens_per_step:,} tokens: {length.tokens:,}{alpha}"
     yield "text", report.text + repetition
     yield "run", f"{report.processes} process{'es' * (report.processes > 1)} on {report.device}"

@@ -85,6 +85,22 @@ class Divergence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerTokens:
+    """The tokens of answers in conversations alone: what the model is used for, without what it is given."""
+
+    tokens: int
+    """How many were compared."""
+    original: float
+    """Mean loss of the original."""
+    converted: float
+    """Mean loss of the converted checkpoint."""
+    kl: float
+    """Mean KL(original || converted), nats a token."""
+    top1: float
+    """Share at which both find the same token most likely."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PositionLoss:
     """Mean loss of both models over a range of positions in a block."""
 
@@ -121,7 +137,9 @@ class Continuation:
     agreed: int
     """Tokens before the first difference."""
     tokens: int
-    """Tokens that were written."""
+    """Tokens of the original's, to the end of its turn."""
+    written: int
+    """Tokens that each was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +258,10 @@ class OutputsLevel(_Read):
     """Loss by position in the block; empty for masked language models."""
     continuations: tuple[Continuation, ...]
     """Side by side; empty where the class does not generate."""
+    agreement: Mapping[int, float]
+    """Tokens -> share of the prompts after which so many are the same; only lengths that were written."""
+    answers: AnswerTokens | None = None
+    """None where the text holds no conversations."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from torch import nn
 
 from mha2gqa.model.divergence import divergence_terms
 from mha2gqa.model.feed import Logits
-from mha2gqa.verbs.verify.levels import Divergence, LayerError, Loss, PositionLoss
+from mha2gqa.verbs.verify.levels import AnswerTokens, Divergence, LayerError, Loss, PositionLoss
 
 _CHUNK = 1 << 24
 """Logits that are looked at together, at least: 32 MB in 16 bits, 64 MB in fp32. The C library gives blocks of that
@@ -35,6 +35,37 @@ _EDGES = tuple(10 ** (power / 5) for power in range(-40, 11))
 _RESAMPLED, _RESAMPLED_AT_ONCE = 2000, 100
 _KEPT = 1 << 25
 """Numbers of a batch's attention outputs that are kept: 64 MB in 16 bits."""
+
+
+@dataclass
+class AnswerSums:
+    """What has been seen of answers in conversations."""
+
+    tokens: int = 0
+    top1: int = 0
+    kl: float = 0.0
+    losses: tuple[float, float] = (0.0, 0.0)
+
+    def add(
+        self,
+        counts_BC: torch.Tensor,
+        same_BC: torch.Tensor,
+        kl_BC: torch.Tensor,
+        losses_BC: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Take in the tokens of a chunk that count."""
+        self.tokens += int(counts_BC.sum())
+        self.top1 += int(same_BC[counts_BC].sum())
+        self.kl += float(kl_BC[counts_BC].double().sum())
+        first, second = (float(one_BC[counts_BC].sum()) for one_BC in losses_BC)
+        self.losses = self.losses[0] + first, self.losses[1] + second
+
+    def result(self) -> AnswerTokens | None:
+        """Return the means; None where there were no answers."""
+        if not self.tokens:
+            return None
+        original, converted, kl, top1 = (total / self.tokens for total in (*self.losses, self.kl, self.top1))
+        return AnswerTokens(tokens=self.tokens, original=original, converted=converted, kl=kl, top1=top1)
 
 
 @dataclass
@@ -51,8 +82,17 @@ class Sums:
     position_losses: tuple[torch.Tensor, torch.Tensor] | None = None
     """Sums over blocks at each position, original and converted, `[P]` each."""
     blocks: int = 0
+    answers: AnswerSums = field(default_factory=AnswerSums)
 
-    def add(self, original: Logits, converted: Logits, ids_BT: torch.Tensor, *, predicts: bool) -> None:
+    def add(
+        self,
+        original: Logits,
+        converted: Logits,
+        ids_BT: torch.Tensor,
+        *,
+        predicts: bool,
+        answers_BT: torch.Tensor | None = None,
+    ) -> None:
         """Take in one batch.
 
         Args:
@@ -61,6 +101,7 @@ class Sums:
             ids_BT: The tokens that both have read.
             predicts: Whether the logits at a position are about the next token; its loss is then taken,
                 and the last position is left out.
+            answers_BT: bool, which tokens are answers.
         """
         blocks, length = ids_BT.shape
         positions = length - 1 if predicts else length
@@ -70,7 +111,8 @@ class Sums:
         for start in range(0, positions, step):
             span = slice(start, min(start + step, positions))
             targets_BC = ids_BT[:, span.start + 1 : span.stop + 1] if predicts else None
-            both_BC = self._take(original(span), converted(span), targets_BC)
+            counts_BC = None if answers_BT is None else answers_BT[:, span.start + 1 : span.stop + 1]
+            both_BC = self._take(original(span), converted(span), targets_BC, counts_BC)
             if both_BC is not None:
                 losses.append(both_BC)
         self.blocks += blocks
@@ -79,7 +121,11 @@ class Sums:
             self._add_losses(first, second)
 
     def _take(
-        self, original_BCV: torch.Tensor, converted_BCV: torch.Tensor, targets_BC: torch.Tensor | None
+        self,
+        original_BCV: torch.Tensor,
+        converted_BCV: torch.Tensor,
+        targets_BC: torch.Tensor | None,
+        counts_BC: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Take in one chunk, and return both losses of each of its tokens, `[B, C]`; None without targets."""
         wide = torch.float64 if original_BCV.dtype == torch.float64 else torch.float32
@@ -95,11 +141,14 @@ class Sums:
         # Classes may mask a part of the vocabulary with -infinity: a difference of two such is none.
         self.largest = max(self.largest, (first_BCV - second_BCV).abs_().nan_to_num_(nan=0.0).max().item())
         first_BCV, second_BCV = first_BCV.log_softmax(-1), second_BCV.log_softmax(-1)
-        self.divergences.append(divergence_terms(first_BCV, second_BCV).sum(-1).float().cpu().flatten())
+        kl_BC = divergence_terms(first_BCV, second_BCV).sum(-1).float().cpu()
+        self.divergences.append(kl_BC.flatten())
         if targets_BC is None:
             return None
         index = targets_BC.to(first_BCV.device)[..., None]
         first_BC, second_BC = (-logs.gather(-1, index)[..., 0].cpu().double() for logs in (first_BCV, second_BCV))
+        if counts_BC is not None:
+            self.answers.add(counts_BC, same_BC.cpu(), kl_BC, (first_BC, second_BC))
         return first_BC, second_BC
 
     def _add_losses(self, first_BP: torch.Tensor, second_BP: torch.Tensor) -> None:

@@ -10,7 +10,6 @@ Legend: N blocks, B blocks of a batch, T tokens of a block.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,15 +23,15 @@ from mha2gqa.progress import Advance
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.verify.judge import limit_findings
-from mha2gqa.verbs.verify.levels import ComparedText, Continuation, OutputsLevel
+from mha2gqa.verbs.verify.levels import ComparedText, OutputsLevel
 from mha2gqa.verbs.verify.load_level import Models
 from mha2gqa.verbs.verify.metrics import LayerErrors, Sums
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
+from mha2gqa.verbs.verify.side_by_side import agreement, continuations
 
 BATCH_TOKENS = 2048
 """Tokens of a batch, unless the user says how many blocks."""
-_PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 3, 32, 48
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,9 @@ def compare_outputs(
     first = attempt(lambda: Body(original, ids_NT[:1]))
     if isinstance(first, str):
         return f"the original gives no logits for tokens alone ({first})"
-    layers = layer_errors(models)
-    sums = read_both(first, Body(converted, ids_NT[:1]), layers, batches(ids_NT, options.batch_size), advance)
+    layers, written = layer_errors(models), continuations(original, converted, text.tokenizer, ids_NT)
+    cut = batches(ids_NT, options.batch_size)
+    sums = read_both(first, Body(converted, ids_NT[:1]), layers, cut, advance, text.blocks.answers_NT)
     level = OutputsLevel(
         text=describe_text(text.blocks, sums.tokens),
         loss=sums.loss(options.seed),
@@ -112,7 +112,9 @@ def compare_outputs(
         largest_logit_difference=sums.largest,
         positions=sums.positions(),
         layers=layers.results(),
-        continuations=continuations(original, converted, text.tokenizer, ids_NT),
+        continuations=written,
+        agreement=agreement(written),
+        answers=sums.answers.result(),
         dtype=models.dtype,
         device=original.device.type,
         seconds=time.monotonic() - started,
@@ -144,7 +146,12 @@ def batches(ids_NT: torch.Tensor, size: int | None) -> Sequence[torch.Tensor]:
 
 
 def read_both(
-    original: Body, converted: Body, layers: LayerErrors, batches: Sequence[torch.Tensor], advance: Advance
+    original: Body,
+    converted: Body,
+    layers: LayerErrors,
+    batches: Sequence[torch.Tensor],
+    advance: Advance,
+    answers_NT: torch.Tensor | None = None,
 ) -> Sums:
     """Have both models read every batch, once, and compare what they make of it.
 
@@ -154,6 +161,7 @@ def read_both(
         layers: Takes the errors of the attention modules that it names.
         batches: Token ids.
         advance: Told of every batch, in tokens.
+        answers_NT: bool, which of the tokens are answers of conversations.
     """
     sums, total = Sums(), sum(ids_BT.numel() for ids_BT in batches)
     predicts = kind_of(original.model).head != "masked token"
@@ -162,7 +170,8 @@ def read_both(
             first = original.read(ids_BT)
         with layers.converted(converted.model):
             second = converted.read(ids_BT)
-        sums.add(first, second, ids_BT, predicts=predicts)
+        rows = slice(sums.blocks, sums.blocks + len(ids_BT))
+        sums.add(first, second, ids_BT, predicts=predicts, answers_BT=None if answers_NT is None else answers_NT[rows])
         advance(ids_BT.numel(), total)
     return sums
 
@@ -199,46 +208,3 @@ def describe_text(blocks: Blocks, tokens: int) -> ComparedText:
     return ComparedText(
         description=blocks.description, sampled=blocks.sampled, blocks=count, context=context, tokens=tokens
     )
-
-
-@torch.inference_mode()
-def continuations(
-    original: PreTrainedModel, converted: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks_NT: torch.Tensor
-) -> tuple[Continuation, ...]:
-    """Continue the beginnings of a few blocks, evenly spaced; nothing where the original's class does not generate."""
-    count, length = min(_PROMPTS, len(blocks_NT)), min(_PROMPT_TOKENS, blocks_NT.shape[1] // 2)
-    chosen = [number * len(blocks_NT) // count for number in range(count)]
-    prompts_NT = blocks_NT[chosen, : max(1, length)]
-    if not kind_of(original).generates:
-        return ()
-    count = _room(converted, prompts_NT.shape[1])
-    first_NT = attempt(lambda: _write(original, prompts_NT, count))
-    if isinstance(first_NT, str):
-        return ()
-    second_NT = _write(converted, prompts_NT, count)
-    return tuple(
-        Continuation(
-            prompt=_text(tokenizer, prompt_T),
-            original=_text(tokenizer, first_T),
-            converted=_text(tokenizer, second_T),
-            agreed=int((first_T == second_T).long().cumprod(0).sum()),
-            tokens=len(first_T),
-        )
-        for prompt_T, first_T, second_T in zip(prompts_NT, first_NT, second_NT, strict=True)
-    )
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, ids_T: torch.Tensor) -> str:
-    return str(tokenizer.decode(ids_T, skip_special_tokens=True))
-
-
-def _room(converted: PreTrainedModel, prompt: int) -> int:
-    """Return how many tokens to write: a table of positions may end where the original's formula does not."""
-    most = getattr(converted.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return min(_NEW_TOKENS, max(1, most - prompt)) if isinstance(most, int) else _NEW_TOKENS
-
-
-def _write(model: PreTrainedModel, prompts_NT: torch.Tensor, count: int) -> torch.Tensor:
-    generate: Any = model.generate
-    written_NT: torch.Tensor = generate(input_ids=prompts_NT.to(model.device), max_new_tokens=count)
-    return written_NT[:, -count:].cpu()

@@ -4,6 +4,7 @@ Words what `templates/verify.html` shows and picks the plots of `figures.py`. Th
 `pages/page.py` renders and writes. Nothing is measured here.
 """
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import permutations, takewhile
@@ -156,9 +157,17 @@ def _continuation(one: Continuation) -> dict[str, Any]:
         note = f"All {one.tokens} tokens are the same." if one.agreed else "They differ from the first token on."
     return {
         "prompt": one.prompt,
-        "sides": [{"name": name, "shared": text[:length], "own": text[length:]} for name, text in texts.items()],
+        "sides": [_side(name, text, length) for name, text in texts.items()],
         "note": note,
     }
+
+
+def _side(name: str, text: str, length: int) -> dict[str, str]:
+    """Return a text in three parts: in common, where it first differs (a word), and the rest."""
+    own = text[length:]
+    word = re.match(r"\s*\S*", own)
+    end = word.end() if word else 0
+    return {"name": name, "shared": text[:length], "first": own[:end], "own": own[end:]}
 
 
 def _benchmark(one: Benchmark) -> dict[str, str]:
@@ -211,6 +220,9 @@ def loss_rows(outputs: OutputsLevel, limits: Limits) -> Iterator[LossRow]:
     before, after = loss.perplexities
     limit = f"at most {signed(limits.max_ppl_increase, '.1%')}"
     yield LossRow("perplexity", limit, f"{before:.4g}", f"{after:.4g}", signed(loss.increase, ".2%"), "")
+    if one := outputs.answers:
+        gained, note = signed(one.converted - one.original, ".4f"), f"{one.tokens:,} tokens"
+        yield LossRow("loss of answers", "", f"{one.original:.4f}", f"{one.converted:.4f}", gained, note)
 
 
 def agreement_rows(outputs: Compared, limits: Limits) -> Iterator[AgreementRow]:
@@ -235,6 +247,11 @@ def agreement_rows(outputs: Compared, limits: Limits) -> Iterator[AgreementRow]:
     yield AgreementRow("KL divergence, largest", "", f"{kl.largest:.4g}")
     yield AgreementRow("same most likely token", f"at least {share(limits.min_top1)}", share(outputs.top1))
     yield AgreementRow("five most likely tokens in common", "", share(outputs.top5))
+    if one := outputs.answers:
+        yield AgreementRow("KL divergence of answers, mean, nats a token", "", f"{one.kl:.4g}")
+        yield AgreementRow("same most likely token of answers", "", share(one.top1))
+    for length, part in outputs.agreement.items():
+        yield AgreementRow(f"greedy answers alike to {length} tokens", "", share(part))
     yield AgreementRow("largest logit difference", "", f"{outputs.largest_logit_difference:.4g}")
 
 

@@ -131,6 +131,15 @@ def _outputs(outputs: OutputsLevel) -> Section:
         ("shared among the five most likely", "", "", f"{outputs.top5:.2%}"),
         ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
     ]
+    alike = ", ".join(f"{part:.0%} to {length}" for length, part in outputs.agreement.items())
+    rows += [("greedy answers alike, by tokens", "", "", alike)] if alike else []
+    if one := outputs.answers:
+        gained = f"{one.converted - one.original:+.4f}"
+        rows += [
+            (f"answers alone ({one.tokens:,} tokens): loss", f"{one.original:.4f}", f"{one.converted:.4f}", gained),
+            ("  KL divergence, nats a token", "", "", f"{one.kl:.4g}"),
+            ("  same most likely token", "", "", f"{one.top1:.2%}"),
+        ]
     return _section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
 
 

@@ -53,6 +53,7 @@ def options(subject: tuple[Path, Path], **more: Any) -> UptrainOptions:
         "steps": None if {"tokens", "alpha"} & set(more) else 4,
         "trainer": QUICK | more.pop("trainer", {}),
         "held_out_tokens": 200,
+        "keep": "last",  # models of random weights may learn to be as bad as their originals
     }
     return UptrainOptions(**defaults | more)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from mha2gqa.model.load import load_model
+from mha2gqa.texts.chats import Encoded
 from mha2gqa.verbs.uptrain.blocks import (
+    COLUMNS,
     BlockFile,
     Packer,
     collate,
@@ -47,6 +49,20 @@ def test_a_document_that_begins_with_bos_gets_no_second() -> None:
     assert _packed(packer, [BOS, 1, 2]) == [([BOS, 1, 2], [0, 1, 2])]
 
 
+def test_of_conversations_the_answers_are_learned_and_blocks_without_are_left_out() -> None:
+    packer = Packer(context=4, bos=BOS, reopens=False, mixes=True, learn_from="answers")
+    chat = Encoded([1, 2, 3, 4, 5, 6], [False, False, False, False, False, True], is_whole=True)
+    rows = [row for document in (chat, chat, [7, 8]) for row in packer.add(document)]
+    assert [(row["input_ids"], row["learned"]) for row in rows] == [
+        ([5, 6, 1, 2], [0, 1, 0, 0]),
+        ([3, 4, 5, 6], [0, 0, 0, 1]),
+    ]
+    completion = chat._replace(is_completion=True)
+    for learn_from, learned in ((None, [0, 1]), ("all", [1, 1])):
+        packer = Packer(context=2, bos=None, reopens=False, mixes=True, learn_from=learn_from)
+        assert list(packer.add(completion))[-1]["learned"] == learned
+
+
 def test_without_mixing_a_block_holds_one_document_and_padding() -> None:
     packer = Packer(context=4, bos=None, reopens=False, mixes=False)
     assert _packed(packer, [1, 2, 3, 4, 5, 6], [7]) == [
@@ -56,9 +72,9 @@ def test_without_mixing_a_block_holds_one_document_and_padding() -> None:
 
 
 def test_first_tokens_and_padding_are_not_predicted(tmp_path: Path) -> None:
-    file = BlockFile(tmp_path / "blocks.arrow")
-    file.add({"input_ids": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1]})
-    file.add({"input_ids": [5, 6, 0, 0], "position_ids": [0, 1, -1, -1]})
+    file = BlockFile(tmp_path / "blocks.arrow", COLUMNS)
+    file.add({"input_ids": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1], "learned": [1, 1, 1, 1]})
+    file.add({"input_ids": [5, 6, 0, 0], "position_ids": [0, 1, -1, -1], "learned": [1, 1, 0, 0]})
     file.finish()
     blocks = read_blocks(tmp_path / "blocks.arrow")
     batch = collate([blocks[0], blocks[1]], mixes=True)

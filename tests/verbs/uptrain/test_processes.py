@@ -63,7 +63,7 @@ def _words(
     """Return the command that trains in as many processes, with a recipe of its own."""
     folder = subject[0].parent
     settings = QUICK | {"eval_steps": STEPS, "save_steps": STEPS, "per_device_train_batch_size": 4 // world}
-    content = {"data": [str(subject[1])], "steps": STEPS, "held_out_tokens": 200} | read
+    content = {"data": [str(subject[1])], "steps": STEPS, "held_out_tokens": 200, "keep": "last"} | read
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(content | {"trainer": settings | trainer}))
     return ["-m", "mha2gqa", "uptrain", str(subject[0]), "-o", str(folder / name), "--config", str(recipe), "--json"]

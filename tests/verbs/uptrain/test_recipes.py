@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from mha2gqa import ConvertOptions, convert
 from tests.verbs.uptrain.subjects import save_subject
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs/uptrain").glob("*.yaml"))
@@ -48,18 +47,6 @@ def test_there_is_a_recipe_for_every_size_of_machine() -> None:
         assert text.startswith("# ")
         assert f"--config configs/uptrain/{recipe.name}\n" in text
         assert all(len(line) <= 120 for line in text.splitlines())
-
-
-@pytest.mark.parametrize(("refine", "rate"), [(None, 3e-3), ("refit", 3e-3), ("distil", 1e-3), ("joint", 1e-3)])
-def test_what_was_trained_before_gets_shorter_steps(
-    subject: tuple[Path, Path], refine: Any, rate: float, cli: Callable[..., Any], tmp_path: Path
-) -> None:
-    text = () if refine is None else (str(subject[1]),)
-    ask = {"method": "aligned", "refine": refine, "data": text, "context": 16, "steps": 1, "output": tmp_path / "other"}
-    convert(ConvertOptions(model=str(tmp_path / "original"), groups=2, **ask))
-    answer = cli("uptrain", tmp_path / "other", "--data", subject[1], "--steps", 1, "--dry-run", "--json")
-    assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["learning_rate"] == pytest.approx(rate)
 
 
 def test_the_command_line_wins_over_the_recipe(subject: tuple[Path, Path], cli: Callable[..., Any]) -> None:

@@ -123,10 +123,6 @@ def test_numbers_out_of_range(option: str, value: float, subject: tuple[Path, Pa
     refuse("uptrain", subject[0], "--data", subject[1], "--steps", 2, option, value, says=(option, str(value)))
 
 
-def test_best_without_measurements(subject: tuple[Path, Path], refuse: Refuse) -> None:
-    refuse(*_run(subject, "--best", "--trainer", "eval_strategy='no'"), says=("--best", "eval_strategy"))
-
-
 def test_a_model_without_a_next_token(tmp_path: Path, refuse: Refuse) -> None:
     made = converted(save_source(tmp_path / "eurobert", "eurobert"), tmp_path / "made", 2)
     documents = save_documents(tmp_path / "documents.jsonl")

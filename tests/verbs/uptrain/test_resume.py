@@ -30,7 +30,8 @@ def subject(tmp_path: Path) -> tuple[Path, Path]:
 
 def _recipe(subject: tuple[Path, Path]) -> Path:
     """A recipe of nine steps, saved at every second."""
-    content = {"data": [str(subject[1])], "context": 24, "steps": STEPS, "held_out_tokens": 200, "trainer": QUICK}
+    content = {"data": [str(subject[1])], "context": 24, "steps": STEPS, "held_out_tokens": 200, "keep": "last"}
+    content["trainer"] = QUICK
     path = subject[0].parent / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mha2gqa import VerifyOptions, verify
+from mha2gqa import VerifyOptions, uptrain, verify
+from mha2gqa.errors import TextError
 from mha2gqa.record.record import read_record
+from mha2gqa.verbs.uptrain import rates
 from mha2gqa.verbs.uptrain import run as uptrain_command
 from mha2gqa.verbs.uptrain.blocks import read_blocks
+from mha2gqa.verbs.uptrain.running_text import RunningText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
-from tests.verbs.uptrain.subjects import save_documents, save_subject, trained
+from tests.verbs.uptrain.subjects import QUICK, options, save_documents, save_subject, trained
 from tests.verbs.verify.subjects import BOS, converted, flip_bit, save_source
 
 Tensors = dict[str, torch.Tensor]
@@ -211,15 +215,92 @@ def test_verify_accepts_the_output_and_finds_a_flipped_bit(subject: tuple[Path, 
     assert [one.guilty for one in verify(levels).file.findings] == ["model.layers.1.self_attn.q_proj.weight"]
 
 
-def test_the_best_weights_are_kept_when_asked_for(subject: tuple[Path, Path]) -> None:
+def test_the_best_weights_are_kept(subject: tuple[Path, Path]) -> None:
     """A learning rate that grows too large makes the last weights worse than earlier ones."""
-    trainer = {"learning_rate": 3.0, "warmup_steps": 8, "lr_scheduler_type": "constant_with_warmup", "eval_steps": 1}
-    last = trained(subject, steps=8, trainer=trainer | {"save_steps": 1})
-    best = trained(subject, steps=8, trainer=trainer | {"save_steps": 1}, best=True, force=True)
+    trainer = {"learning_rate": 0.5, "warmup_steps": 8, "lr_scheduler_type": "constant_with_warmup", "eval_steps": 1}
+    last = trained(subject, steps=8, objective="lm", trainer=trainer | {"save_steps": 1})
+    best = trained(subject, steps=8, objective="lm", trainer=trainer | {"save_steps": 1}, keep="best", force=True)
     measured = dict(best.series("eval_loss"))
-    assert best.step == min((step for step in measured if step), key=lambda step: measured[step])
+    assert best.step == min(measured, key=lambda step: measured[step]) > 0
     assert best.losses.after == pytest.approx(measured[best.step], rel=1e-5)
     assert best.losses.after < last.losses.after
+
+
+def test_where_nothing_is_gained_the_start_is_kept(
+    subject: tuple[Path, Path], tensors: Callable[[Path], Tensors], cli: Callable[..., Any]
+) -> None:
+    output = subject[0].parent / "uptrained"
+    words = ["uptrain", subject[0], "--data", subject[1], "--context", 32, "--steps", 2, "--held-out-tokens", 200]
+    words += [
+        "--trainer",
+        "use_cpu=true",
+        "--trainer",
+        "learning_rate=5.0",
+        "--trainer",
+        "warmup_steps=0",
+        "-o",
+        output,
+    ]
+    kept = cli(*words)
+    assert kept.code == 0
+    assert "Nothing was gained" in kept.out
+    assert "Nothing was gained" in (output / "README.md").read_text()
+    assert not _changed(tensors(subject[0]), tensors(output))
+    assert not verify(VerifyOptions(converted=output, levels=("file",))).findings
+    last = cli(*words, "--keep", "last", "--force")
+    assert last.code == 3
+    assert "worse than what it began with" in " ".join(last.out.split())
+
+
+def test_a_rate_that_is_not_named_is_the_one_that_gains_most(
+    subject: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest makes it worse, the third gains less than the second; the run is then the one that has it by name."""
+    losses = iter((5.0, 6.0, 4.9, 4.95))
+    measured: list[float] = []
+
+    def told(*arguments: Any) -> float:
+        measured.append(loss(*arguments))
+        return next(losses)
+
+    loss = rates._loss
+    monkeypatch.setattr(rates, "_loss", told)
+    quick = {name: value for name, value in QUICK.items() if name != "learning_rate"}
+    whole = options(subject, steps=6)
+    chosen = uptrain(replace(whole, trainer=quick))
+    assert chosen is not None
+    assert [one.rate for one in chosen.trials] == [0, 3e-3, 3e-3 / 4, 3e-3 / 16]
+    assert chosen.learning_rate == 3e-3 / 4
+    assert len(set(measured)) == 4, "each rate has made another model"
+    assert f"learning_rate: {chosen.learning_rate}" in (chosen.output / "uptrain.yaml").read_text()
+    by_name = uptrain(replace(whole, trainer=quick | {"learning_rate": chosen.learning_rate}, force=True))
+    assert by_name is not None
+    assert by_name.trials == ()
+    assert by_name.series("loss") == chosen.series("loss"), "trying has left nothing behind"
+
+
+def test_only_answers_are_learned_where_that_is_asked_for(
+    subject: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"Q{number} " * 3, "completion": "YES" * 4} for number in range(120)]
+    subject[1].write_text("\n".join(map(json.dumps, rows)))
+    read: dict[str, str] = {}
+    collate = RunningText.collate
+
+    def look(self: RunningText, rows: Any) -> Any:
+        batch = collate(self, rows)
+        labels = batch["labels"][batch["labels"] != -100]
+        read[self.options.learn_from or "default"] = self.tokenizer.decode(labels).replace(" ", "")
+        return batch
+
+    monkeypatch.setattr(RunningText, "collate", look)
+    for learn_from in (None, "answers", "all"):
+        trained(subject, steps=1, learn_from=learn_from, force=True)
+    assert set(read["default"]) == set(read["answers"]) == set("YES")
+    assert {"Q", "Y"} <= set(read["all"])
+    subject[1].write_text("\n".join(json.dumps({"text": "A" * 60}) for _ in range(120)))
+    with pytest.raises(TextError, match="--learn-from answers needs conversations"):
+        trained(subject, learn_from="answers", force=True)
 
 
 def test_without_the_original_the_text_is_learned(subject: tuple[Path, Path]) -> None:

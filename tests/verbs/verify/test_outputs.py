@@ -1,5 +1,6 @@
 """The numbers of the outputs level against a plain float64 loop over transformers' own class, token by token."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mha2gqa import VerifyOptions, verify
-from mha2gqa.verbs.verify import metrics
-from mha2gqa.verbs.verify.levels import OutputsLevel
+from mha2gqa.verbs.verify import metrics, side_by_side
+from mha2gqa.verbs.verify.levels import Continuation, OutputsLevel
 from mha2gqa.verbs.verify.metrics import LayerErrors, Sums, bootstrap
+from tests.texts.chats import CHATML, character_tokenizer
 from tests.verbs.verify.subjects import BOS, converted, save_source, save_text
 
 CONTEXT, BLOCKS = 24, 7
@@ -98,11 +100,29 @@ def attention_outputs(model: Any, block: list[int]) -> list[torch.Tensor]:
 def run(subject: Path, **options: Any) -> OutputsLevel:
     text = (str(subject / "text.txt"),)
     levels: Any = ("outputs",)
-    report = verify(
-        VerifyOptions(converted=subject / "converted", data=text, context=CONTEXT, levels=levels, **options)
-    )
+    asked = {"converted": subject / "converted", "data": text, "context": CONTEXT, "levels": levels} | options
+    report = verify(VerifyOptions(**asked))
     assert report.outputs is not None
     return report.outputs
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_answers_are_counted_alone_beside_all(subject: Path, expected: Expected, batch_size: int) -> None:
+    text, given = (subject / "text.txt").read_text(), 60
+    (subject / "rows.jsonl").write_text(json.dumps({"prompt": text[:given], "completion": text[given:]}))
+    data = (str(subject / "rows.jsonl"),)
+    outputs = run(subject, data=data, dtype="float64", batch_size=batch_size)
+    assert outputs.kl == run(subject, dtype="float64", batch_size=batch_size).kl, "the same tokens in all"
+    marked = [(block, at) for block in range(BLOCKS) for at in range(CONTEXT - 1) if block * CONTEXT + at >= given]
+    found = outputs.answers
+    assert found is not None
+    assert found.tokens == len(marked)
+    for name, loss in (("source", found.original), ("converted", found.converted)):
+        assert loss == pytest.approx(numpy.mean([expected.losses[name][block][at] for block, at in marked]), rel=1e-9)
+    kl = numpy.mean([expected.divergences[block * (CONTEXT - 1) + at] for block, at in marked])
+    assert found.kl == pytest.approx(kl, rel=1e-5)
+    assert 0 <= found.top1 <= 1
+    assert "answers" in outputs.text.description
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
@@ -214,3 +234,30 @@ def test_continuations_are_greedy_and_say_how_far_they_agree(subject: Path) -> N
     assert level.continuations[0].converted == tokenizer.decode(written[1], skip_special_tokens=True)
     differs = [place for place, (a, b) in enumerate(zip(*written, strict=True)) if a != b]
     assert level.continuations[0].agreed == (differs[0] if differs else len(written[0]))
+
+
+def test_a_chat_model_answers_questions_of_its_template(tmp_path: Path) -> None:
+    source = save_source(tmp_path / "source", vocab_size=128, max_position_embeddings=512)
+    tokenizer = character_tokenizer(CHATML)
+    tokenizer.save_pretrained(source)
+    save_text(tmp_path / "text.txt", 100)
+    outputs = run(tmp_path, converted=converted(source, tmp_path / "converted", 2), dtype="float64")
+    assert [one.prompt for one in outputs.continuations] == list(side_by_side.QUESTIONS)
+    assert [*outputs.agreement] == [16, 64, 256]
+    assert all(outputs.agreement[length] <= outputs.agreement[16] for length in (64, 256))
+    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float64).eval()
+    for question, one in zip(side_by_side.QUESTIONS, outputs.continuations, strict=True):
+        asked: Any = [{"role": "user", "content": question}]
+        ids = torch.tensor([tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]])
+        start = ids.shape[1]
+        for _ in range(8):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert one.original.startswith(tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+
+
+def test_an_answer_that_is_over_is_the_same_when_all_of_it_is() -> None:
+    def answer(agreed: int, tokens: int) -> Continuation:
+        return Continuation(prompt="", original="", converted="", agreed=agreed, tokens=tokens, written=64)
+
+    assert side_by_side.agreement([answer(7, 7), answer(20, 64), answer(3, 9)]) == {16: 2 / 3, 64: 1 / 3}
+    assert side_by_side.agreement([]) == {}

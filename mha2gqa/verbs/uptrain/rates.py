@@ -1,0 +1,131 @@
+"""The learning rate where none is named: a few steps at each of some rates, and the loss on held-out text behind them.
+
+Which rate suits a model follows neither from its width nor from the size of its weights: what a toy learns quickest at
+(3e-3) makes a model of 135M parameters, long trained and twice as wide, worse at every step. So the steps that a run
+begins with are tried, from the same weights, the highest rate first, each next a quarter, until a rate that gains is
+followed by one that gains less. A run on several processes, whose model may be whole on none of them, takes a rate by
+the width instead, on the safe side.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mha2gqa.files.working import replace_file
+from mha2gqa.progress import Advance
+from mha2gqa.verbs.uptrain.held_out import loss_sums
+from mha2gqa.verbs.uptrain.outcome import Trial
+from mha2gqa.verbs.uptrain.plan import Job
+from mha2gqa.verbs.uptrain.text import TrainingText
+from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
+
+_FILE = "rate.json"
+_RATES, _FACTOR = 4, 4
+"""Rates that are tried at most, and by what one is smaller than the one before."""
+_LEAST_STEPS, _MOST_STEPS, _SHARE = 3, 10, 20
+"""Steps at each: one in so many of the run's, within bounds."""
+_TOKENS = 8192
+"""Of held-out text that is measured, at most."""
+_BY_WIDTH = 0.1
+"""The safe rate of a model one number wide: 1.7e-4 at 576, 2.4e-5 at 4096."""
+
+
+def choose_rate(job: Job, text: TrainingText, advance: Advance) -> tuple[Trial, ...]:
+    """Set the learning rate of a run, unless it is named; what was tried is kept in the workspace for `--resume`.
+
+    Args:
+        job: The run, with its models loaded.
+        text: What is learned from, and measured on.
+        advance: Told of every step.
+
+    Returns:
+        What was tried, the start first, with a rate of 0; empty where nothing was.
+    """
+    arguments = job.arguments
+    if "learning_rate" in job.options.trainer:
+        return ()
+    highest = arguments.learning_rate
+    if arguments.world_size > 1 or arguments.fsdp or arguments.deepspeed:
+        arguments.learning_rate = min(highest, _BY_WIDTH / _width(job))
+        return ()
+    path = Path(str(arguments.output_dir)) / _FILE
+    if not path.is_file():
+        replace_file(path, json.dumps([[one.rate, one.loss] for one in _tried(job, text, highest, advance)]).encode())
+    trials = tuple(Trial(rate=rate, loss=loss) for rate, loss in json.loads(path.read_bytes()))
+    arguments.learning_rate = min(trials[1:], key=lambda one: one.loss).rate
+    return trials
+
+
+def _width(job: Job) -> int:
+    config: Any = job.subject.converted.architecture.config.get_text_config(decoder=True)
+    return int(config.hidden_size)
+
+
+def _tried(job: Job, text: TrainingText, highest: float, advance: Advance) -> list[Trial]:
+    """Try one rate after the other, and leave the model as it was."""
+    devices = [job.arguments.device] if job.arguments.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        trainer = UptrainTrainer(job, text)
+        model: Any = trainer.model
+        if job.arguments.gradient_checkpointing:  # as the run, or its memory may not do
+            model.gradient_checkpointing_enable(job.arguments.gradient_checkpointing_kwargs)
+        start = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+        steps = max(_LEAST_STEPS, min(_MOST_STEPS, job.length.steps // _SHARE))
+        rows = _measured(text, job)
+        trials = [Trial(rate=0.0, loss=_loss(trainer, rows, job))]
+        for number in range(_RATES):
+            rate = highest / _FACTOR**number
+            _train(trainer, text.training, rate, steps)
+            trials.append(Trial(rate=rate, loss=_loss(trainer, rows, job)))
+            _restore(model, start)
+            advance(steps, steps * _RATES)
+            if trials[-2].loss < trials[0].loss and trials[-1].loss >= trials[-2].loss and number:
+                break
+    return trials
+
+
+def _measured(text: TrainingText, job: Job) -> Sequence[Any]:
+    rows = max(1, _TOKENS // job.task.row_tokens)
+    return [text.held_out[number] for number in range(min(rows, len(text.held_out)))]
+
+
+def _loss(trainer: UptrainTrainer, rows: Sequence[Any], job: Job) -> float:
+    """Return the held-out loss; infinity where it is no number."""
+    model: Any = trainer.model
+    with trainer.compute_loss_context_manager():
+        batch = job.arguments.per_device_eval_batch_size
+        total, count = loss_sums(model.eval(), rows, job.task, batch, job.arguments.device).tolist()
+    loss = total / count
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _train(trainer: UptrainTrainer, rows: Any, rate: float, steps: int) -> None:
+    """Take the first steps of a run at an even rate, by the Trainer's optimiser and loss."""
+    arguments = trainer.args
+    model: Any = trainer.model
+    arguments.learning_rate, trainer.optimizer = rate, None
+    optimizer: Any = trainer.create_optimizer()
+    parts = arguments.gradient_accumulation_steps
+    size = arguments.train_batch_size
+    for step in range(steps * parts):
+        chosen = [rows[(step * size + place) % len(rows)] for place in range(size)]
+        batch = {name: value.to(arguments.device) for name, value in trainer.data_collator(chosen).items()}
+        model.train()
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, batch) / parts
+        loss.backward()
+        if step % parts == parts - 1:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _restore(model: Any, start: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in start:
+            parameter.copy_(start[name])
