@@ -49,7 +49,7 @@ def test_nothing_is_referred_to_outside_the_page() -> None:
 def test_every_string_is_shown_and_none_becomes_an_element() -> None:
     plain, poisoned = Elements(verify_page(verification())), Elements(verify_page(hostile()))
     assert not {"script", "img", "iframe"} & set(poisoned.tags)
-    assert set(plain.tags) == set(poisoned.tags)
+    assert set(plain.tags) - {"mark"} == set(poisoned.tags), "only there both models write the same"
     shown = "".join(poisoned.text)
     assert shown.count(visible(HOSTILE)) >= 30
     assert "\u202e" not in shown
