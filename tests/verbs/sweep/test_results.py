@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import TextError
+from mha2gqa.texts.documents import read_documents
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Measured, Point, Sweep, parse
 from mha2gqa.verbs.sweep.page import sweep_page
 from mha2gqa.verbs.sweep.store import read_results, write_results
-from mha2gqa.verbs.sweep.texts import split
+from mha2gqa.verbs.sweep.texts import divide, split
 from mha2gqa.verbs.sweep.words import verdict
 from mha2gqa.verbs.verify.levels import ComparedText, Loss
 from tests.pages.sample import HOSTILE
 from tests.pages.test_page import Elements
+from tests.texts.chats import turns, write_rows
 
 ORIGINAL = 2.0
 
@@ -149,6 +151,15 @@ def test_a_text_is_divided_and_nothing_is_lost_or_doubled(seed: int) -> None:
 def test_a_text_without_lines_is_divided_too() -> None:
     first, rest = split(["x" * 1000])
     assert (len(first[0]), len(rest[0])) == (200, 800)
+
+
+def test_conversations_are_divided_whole_and_read_again_as_they_were(tmp_path: Path) -> None:
+    rows = [{"messages": turns(f"Q{number}", f"A{number}")} for number in range(10)]
+    path = write_rows(tmp_path / "chat.jsonl", *rows, {"text": "SOME TEXT\n" * 9})
+    (calibration,), (evaluation,) = divide((path,), None, 1000, tmp_path / "divided")
+    parts = [list(read_documents([name])) for name in (evaluation, calibration)]
+    assert parts[0] + parts[1] == list(read_documents([path]))
+    assert [len(part) for part in parts] == [3, 8]
 
 
 def test_no_text_cannot_be_divided() -> None:
