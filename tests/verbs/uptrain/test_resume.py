@@ -120,6 +120,16 @@ def test_an_interrupted_run_is_not_lost_by_accident(
     assert again.series("loss") == resumed.series("loss")
 
 
+def test_a_rate_that_was_found_is_not_tried_again(subject: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(QUICK, "learning_rate")
+    work = _interrupt(subject, monkeypatch)
+    found = json.loads((work / "rate.json").read_text())
+    monkeypatch.setattr("mha2gqa.verbs.uptrain.rates._tried", pytest.fail)
+    resumed = trained(subject, resume=True)
+    assert [[one.rate, one.loss] for one in resumed.trials] == found
+    assert resumed.learning_rate == min(found[1:], key=lambda one: one[1])[0]
+
+
 def test_a_checkpoint_that_was_cut_off_is_none(subject: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     more: dict[str, Any] = {"trainer": {"save_steps": 1}}
     work = _interrupt(subject, monkeypatch, **more)
