@@ -66,7 +66,7 @@ class LayerAttention(LlamaAttention):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Attend."""
-        kinds = getattr(self.config, "layer_types", None)
+        kinds: Any = getattr(self.config, "layer_types", None)
         is_sliding = bool(kinds) and kinds[self.layer_idx] == "sliding_attention"
         return super().forward(*args, sliding_window=self.config.sliding_window if is_sliding else None, **kwargs)
 
