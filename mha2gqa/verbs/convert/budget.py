@@ -13,34 +13,25 @@ window.
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
-import torch
-from transformers import PreTrainedModel
-
 from mha2gqa.errors import GroupsError
-from mha2gqa.families.attention import AttentionLayer
-from mha2gqa.heads.attention import Statistics
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.model.original import Original
 from mha2gqa.progress import Progress
-from mha2gqa.refine.merge import LayerMerge
-from mha2gqa.refine.statistics import gather_statistics
-from mha2gqa.refine.student import build_student, install, own_tensors
 from mha2gqa.targets.by_layer import HeadsByLayer, heads_of
-from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.window import Window, write_layers
 from mha2gqa.verbs.convert.conversion import Text
 from mha2gqa.verbs.convert.layerwise import batches
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided
+from mha2gqa.verbs.convert.standin import Standin
 
 Kept: TypeAlias = tuple[int, bool]
 """What a layer keeps: G, and whether of the window's tokens alone."""
-Plan: TypeAlias = tuple[Kept, ...]
-K = TypeVar("K", bound=Hashable)
+Division: TypeAlias = tuple[Kept, ...]
+One = TypeVar("One", bound=Hashable)
 _HALF = 0.5
 """Share of the cache that is kept, unless another is asked for."""
 
@@ -96,7 +87,7 @@ class _Budget:
         groups, has_window = kept
         return groups * (min(self.window or self.length, self.length) if has_window else self.length)
 
-    def uniform(self) -> Iterator[Plan]:
+    def uniform(self) -> Iterator[Division]:
         """Yield the plans whose layers are alike, the largest that fit with and without the window."""
         for has in (False, True):
             alike = [one for one in self.choices if one[1] == has and self.cost(one) * len(self.heads) <= self.most]
@@ -121,10 +112,10 @@ def choose_plan(options: ConvertOptions, original: Original, progress: Progress)
     aside_NT, text_NT = divided(known.blocks.tokens_NT)
     steps = len(budget.heads) * (len(budget.choices) // (1 + bool(budget.window)) - (not budget.window)) + PLANS + 3
     scale = Scale(known.model, aside_NT, progress, steps)
-    trial = _Trial(options, original, hosted, known.model, batches(text_NT), progress)
-    losses = list(_single_losses(budget, lambda plan: trial.lost(plan, scale)))
+    standin = Standin(options, original, hosted, known.model, batches(text_NT), progress)
+    losses = list(_single_losses(budget, lambda plan: standin.lost(plan, scale)))
     plans = dict.fromkeys([*best_plans(losses, budget.cost, budget.most, PLANS), *budget.uniform()])
-    measured = {plan: trial.lost(dict(enumerate(plan)), scale) for plan in plans}
+    measured = {plan: standin.lost(dict(enumerate(plan)), scale) for plan in plans}
     best = min(measured, key=measured.__getitem__)
     return Choice(
         options=_settled(options, best),
@@ -143,7 +134,7 @@ def _single_losses(budget: _Budget, lost: Callable[[Mapping[int, Kept]], float])
         yield single
 
 
-def _settled(options: ConvertOptions, plan: Plan) -> ConvertOptions:
+def _settled(options: ConvertOptions, plan: Division) -> ConvertOptions:
     """Return the options with a plan in them; what is alike in all layers as one number, which more classes have."""
     groups = tuple(one for one, _ in plan)
     layers = tuple(number for number, (_, has) in enumerate(plan) if has)
@@ -156,94 +147,16 @@ def _settled(options: ConvertOptions, plan: Plan) -> ConvertOptions:
     )
 
 
-def _written(plan: Plan) -> str:
+def _written(plan: Division) -> str:
     """Return a plan as `2,2,4,8` or `2,2,4,8, window on 0-2`."""
     layers = tuple(number for number, (_, has) in enumerate(plan) if has)
     heads = ",".join(str(groups) for groups, _ in plan)
     return f"{heads}, window on {write_layers(layers)}" if layers else heads
 
 
-class _Trial:
-    """The original, in which layers are for a while what fewer KV heads and a window make of them."""
-
-    def __init__(
-        self,
-        options: ConvertOptions,
-        original: Original,
-        hosted: Original,
-        model: PreTrainedModel,
-        batches_BT: Sequence[torch.Tensor],
-        progress: Progress,
-    ) -> None:
-        """Take the original, it in the class that the result has, that one loaded, and text to learn from."""
-        heads, source = max(heads_of(original.architecture)), original.architecture
-        layers = {one: source.attention_layers(KvHeads(one).moves(source)) for one in divisors(heads) if one < heads}
-        merge = LayerMerge(method=options.method, grouping=options.grouping, seed=options.seed)
-        statistics = gather_statistics(model, layers[1], batches_BT, progress.part("statistics"))
-        self._merges = _Merges(model, merge, layers, statistics)
-        self._model, self._hosted, self._window, self._heads = model, hosted, options.window, heads
-
-    def lost(self, plan: Mapping[int, Kept], scale: Scale) -> float:
-        """Return what is lost when some layers, by number, keep less."""
-        fewer = {number: groups for number, (groups, _) in plan.items() if groups < self._heads}
-        bounded = tuple(number for number, (_, has) in plan.items() if has)
-        model = self._model
-        if bounded and self._window is not None:
-            config = Window(self._window, bounded).aim(self._hosted).result.config
-            model = build_student(self._model, config, [])  # around the same tensors, in which heads are merged
-        with self._merges.installed(fewer):
-            return scale(model)
-
-
-class _Merges:
-    """The original, in which attention layers are for a while what fewer KV heads make of them.
-
-    Merged keys and values are repeated for the heads that share them, so that the original's own class computes exactly
-    what the converted layer will.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        merge: LayerMerge,
-        layers: Mapping[int, Sequence[AttentionLayer]],
-        statistics: Mapping[str, Statistics],
-    ) -> None:
-        """Take the original, how to merge, G -> all layers as they are to become, and what is known of their inputs."""
-        self._model, self._merge, self._layers, self._statistics = model, merge, layers, statistics
-
-    @contextmanager
-    def installed(self, groups: Mapping[int, int]) -> Iterator[None]:
-        """Have some layers, by number, with G heads each as long as the block runs."""
-        kept: list[tuple[str, dict[str, torch.Tensor]]] = []
-        try:
-            for number, wanted in groups.items():
-                layer = self._layers[wanted][number]
-                own = own_tensors(self._model, layer)
-                kept.append((layer.module, {name: own[name].clone() for name in layer.changed}))
-                merged = self._merge(layer, own, self._statistics[layer.module]).tensors
-                install(self._model.get_submodule(layer.module), _repeated(layer, merged))
-            yield
-        finally:
-            for module, tensors in kept:
-                install(self._model.get_submodule(module), tensors)
-
-
-def _repeated(layer: AttentionLayer, merged: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a merged layer in the shapes of the original: each KV head once for each that it stands for."""
-    shared = {block.name for block in layer.blocks if block.part in ("k", "v")}
-    times = layer.kv_heads // layer.groups
-    return {
-        name: tensor.unflatten(0, (layer.groups, -1)).repeat_interleave(times, dim=0).flatten(0, 1)
-        if name in shared
-        else tensor
-        for name, tensor in merged.items()
-    }
-
-
 def best_plans(
-    losses: Sequence[Mapping[K, float]], cost: Callable[[K], int], budget: int, count: int
-) -> list[tuple[K, ...]]:
+    losses: Sequence[Mapping[One, float]], cost: Callable[[One], int], budget: int, count: int
+) -> list[tuple[One, ...]]:
     """Return the plans whose single losses add up to least, best first: an exact knapsack that keeps several.
 
     Args:
@@ -252,7 +165,7 @@ def best_plans(
         budget: What all layers may cost together.
         count: Plans to return.
     """
-    kept: list[tuple[int, float, tuple[K, ...]]] = [(0, 0.0, ())]
+    kept: list[tuple[int, float, tuple[One, ...]]] = [(0, 0.0, ())]
     for number, layer in enumerate(losses):
         least = sum(min(map(cost, rest)) for rest in losses[number + 1 :])
         grown = [
@@ -265,9 +178,9 @@ def best_plans(
     return [plan for _, _, plan in sorted(kept, key=lambda one: one[1])[:count]]
 
 
-def _undominated(plans: list[tuple[int, float, K]], count: int) -> list[tuple[int, float, K]]:
+def _undominated(plans: list[tuple[int, float, One]], count: int) -> list[tuple[int, float, One]]:
     """Return those to which fewer than `count` others are superior, that cost no more and lose less."""
-    found: list[tuple[int, float, K]] = []
+    found: list[tuple[int, float, One]] = []
     best: list[float] = []
     for plan in sorted(plans, key=lambda one: one[:2]):
         if len(best) < count or plan[1] < best[-1]:
