@@ -24,7 +24,8 @@ def _config(config: PreTrainedConfig) -> ConfigJson:
         {"attention": {"n_heads_in_group": shared, **whole}, "ffn": {"ffn_mult": _multiple(config), **whole}}
         for _ in range(config.num_hidden_layers)  # each its own object: they will differ
     ]
-    return {"block_configs": blocks}
+    ignored = {key: None for key in ("sliding_window", "layer_types") if getattr(config, key, None)}  # by Llama
+    return {"block_configs": blocks, **ignored}
 
 
 def _multiple(config: PreTrainedConfig) -> float:
@@ -39,7 +40,7 @@ def _multiple(config: PreTrainedConfig) -> float:
 def engines(config: PreTrainedConfig) -> str:
     """Return which engines read the heads of each layer, as sentences."""
     inner = config.intermediate_size
-    rounded = f"; llama.cpp rounds the width of the MLP, {inner:,}, up to a multiple of {_ROUNDED}"
+    rounded = f"; vLLM and llama.cpp round the width of the MLP, {inner:,}, up to a multiple of {_ROUNDED}"
     return (
         "transformers reads the heads of each layer by the code beside the weights, vLLM, llama.cpp and TensorRT-LLM "
         f"by a DeciLM of their own{rounded * bool(inner % _ROUNDED)}; SGLang does not serve it. "

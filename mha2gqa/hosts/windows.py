@@ -88,6 +88,10 @@ CLASSES: Mapping[str, Windowed] = {
     "vaultgemma": Windowed(keys=_typed),
     "cohere2": Windowed(keys=_typed, by_layer=False, rotates_all=False, engines=_NOT_LOOKED_UP),
     "granite_swa": Windowed(keys=_typed),
+    "nemotron-nas": Windowed(
+        keys=_typed,
+        engines="transformers honours it by the code beside the weights, and vLLM, layer by layer; llama.cpp does not.",
+    ),
 }
 """Model type -> how it has a window."""
 

@@ -1,4 +1,4 @@
-"""Llama with a number of key/value heads for each layer, in the form of Nemotron-NAS (DeciLM).
+"""Llama with a number of key/value heads for each layer, in the form of Nemotron-NAS (DeciLM); windows, too.
 
 This file lies beside a checkpoint and is loaded with `trust_remote_code=True`; it needs transformers 5 alone. It is
 transformers' own Llama but for the width of `k_proj` and `v_proj`, which `block_configs` says layer by layer. Engines
@@ -6,11 +6,13 @@ with a DeciLM of their own (vLLM, llama.cpp, TensorRT-LLM) read the same config 
 
     block_configs[layer].attention.n_heads_in_group    query heads that share one key/value head
     block_configs[layer].ffn.ffn_mult                  3 I / (2 D), the same I in every layer
+    sliding_window, layer_types                        as Ministral has them: tokens that a sliding layer sees
 
     D model width · I width of the MLP
 """
 
 import copy
+import functools
 from typing import Any
 
 import transformers
@@ -18,7 +20,8 @@ import transformers
 if int(transformers.__version__.partition(".")[0]) < 5:
     raise ImportError(f"The code of this checkpoint needs transformers 5, and this is {transformers.__version__}")
 
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.ministral.modeling_ministral import MinistralModel
 
 
 class Block(dict):  # type: ignore[type-arg]
@@ -37,7 +40,7 @@ class Block(dict):  # type: ignore[type-arg]
 
 
 class DeciLMConfig(transformers.LlamaConfig):
-    """Llama's config with one block for each layer."""
+    """Llama's config with one block for each layer, and with a window for some."""
 
     model_type = "nemotron-nas"
     block_configs: list[dict[str, Any]] | None = None
@@ -58,25 +61,45 @@ class DeciLMConfig(transformers.LlamaConfig):
         return self.num_attention_heads // block.attention.n_heads_in_group
 
 
+class LayerAttention(LlamaAttention):
+    """Llama's attention, which tells kernels that read no mask of the layer's window."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Attend."""
+        kinds: Any = getattr(self.config, "layer_types", None)
+        is_sliding = bool(kinds) and kinds[self.layer_idx] == "sliding_attention"
+        return super().forward(*args, sliding_window=self.config.sliding_window if is_sliding else None, **kwargs)
+
+
 class LayeredModel:
-    """Gives every layer of a Llama attention with key/value heads of its own number."""
+    """What both classes have in common."""
 
     config_class = DeciLMConfig
 
-    def __init__(self, config: DeciLMConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        for module in list(self.modules()):
-            if isinstance(module, LlamaDecoderLayer):
-                layer, own = module.self_attn.layer_idx, copy.copy(config)
-                own.num_key_value_heads = config.key_value_heads(layer)
-                module.self_attn = LlamaAttention(own, layer)
-                module.self_attn.config = config  # which attention is used is said there, also later
-        self.post_init()
-
 
 class DeciLMModel(LayeredModel, transformers.LlamaModel):
-    """The body."""
+    """The body: a Llama whose layers have attention with key/value heads of their own number."""
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        super().__init__(config)
+        for layer, block in enumerate(self.layers):
+            own = copy.copy(config)
+            own.num_key_value_heads = config.key_value_heads(layer)
+            block.self_attn = LayerAttention(own, layer)
+            block.self_attn.config = config  # which attention is used is said there, also later
+        self.post_init()
+
+    @functools.wraps(transformers.LlamaModel.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run all layers; where there are windows as Ministral does, which gives each layer the mask of its kind."""
+        own: Any = MinistralModel if getattr(self.config, "sliding_window", None) else transformers.LlamaModel
+        return own.forward(self, *args, **kwargs)
 
 
 class DeciLMForCausalLM(LayeredModel, transformers.LlamaForCausalLM):
     """The language model."""
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        super().__init__(config)
+        self.model = DeciLMModel(config)
+        self.post_init()

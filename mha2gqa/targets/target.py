@@ -165,8 +165,8 @@ class Chain:
         return "-".join(target.suffix() for target in self.targets)
 
     def host(self, original: Original) -> Original:
-        """Return the original in a class that can express all."""
-        for target in self.targets:
+        """Return the original in a class that can express all: first the one that the last needs, the pickiest."""
+        for target in reversed(self.targets):
             original = target.host(original)
         return original
 

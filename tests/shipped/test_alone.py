@@ -105,4 +105,4 @@ def test_the_files_need_nothing_but_torch_and_transformers() -> None:
             lines = [
                 line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))
             ]
-            assert set(lines) <= {"copy", "typing", "torch", "transformers"}
+            assert set(lines) <= {"copy", "functools", "typing", "torch", "transformers"}

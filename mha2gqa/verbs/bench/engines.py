@@ -54,8 +54,17 @@ class Decoding(Protocol):
 class Engine(Protocol):
     """A loaded model."""
 
-    def prefill(self, batch: int, tokens: int) -> float:
-        """Return the seconds from a batch of prompts, or of sources, to the first new token of each."""
+    def prefill(self, batch: int, tokens: int, chunk: int | None = None) -> float:
+        """Return the seconds from a batch of prompts, or of sources, to the first new token of each.
+
+        Args:
+            batch: How many.
+            tokens: Of each.
+            chunk: How many are read at a time; None reads them all at once, and alone is asked of other engines.
+        """
+
+    def peak(self, batch: int, tokens: int, chunk: int | None = None) -> int | None:
+        """Return the most bytes that the cache occupies meanwhile; None where the engine does not say."""
 
     def start(self, batch: int, filled: Filled, kind: str, room: int) -> Decoding:
         """Return a batch with as many tokens in its caches, and room for `room` more of the decoder."""
@@ -157,9 +166,13 @@ class VllmEngine:
         )
         self._prompt = _random_prompts(vocabulary, seed)
 
-    def prefill(self, batch: int, tokens: int) -> float:
-        """Return the seconds from a batch of prompts to the first new token of each."""
+    def prefill(self, batch: int, tokens: int, chunk: int | None = None) -> float:
+        """Return the seconds from a batch of prompts to the first new token of each; vLLM cuts them as it likes."""
         return self.seconds(batch, tokens, 1)
+
+    def peak(self, batch: int, tokens: int, chunk: int | None = None) -> int | None:
+        """Return None: vLLM fills memory with cache before it reads anything."""
+        return None
 
     def start(self, batch: int, filled: Filled, kind: str, room: int) -> "VllmBatch":
         """Return a batch of prompts of as many tokens; vLLM keeps their caches itself."""
@@ -220,7 +233,11 @@ class LlamaCppEngine:
         )
         self._prompt = _random_prompts(vocabulary, seed)
 
-    def prefill(self, batch: int, tokens: int) -> float:
+    def peak(self, batch: int, tokens: int, chunk: int | None = None) -> int | None:
+        """Return None: llama.cpp makes the whole cache before it reads anything."""
+        return None
+
+    def prefill(self, batch: int, tokens: int, chunk: int | None = None) -> float:
         """Return the seconds from a prompt to its first new token."""
         ids = self._prompt(tokens)
         self.llama.reset()

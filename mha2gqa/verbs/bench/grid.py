@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from mha2gqa.errors import TimingError
+from mha2gqa.targets.window import windows
 from mha2gqa.units import format_size
 from mha2gqa.verbs.bench.limits import Costs, Filled
 from mha2gqa.verbs.bench.options import BenchOptions
@@ -14,6 +15,8 @@ from mha2gqa.verbs.bench.subjects import Subjects
 
 CONTEXTS = (1024, 4096, 16384)
 """Context lengths where none is asked for, as far as the model reads."""
+_TIMES = (1, 2, 4, 8)
+"""The same behind a window that the conversion has set, in times its length."""
 TARGET = 32
 """Tokens in the own cache of an encoder-decoder where none are asked for, as far as it writes."""
 _PREFILL_ON_CPU = 1024
@@ -33,6 +36,14 @@ class Grid:
     """Batch and tokens of each prompt, or source."""
     target: int | None = None
     """Tokens in an encoder-decoder's own cache, whose contexts are sources; None without an encoder."""
+    chunk: int | None = None
+    """Tokens of a window that the conversion has set: longer prompts are also read in pieces of as many."""
+
+    @property
+    def reads(self) -> list[tuple[int, int, int | None]]:
+        """Batch, tokens and chunk of each prompt, or source."""
+        longer = ((*one, self.chunk) for one in self.prompts if self.chunk is not None and one[1] > self.chunk)
+        return sorted([*((*one, None) for one in self.prompts), *longer], key=lambda one: (one[:2], one[2] or 0))
 
     @property
     def filled(self) -> list[Filled]:
@@ -59,12 +70,21 @@ def find_grid(options: BenchOptions, subjects: Subjects, kinds: tuple[str, ...])
     room = (options.turns + 1) * (options.tokens + 1) + 1
     target = _target(options, subjects, room)
     most, decoded = _most(subjects, encoder=target is not None), room if target is None else 0
-    fitting = [one for one in CONTEXTS if most is None or one + decoded <= most]
+    window = _new_window(subjects)
+    usual = CONTEXTS if window is None else tuple(window * times for times in _TIMES)
+    fitting = [one for one in usual if most is None or one + decoded <= most]
     contexts = options.context or tuple(fitting) or (max(8, (most or 0) // 2),)
     _check_length("--context", max(contexts), decoded, most)
     batches = tuple(sorted(set(options.batch)))
     contexts = tuple(sorted(set(contexts)))
-    return Grid(batches, contexts, kinds, room, _prompts(options, subjects.device, batches, contexts), target)
+    chunk = window if options.engine == "transformers" and target is None else None
+    return Grid(batches, contexts, kinds, room, _prompts(options, subjects.device, batches, contexts), target, chunk)
+
+
+def _new_window(subjects: Subjects) -> int | None:
+    """Return the window of the converted model, where the original has none as long."""
+    before, after = ({*windows(one.counted)} for one in subjects.both)
+    return min((window for window in after - before if window), default=None)
 
 
 def _target(options: BenchOptions, subjects: Subjects, room: int) -> int | None:

@@ -99,6 +99,10 @@ class Prefill(_Compared):
 
     tokens: int
     """Of each prompt, or source."""
+    chunk: int | None = None
+    """Tokens that are read at a time; None reads them all at once."""
+    peak: tuple[int | None, int | None] = (None, None)
+    """The most bytes that the cache occupied meanwhile, original and converted; None where the engine does not say."""
 
     @property
     def rates(self) -> tuple[float, float]:

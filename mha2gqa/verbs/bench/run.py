@@ -102,9 +102,9 @@ def _setting(options: BenchOptions, subjects: Subjects, running: Running, memory
 
 
 def _prefill(options: BenchOptions, running: Running, grid: Grid, progress: Progress) -> Iterator[Prefill]:
-    for batch, tokens in grid.prompts:
-        yield time_prefill(running.engines, batch, tokens, options.turns)
-        progress.stage("prefill", 1, len(grid.prompts))
+    for batch, tokens, chunk in grid.reads:
+        yield time_prefill(running.engines, batch, tokens, options.turns, chunk)
+        progress.stage("prefill", 1, len(grid.reads))
 
 
 def _decode(
@@ -244,10 +244,15 @@ def time_decode(
     return replace(row, reason=reason(row))
 
 
-def time_prefill(engines: tuple[Engine, Engine], batch: int, tokens: int, turns: int) -> Prefill:
-    """Measure reading a batch of prompts, or of sources, of `tokens` tokens."""
+def time_prefill(
+    engines: tuple[Engine, Engine], batch: int, tokens: int, turns: int, chunk: int | None = None
+) -> Prefill:
+    """Measure reading a batch of prompts, or of sources, of `tokens` tokens; `chunk` of them at a time."""
     first, second = engines
     original, converted, ratio = take_turns(
-        lambda: [first.prefill(batch, tokens)], lambda: [second.prefill(batch, tokens)], turns
+        lambda: [first.prefill(batch, tokens, chunk)], lambda: [second.prefill(batch, tokens, chunk)], turns
     )
-    return Prefill(batch=batch, tokens=tokens, original=original, converted=converted, ratio=ratio)
+    peak = (first.peak(batch, tokens, chunk), second.peak(batch, tokens, chunk))
+    return Prefill(
+        batch=batch, tokens=tokens, chunk=chunk, original=original, converted=converted, ratio=ratio, peak=peak
+    )

@@ -58,12 +58,18 @@ class TransformersEngine:
         self.model = model
         self._generator = torch.Generator().manual_seed(seed)
 
-    def prefill(self, batch: int, tokens: int) -> float:
+    def prefill(self, batch: int, tokens: int, chunk: int | None = None) -> float:
         """Return the seconds from a batch of prompts to the first new token of each."""
         inputs = self.prompts(batch, tokens)
         started = now(self.model.device)
-        _, times = generate(self.model, 1, inputs)
+        _, times = generate(self.model, 1, inputs, chunk)
         return times[0] - started
+
+    def peak(self, batch: int, tokens: int, chunk: int | None = None) -> int | None:
+        """Return the most bytes that a dynamic cache occupies while a batch of prompts is read."""
+        cache = WatchedCache(config=self.model.config.get_text_config(decoder=True))
+        generate(self.model, 1, self.prompts(batch, tokens) | {"past_key_values": cache}, chunk)
+        return cache.peak
 
     def prompts(self, batch: int, tokens: int) -> Inputs:
         """Return a batch of prompts that were not read yet."""
@@ -111,6 +117,10 @@ class EncoderDecoderEngine(TransformersEngine):
         ids_BS = self._random_ids(batch, tokens, encoder.get_input_embeddings().num_embeddings)
         cache = EncoderDecoderCache(empty_cache(self.model, "dynamic", 0), DynamicCache())
         return {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS), "past_key_values": cache}
+
+    def peak(self, batch: int, tokens: int, chunk: int | None = None) -> int | None:
+        """Return None: a source is read by the encoder, which caches nothing."""
+        return None
 
     @torch.no_grad()
     def start(self, batch: int, filled: Filled, kind: str, room: int) -> "CachedBatch":
@@ -163,15 +173,35 @@ def going_on(ids_BT: torch.Tensor, **more: Any) -> Inputs:
     return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), **more}
 
 
-def generate(model: PreTrainedModel, tokens: int, inputs: Inputs) -> tuple[torch.Tensor, list[float]]:
-    """Write `tokens` tokens greedily.
+class WatchedCache(DynamicCache):
+    """A dynamic cache that notes the most bytes it has occupied, after each layer of each forward.
+
+    Counted are whole storages: a layer with a window keeps W - 1 entries as a view of all that it was last given.
+    """
+
+    peak = 0
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values as the cache does, and note what there is."""
+        added: tuple[torch.Tensor, torch.Tensor] = super().update(*args, **kwargs)
+        states = [getattr(layer, name, None) for layer in self.layers for name in ("keys", "values")]
+        stores = [state.untyped_storage() for state in states if isinstance(state, torch.Tensor)]
+        self.peak = max(self.peak, sum({one.data_ptr(): one.nbytes() for one in stores}.values()))
+        return added
+
+
+def generate(
+    model: PreTrainedModel, tokens: int, inputs: Inputs, chunk: int | None = None
+) -> tuple[torch.Tensor, list[float]]:
+    """Write `tokens` tokens greedily, behind a prompt that is read at once, or `chunk` tokens at a time.
 
     Returns:
         All tokens, and the time at which each new one was there.
     """
     clock = Clock(model.device)
     run: Any = model.generate
-    written_BT: torch.Tensor = run(**inputs, max_new_tokens=tokens, stopping_criteria=[clock])
+    pieces = {} if chunk is None else {"prefill_chunk_size": chunk}
+    written_BT: torch.Tensor = run(**inputs, max_new_tokens=tokens, stopping_criteria=[clock], **pieces)
     return written_BT, clock.times
 
 

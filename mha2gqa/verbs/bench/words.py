@@ -9,7 +9,7 @@ from mha2gqa.verbs.bench.outcome import SPREAD_BOUND, BenchReport, Decode, Fit, 
 
 DISTURBED = "disturbed"
 _DECODE = ("cache", "ms a step", "converted", "ratio (turns)", "limit", "cache bytes")
-_PREFILL = ("tokens/s", "converted", "ratio (turns)")
+_PREFILL = ("tokens/s", "converted", "ratio (turns)", "cache at most")
 _FIT = ("largest batch", "converted")
 _REMARK = Column("remark", folds=True)
 
@@ -93,6 +93,11 @@ def notes(report: BenchReport) -> Iterator[str]:
             "source: tokens in the cache of cross-attention, which a decode step reads without the encoder and without "
             "the weights that made it; prefill: the encoder reads the source, and the decoder writes its first token."
         )
+    if any(row.chunk for row in report.prefill):
+        yield (
+            "by: the prompt is read in pieces as long as the window. Read at once, a layer with a window holds the "
+            "whole prompt until the next token; cache at most is what the tensors occupied."
+        )
     yield (
         f"The largest batch is by the bytes of weights and cache, in {format_size(report.setting.memory)}; what an "
         "engine needs beside them comes off it."
@@ -126,8 +131,10 @@ def _measured(formula: int, measured: int | None) -> str:
 
 def _prefill(row: Prefill) -> Row:
     before, after = row.rates
-    numbers = (f"{before:,.0f}", f"{after:,.0f}", _ratio(row.ratio))
-    return (str(row.batch), str(row.tokens), *numbers, DISTURBED * row.disturbed)
+    most = " -> ".join("-" if size is None else format_size(size) for size in row.peak)
+    numbers = (f"{before:,.0f}", f"{after:,.0f}", _ratio(row.ratio), most)
+    read = str(row.tokens) if row.chunk is None else f"{row.tokens} by {row.chunk}"
+    return (str(row.batch), read, *numbers, DISTURBED * row.disturbed)
 
 
 def _fit(fit: Fit, *, tried: bool) -> Row:

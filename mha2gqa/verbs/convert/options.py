@@ -72,7 +72,8 @@ class ConvertOptions(Options):
         Option("Of --groups auto: share of the KV cache to keep. Default: 50%.", parse=share(1.0), metavar="SHARE"),
     ] = None
     """Share of the KV cache that `groups="auto"` may keep, a half where it is None; each layer gets heads
-    by what it loses on text."""
+    by what it loses on text. With `window` some layers get that, too, and the share is of a text as long as the model
+    reads. Without `groups` it means `auto`."""
     window: Annotated[
         int | None, Option("Tokens in reach of each: the last W, also beside --groups.", parse=read_window, metavar="W")
     ] = None
@@ -173,6 +174,8 @@ class ConvertOptions(Options):
         Raises:
             OptionError: There are such.
         """
+        if self.cache is not None and self.groups is None and not self.is_latent:
+            object.__setattr__(self, "groups", AUTO)
         asked = {"--groups": self.groups, "--window": self.window}
         asked |= {"--latent": self.latent, "--latent-like-groups": self.latent_like_groups}
         given = [name for name, value in asked.items() if value is not None]
@@ -203,8 +206,8 @@ class ConvertOptions(Options):
             raise OptionError("--cache goes with --groups auto, and is the share of the KV cache to keep.")
         if self.groups == AUTO and self.method == AUTO:
             raise OptionError("--groups auto does not go with --method auto: give one of the two.")
-        if self.groups == AUTO and self.window is not None:
-            raise OptionError("--groups auto does not go with --window: no class has both, heads by layer and windows.")
+        if self.groups == AUTO and self.window_layers is not None:
+            raise OptionError("--groups auto does not go with --window-layers: it chooses them, under --cache.")
 
     def _check_latent(self) -> None:
         """Refuse what goes with a latent, and not with what was asked for."""

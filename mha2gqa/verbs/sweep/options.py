@@ -1,5 +1,6 @@
 """What can be asked of `sweep`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
@@ -8,6 +9,7 @@ from mha2gqa.errors import OptionError
 from mha2gqa.methods import METHODS
 from mha2gqa.options import Option, Options, at_least, listed, share
 from mha2gqa.verbs.convert.options import ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
+from mha2gqa.verbs.convert.parsers import read_window
 from mha2gqa.verbs.options import AsJson, BatchSize, Column, ConfigFile, Context, Device, Dtype, Model, Page, Seed
 
 _REFINEMENTS = ("none", *get_args(Refinement))
@@ -18,6 +20,11 @@ def _groups(value: Any) -> tuple[int, ...]:
         return tuple(map(int, listed(value)))
     except ValueError as error:
         raise OptionError(f"--groups {value} is no list of whole numbers, such as 8,4,2,1") from error
+
+
+def _each(parse: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a parser of values that are separated by commas."""
+    return lambda value: tuple(map(parse, listed(value)))
 
 
 def _refinements(value: Any) -> tuple[str | None, ...]:
@@ -40,6 +47,16 @@ class SweepOptions(Options):
             flags=("--groups", "-g"),
         ),
     ] = ()
+    window: Annotated[
+        tuple[int, ...],
+        Option("Also windows of so many tokens: 4096,1024; alone, and with fewer heads.", parse=_each(read_window)),
+    ] = ()
+    """Also windows of so many tokens, on all layers: alone, and with each number of KV heads."""
+    cache: Annotated[
+        tuple[float, ...],
+        Option("Also heads by layer, under such shares of the KV cache: 50%,25%.", parse=_each(share(1.0))),
+    ] = ()
+    """Also heads by layer (`--groups auto`), under such shares of the KV cache."""
     methods: Annotated[
         tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}; or latent.", parse=listed)
     ] = ("mean", "aligned")

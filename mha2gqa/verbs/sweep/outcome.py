@@ -31,22 +31,33 @@ class Point:
 
     name: str
     """Of the checkpoint; unlike that of any other point."""
-    groups: int
-    """KV heads, G."""
+    groups: int | None
+    """KV heads, G; None where each layer has its own number."""
     method: str
+    """Empty where no heads were merged: a window alone."""
     refine: str | None
     cache: int
-    """Bytes of KV cache a token, in the dtype of the weights."""
+    """Bytes of KV cache a token, in the dtype of the weights; behind a window, of a text as long as was evaluated on,
+    through its tokens."""
     measured: Measured
     seconds: float
     """Of the conversion."""
     command: str
     """The command line that makes it."""
+    by_layer: str = ""
+    """KV heads of each layer, as `2,2,4,8`, where they differ."""
+    window: str = ""
+    """Tokens of the window, and how many layers have it where not all do; empty without one."""
 
     @property
     def way(self) -> str:
-        """Method and refinement, as a phrase."""
-        return self.method if self.refine is None else f"{self.method}, {self.refine}"
+        """Method, refinement and window, as a phrase."""
+        return ", ".join(filter(None, (self.method, self.refine, self.window and f"window {self.window}")))
+
+    @property
+    def heads(self) -> str:
+        """KV heads, as `4` or `2,2,4,8`."""
+        return self.by_layer or str(self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +82,7 @@ class Sweep:
     heads: int
     """KV heads of the original (the largest number, where layers differ)."""
     cache: int
-    """Bytes of KV cache a token of the original."""
+    """Bytes of KV cache a token of the original, counted as those of the points."""
     max_ppl_increase: float
     """Limit of the recommended conversion, as a fraction."""
     text: ComparedText | None

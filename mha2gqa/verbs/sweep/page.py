@@ -31,7 +31,7 @@ def sweep_page(sweep: Sweep) -> str:
     return render(
         "sweep.html",
         name=sweep.name,
-        headline=f"G = {chosen.groups}, {chosen.way}" if chosen else "No conversion is within the limit",
+        headline=f"G = {chosen.heads}, {chosen.way}" if chosen else "No conversion is within the limit",
         found=chosen is not None,
         verdict=words.verdict(sweep),
         command=chosen.command if chosen else "",
@@ -77,7 +77,7 @@ def frontier(sweep: Sweep) -> Plot | None:
     if not points:
         return None
     original = points[0].measured.loss.original
-    described = ", ".join(f"G = {one.groups} by {one.way} {one.measured.loss.converted:.3f}" for one in sweep.frontier)
+    described = ", ".join(f"G = {one.heads} by {one.way} {one.measured.loss.converted:.3f}" for one in sweep.frontier)
     with drawing("frontier", f"Loss against cache; on the frontier: {described}.", width=_WIDE, height=4.2) as plot:
         axes = plot.axes
         axes.axhline(original + math.log1p(sweep.max_ppl_increase), color=BAD, linestyle=":", lw=1.2)
@@ -119,10 +119,11 @@ def _colour(method: str, refine: str | None) -> str:
 
 
 def _set_axes(axes: Axes, sweep: Sweep, points: list[Point]) -> None:
-    groups = {one.cache: one.groups for one in points} | {sweep.cache: sweep.heads}
+    heads = {one.cache: "" if one.window or one.by_layer else f"\nG = {one.groups}" for one in points}
+    heads[sweep.cache] = f"\nG = {sweep.heads}"
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(list(groups), [f"{100 * cache / sweep.cache:.3g}%\nG = {heads}" for cache, heads in groups.items()])
+    axes.set_xticks(list(heads), [f"{100 * cache / sweep.cache:.3g}%{named}" for cache, named in heads.items()])
     axes.set(xlabel="KV cache a token, of the original's", ylabel="loss (nats a token)")
 
 

@@ -20,7 +20,7 @@ from mha2gqa.verbs.sweep.outcome import Sweep
 from mha2gqa.verbs.sweep.steps import Run
 from mha2gqa.verbs.sweep.store import read_results, settings_of
 from mha2gqa.verbs.sweep.texts import check_texts
-from mha2gqa.verbs.sweep.ways import all_ways, convert_options
+from mha2gqa.verbs.sweep.ways import all_ways, convert_options, settled
 
 
 def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
@@ -39,7 +39,7 @@ def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     original = Original.find(options.model)
     ways = all_ways(options, original)
     asked = (convert_options(way, options, options.data, options.column, None) for way in ways)
-    plans = [convert(replace(one, dry_run=True)) for one in asked]
+    plans = [convert(replace(settled(one, original), dry_run=True)) for one in asked]
     check_kind(original.architecture.outline)
     check_texts(options)
     if options.report is not None:
@@ -48,7 +48,8 @@ def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     settings = settings_of(options, original)
     found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans, settings)
     run = Run(options, original, output, progress)
-    results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase))
+    cache = plans[0].cache_before
+    results = run.go(ways, replace(found, max_ppl_increase=options.max_ppl_increase), cache)
     if options.report is not None:
         from mha2gqa.verbs.sweep.page import sweep_page
 

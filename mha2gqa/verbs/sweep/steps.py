@@ -10,14 +10,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError, going_on
+from mha2gqa.families.cache import cache_bytes
 from mha2gqa.files.staging import move, tidy, workspace
 from mha2gqa.files.working import remove
+from mha2gqa.hosts import counted
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_original
 from mha2gqa.model.original import Original
@@ -33,7 +36,7 @@ from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
 from mha2gqa.verbs.sweep.store import write_results
 from mha2gqa.verbs.sweep.texts import Texts, find_texts
-from mha2gqa.verbs.sweep.ways import LATENT, Way, command_line, convert_options
+from mha2gqa.verbs.sweep.ways import Way, command_line, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
 
 
@@ -44,12 +47,13 @@ class Run:
         self._options, self._source, self._original = options, original.source, original
         self._output, self._progress = output, progress
 
-    def go(self, ways: Sequence[Way], results: Sweep) -> Sweep:
+    def go(self, ways: Sequence[Way], results: Sweep, cache: int) -> Sweep:
         """Take every step that the results lack, and write them after each.
 
         Args:
             ways: What is to be measured.
             results: What an earlier run has measured.
+            cache: Bytes of cache a token of the original, while no window is full.
 
         Returns:
             The results, complete.
@@ -68,6 +72,7 @@ class Run:
             with workspace(self._output, stamp, keep=True) as work:
                 yardstick = self._yardstick
                 results = replace(results, text=yardstick.text, dtype=yardstick.dtype, device=yardstick.device)
+                results = replace(results, cache=self._cache(self._original.architecture, cache))
                 for number, (name, take) in enumerate(steps):
                     self._progress.step(name, number, len(steps))
                     results = results.extended(take(work))
@@ -108,14 +113,15 @@ class Run:
                 expected="a directory without it",
                 remedy="Choose another with --keep",
             )
-        least = min(way.groups for way in ways)
-        known = {layer.method for layer in results.layers if layer.groups == least}
         # A latent has no heads that could be repeated, so that a layer of the original may take its place.
-        methods = dict.fromkeys(way.method for way in ways if way.method not in known | {LATENT})
-        alone = [Way(groups=least, method=method, refine=None) for method in methods if self._options.sensitivity]
+        uniform = [way for way in ways if way.is_uniform and self._options.sensitivity]
+        least = min((way.groups for way in uniform if way.groups), default=None)
+        known = {layer.method for layer in results.layers if layer.groups == least}
+        methods = dict.fromkeys(way.method for way in uniform if way.method not in known)
+        alone = [Way(groups=least, method=method) for method in methods]
         return [
             *((name, partial(self._point, way)) for name, way in points.items()),
-            *((f"single layers, {way.method}", partial(self._layers, way)) for way in alone),
+            *((f"single layers, {way.method}", partial(self._layers, way, least or 1)) for way in alone),
         ]
 
     @property
@@ -170,12 +176,16 @@ class Run:
         seconds = time.monotonic() - started
         model = self._yardstick.load(output)
         measured = self._yardstick.measure(model, self._progress.part("evaluation"))
+        facts = {fact.name: fact.after for fact in report.change.facts}
+        layered = isinstance(facts.get("heads"), str)
         point = Point(
             name=output.name,
-            groups=way.groups,
+            groups=way.groups or (None if layered else facts.get("heads", self._original.architecture.kv_heads)),
+            by_layer=facts["heads"] if layered else "",
+            window=_window(facts),
             method=way.method,
             refine=way.refine,
-            cache=report.cache_after,
+            cache=self._cache(Original.at(output).architecture, report.cache_after),
             measured=measured,
             seconds=seconds,
             command=command,
@@ -185,11 +195,16 @@ class Run:
         self._progress.event({"kind": "point", "name": point.name, **told})
         return [point]
 
-    def _layers(self, way: Way, work: Path) -> list[LayerPoint]:
+    def _cache(self, model: Architecture, cache: int) -> int:
+        """Return the bytes of cache a token of a text as long as is evaluated on; `cache` is that of one alone."""
+        context, layers = self._yardstick.text.context, counted(model).cached
+        return round(cache * cache_bytes(layers, 1, context) / max(1, context * cache_bytes(layers, 1)))
+
+    def _layers(self, way: Way, groups: int, work: Path) -> list[LayerPoint]:
         """Convert in one way, and measure the original with each attention module of the result alone."""
         output, _, _ = self._convert(way, work)
         expanded = work / f"{output.name}-restored"
-        same_class = KvHeads(way.groups).host(self._original)
+        same_class = KvHeads(groups).host(self._original)
         restore(output, same_class.architecture, expanded)
         model, original = self._yardstick.load(expanded), self._yardstick.original
         if not same_class.origin.is_own:
@@ -198,12 +213,17 @@ class Run:
         advance = self._progress.part("evaluation of single layers")
         measured = single_layers(self._yardstick, original, model, modules, advance)
         points = [
-            LayerPoint(module=module, groups=way.groups, method=way.method, measured=found)
-            for module, found in measured
+            LayerPoint(module=module, groups=groups, method=way.method, measured=found) for module, found in measured
         ]
         shutil.rmtree(output)
         shutil.rmtree(expanded)
         return points
+
+
+def _window(facts: Mapping[str, Any]) -> str:
+    """Return the window of a conversion's facts as a phrase; empty where it gives none."""
+    layers = facts.get("windowed_layers")
+    return f"{facts['window']}{f' on {layers} layers' if layers else ''}" if "window" in facts else ""
 
 
 def restore(converted: Path, original: Architecture, output: Path) -> None:

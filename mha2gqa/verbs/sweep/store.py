@@ -19,7 +19,7 @@ from mha2gqa.model.original import Original
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import Sweep, parse
 
-_OF_A_POINT = ("groups", "methods", "refine")
+_OF_A_POINT = ("groups", "window", "cache", "methods", "refine")
 _WITHOUT_EFFECT = ("model", "activation_memory", "max_ppl_increase", "sensitivity", "output", "keep", "report", "force")
 _PACKAGES = ("mha2gqa", "torch", "transformers")
 
@@ -67,7 +67,7 @@ def read_results(path: Path, settings: Mapping[str, Any], *, force: bool) -> Swe
         return None
     raise SweepError(
         f"{path} holds the results of another sweep: {_difference(different[0], found.settings, settings)}",
-        expected="the same model, text and options, apart from groups, methods and refinements",
+        expected="the same model, text and options, apart from the ways to convert",
         remedy="Choose another file with -o, or replace it with --force",
     )
 

@@ -1,4 +1,4 @@
-"""Every combination of groups, method and refinement, as options of `convert`.
+"""Every combination of groups, method, refinement and window, as options of `convert`.
 
 `latent` stands among the methods for no KV heads at all: a latent in the cache of as many.
 
@@ -6,7 +6,9 @@ Whether each of them is possible is `convert`'s to say: the command plans all be
 """
 
 import shlex
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.hosts import hosts_by_groups
 from mha2gqa.methods import AUTO, METHODS, demand, text_readers
 from mha2gqa.model.original import Original
+from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
@@ -27,23 +30,34 @@ LATENT = "latent"
 class Way:
     """One way to convert."""
 
-    groups: int
-    method: str
-    refine: Refinement | None
+    groups: int | None = None
+    """KV heads of every layer; None with a share, or with a window alone."""
+    share: float | None = None
+    """Of the cache, that heads by layer may keep."""
+    window: int | None = None
+    method: str = ""
+    """Empty where no heads are merged."""
+    refine: Refinement | None = None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it is fewer KV heads, the same number in every layer, and nothing else."""
+        return self.groups is not None and self.window is None and self.method != LATENT
 
     def learns(self, grouping: Grouping) -> bool:
         """Return whether it makes use of text."""
-        return self.method == LATENT or demand(self.method, grouping, self.refine).reads_text
+        return self.method == LATENT or bool(self.method and demand(self.method, grouping, self.refine).reads_text)
 
     def name(self, model: str) -> str:
         """Return what its checkpoint is called."""
-        heads = "like" if self.method == LATENT else "gqa"
-        heads = "mqa" if heads == "gqa" and self.groups == 1 else f"{heads}{self.groups}"
-        return "-".join(filter(None, (model, heads, self.method, self.refine)))
+        heads = "" if self.groups is None else f"{'like' if self.method == LATENT else 'gqa'}{self.groups}"
+        heads = f"auto{100 * self.share:g}" if self.share is not None else heads
+        window = f"w{self.window}" if self.window is not None else ""
+        return "-".join(filter(None, (model, window, "mqa" if heads == "gqa1" else heads, self.method, self.refine)))
 
 
 def all_ways(options: SweepOptions, original: Original) -> list[Way]:
-    """Return what is to be tried, group by group.
+    """Return what is to be tried: numbers of KV heads, heads by layer, and windows alone and with each of them.
 
     Raises:
         SweepError: A method is unknown, or there is nothing to try.
@@ -56,13 +70,16 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
             expected=f"some of {', '.join(METHODS)}, or {LATENT}",
             remedy="What --method auto tries is what a sweep compares" if unknown[0] == AUTO else "",
         )
-    groups = options.groups or _default_groups(original)
-    ways = [
-        Way(groups=count, method=method, refine=refine)
-        for count in groups
-        for method in options.methods
-        for refine in options.refine
+    merged = list(_merged(options, options.groups or _default_groups(original)))
+    if options.cache and not any(way.share is not None for way in merged):
+        raise SweepError(
+            f"No way of this sweep ({', '.join(options.methods)}) reads the text by which --cache chooses heads",
+            expected=f"--methods {' or '.join(text_readers())}, or --refine",
+        )
+    bounded = [
+        replace(way, window=window) for window in options.window for way in (Way(), *merged) if way.method != LATENT
     ]
+    ways = [*merged, *bounded]
     if not ways:
         raise SweepError("There is nothing to sweep over", expected="at least one number of groups and one method")
     if options.data and options.eval_data and not any(way.learns(options.grouping) for way in ways):
@@ -72,6 +89,15 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
             remedy="Leave out --data",
         )
     return list(dict.fromkeys(ways))
+
+
+def _merged(options: SweepOptions, groups: Sequence[int]) -> Iterator[Way]:
+    """Yield the ways that merge heads: the same in every layer, then by layer, which text alone can choose."""
+    kinds = [*(Way(groups=count) for count in groups), *(Way(share=share) for share in options.cache)]
+    for kind, method, refine in product(kinds, options.methods, options.refine):
+        way = replace(kind, method=method, refine=refine)
+        if way.share is None or (way.method != LATENT and way.learns(options.grouping)):
+            yield way
 
 
 def _default_groups(original: Original) -> list[int]:
@@ -93,9 +119,12 @@ def convert_options(
         column: Column of its tables.
         output: The directory to create.
     """
-    wanted: dict[str, Any] = {"groups": way.groups, "method": way.method, "grouping": options.grouping}
+    wanted: dict[str, Any] = {"window": way.window}
     if way.method == LATENT:
         wanted = {"latent_like_groups": way.groups}
+    elif way.method:
+        groups = way.groups if way.share is None else AUTO
+        wanted |= {"groups": groups, "cache": way.share, "method": way.method, "grouping": options.grouping}
     return ConvertOptions(
         **wanted,
         model=options.model,
@@ -114,12 +143,19 @@ def convert_options(
     )
 
 
+def settled(options: ConvertOptions, original: Original) -> ConvertOptions:
+    """Return options that can be planned without text: heads by layer as the fewest that there can be."""
+    if options.groups != AUTO:
+        return options
+    return replace(options, groups=(1,) * len(heads_of(original.architecture)), cache=None)
+
+
 def command_line(options: ConvertOptions) -> str:
     """Return the command that converts so, without what is the default anyway."""
     defaults = {field.name.replace("_", "-"): field.default for field in fields(ConvertOptions)}
     words = ["mha2gqa", "convert", *filter(None, [options.model])]
-    latent = {"latent-like-groups": options.latent_like_groups} if options.is_latent else {}
-    for name, value in {**latent, **options.recorded()}.items():
+    asked = {"latent-like-groups": options.latent_like_groups, "cache": options.cache}
+    for name, value in {**asked, **options.recorded()}.items():
         if value != defaults[name]:
             values = value if isinstance(value, list) else [value]
             words += [word for one in values for word in (f"--{name}", str(one))]

@@ -46,12 +46,12 @@ def verdict(sweep: Sweep) -> str:
     limit = f"{sweep.max_ppl_increase:.2%}"
     if chosen := sweep.recommended:
         return (
-            f"Take G = {chosen.groups} by {chosen.way}: {_share(chosen.cache, sweep.cache)} of the cache, perplexity "
+            f"Take G = {chosen.heads} by {chosen.way}: {_share(chosen.cache, sweep.cache)} of the cache, perplexity "
             f"{chosen.measured.loss.increase:+.2%}; of those within the limit of {limit} it has the smallest cache."
         )
     if nearest := sweep.nearest:
         return (
-            f"No conversion keeps the perplexity within {limit}. The nearest is G = {nearest.groups} by {nearest.way}, "
+            f"No conversion keeps the perplexity within {limit}. The nearest is G = {nearest.heads} by {nearest.way}, "
             f"with {nearest.measured.loss.increase:+.2%}."
         )
     return "Nothing was measured."
@@ -88,7 +88,7 @@ def _original(loss: Loss, sweep: Sweep) -> Row:
 def _cells(point: Point, sweep: Sweep) -> tuple[str, ...]:
     measured = point.measured
     return (
-        str(point.groups),
+        point.heads,
         point.way,
         f"{point.cache:,} B",
         _share(point.cache, sweep.cache),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mha2gqa import BenchOptions, bench
+from mha2gqa import BenchOptions, ConvertOptions, bench, convert
 from mha2gqa.verbs.bench.limits import Filled
 from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.page import bench_page
@@ -58,6 +58,26 @@ def test_the_measured_cache_is_that_of_the_formula(report: BenchReport) -> None:
         own = 2 * 64 * 2 * 16 * 2 * 4  # layers, width, KV heads that are gone, width, keys and values, bytes
         assert before - after == own + row.batch * row.context * token * 2
     assert report.original.cache_per_token == 4 * token
+
+
+def test_a_window_is_benched_at_several_times_its_length_and_read_in_pieces(pair: tuple[Path, Path]) -> None:
+    """What a cache occupies while a prompt is read: all of it at once, or W - 1 tokens and a piece of W."""
+    window, token = 8, 2 * 2 * 4 * 16 * 4  # layers, keys and values, heads, width, bytes
+    output = convert(ConvertOptions(model=str(pair[0]), window=window, output=pair[0].with_name("w8"))).output
+    found = bench(BenchOptions(converted=output, batch=(2,), tokens=1, turns=1))
+    assert [row.context for row in found.decode] == [8, 8, 16, 16, 32, 32]
+    for row in found.decode:
+        kept = [window - 1, window][row.cache == "static"]
+        assert row.cache_measured[1] == 2 * token * kept
+    read = {(row.tokens, row.chunk): row.peak for row in found.prefill}
+    assert read == {
+        (8, None): (2 * token * 8, 2 * token * 8),
+        (16, None): (2 * token * 16, 2 * token * 16),
+        (16, 8): (2 * token * 16, 2 * token * 15),
+        (32, None): (2 * token * 32, 2 * token * 32),
+        (32, 8): (2 * token * 32, 2 * token * 15),
+    }
+    assert "32 by 8" in bench_page(found) and "read in pieces as long as the window" in bench_page(found)
 
 
 def test_the_largest_batch_is_of_the_memory_that_is_given(pair: tuple[Path, Path]) -> None:

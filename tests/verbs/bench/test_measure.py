@@ -24,9 +24,12 @@ class Counted:
         self.name, self.step, self.log = name, step, log
         self.asked: list[tuple[Any, ...]] = []
 
-    def prefill(self, batch: int, tokens: int) -> float:
+    def prefill(self, batch: int, tokens: int, chunk: int | None = None) -> float:
         self.log.append(self.name)
         return self.step * batch * tokens
+
+    def peak(self, batch: int, tokens: int, chunk: int | None = None) -> int | None:
+        return None
 
     def start(self, batch: int, filled: Filled, kind: str, room: int) -> "Counted":
         self.asked.append((batch, filled, kind, room))

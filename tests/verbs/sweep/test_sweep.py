@@ -200,3 +200,41 @@ def test_a_latent_is_one_more_way(cli: Cli, source: Path) -> None:
     assert latent["command"].startswith("mha2gqa convert source --latent-like-groups 1 ")
     assert latent["measured"]["loss"]["converted"] != mean["measured"]["loss"]["converted"]
     assert {layer["method"] for layer in report["layers"]} == {"mean"}
+
+
+def test_windows_and_heads_by_layer_are_on_the_same_frontier(cli: Cli, source: Path) -> None:
+    """Each alone and both together; the bytes are those of a text as long as is evaluated on, 24 tokens."""
+    asked = ("-g", 2, "--methods", "mean,aligned", "--window", 8, "--cache", "50%", "--no-sensitivity")
+    points = {one["name"]: one for one in swept(cli, source, *asked)["points"]}
+    whole = 2 * 2 * 4 * 16 * 4
+    both = points.pop("source-w8-auto50-aligned")
+    assert "--window 8" in both["command"] and "--cache 0.5" in both["command"]
+    shares = {name.removeprefix("source-"): one["cache"] / whole for name, one in points.items()}
+    assert shares == pytest.approx(
+        {
+            "gqa2-mean": 1 / 2,
+            "gqa2-aligned": 1 / 2,
+            "auto50-aligned": 1 / 2,
+            "w8": 1 / 3,
+            "w8-gqa2-mean": 1 / 6,
+            "w8-gqa2-aligned": 1 / 6,
+        },
+        abs=1e-3,
+    )
+    alone, layered = points["source-w8"], points["source-auto50-aligned"]
+    assert (alone["groups"], alone["method"], alone["window"]) == (4, "", "8")
+    assert alone["command"] == "mha2gqa convert source --window 8"
+    heads = layered["by_layer"] or f"{layered['groups']},{layered['groups']}"  # text may choose the same for both
+    assert sum(map(int, heads.split(","))) == 4 and (layered["groups"] is None) == bool(layered["by_layer"])
+    assert "--groups auto" in layered["command"] and "--cache 0.5" in layered["command"]
+    again = swept(cli, source, *asked, "--window", "16")
+    assert {"source-w8", "source-w16"} <= {one["name"] for one in again["points"]}
+    answer = cli("sweep", source.name, *SMALL, *asked)
+    assert "window 8" in answer.out
+
+
+def test_heads_by_layer_need_a_method_that_reads_text(source: Path, refuse: Any) -> None:
+    refuse(
+        *("sweep", "source", *SMALL, "-g", 2, "--methods", "mean", "--cache", "50%"),
+        says=("reads the text by which --cache chooses", "--methods aligned"),
+    )
