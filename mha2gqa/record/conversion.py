@@ -110,6 +110,7 @@ _KEPT = (
     *("command", "options", "targets", "model_type", "config_changes", "groups", "dropped", "text", "layers"),
     *("trials", "notes", "uptrain", "divergence", "rehosted_from"),
 )
+_TYPES = {"method": str, "grouping": str, "refine": str, "seed": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
     Raises:
         KeyError, TypeError, ValueError, AttributeError: It keeps none that this version knows.
     """
-    command, options = str(content["command"]), dict(content["options"])
+    command, options = str(content["command"]), _parse_options(content["options"])
     targets = tuple(map(str, content.get("targets") or ("expand" if command == "expand" else "kv_heads",)))
     if "kv_heads" in targets:
         options = {"groups": int(content["target_heads"])} | options
@@ -187,8 +188,17 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
         trials=[_parse_trial(trial) for trial in content.get("trials", [])],
         divergence=_parse_divergence(content.get("divergence")),
         notes=[str(note) for note in content.get("notes", [])],
-        uptrain=[dict(entry) for entry in content.get("uptrain", [])],
+        uptrain=[_parse_training(entry) for entry in content.get("uptrain", [])],
     )
+
+
+def _parse_options(content: Any) -> dict[str, Any]:
+    """Return the options, of which those that decide how heads are made again are of the type that they have."""
+    options = dict(content)
+    for name, kind in _TYPES.items():
+        if not isinstance(options.get(name), kind | None):
+            raise TypeError(f"the option {name!r} is {options[name]!r}")
+    return options
 
 
 def _parse_path(content: list[Any]) -> tuple[str, ...]:
@@ -204,6 +214,11 @@ def _optional(value: Any) -> str | None:
 def _parse_layer(content: dict[str, Any]) -> dict[str, Any]:
     errors = {str(step): float(error) for step, error in content["errors"].items()}
     return content | {"module": str(content["module"]), "errors": errors}
+
+
+def _parse_training(content: dict[str, Any]) -> dict[str, Any]:
+    length = content["length"] | {"steps": int(content["length"]["steps"])}
+    return content | {"train": str(content["train"]), "objective": str(content["objective"]), "length": length}
 
 
 def _parse_trial(content: dict[str, Any]) -> dict[str, Any]:

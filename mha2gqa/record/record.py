@@ -194,7 +194,7 @@ def read_record(directory: Path) -> Record:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}")
         return _parse(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{directory / RECORD} is not a record of this version ({type(error).__name__}: {error})",
             expected=f"format {FORMAT}, as mha2gqa {version('mha2gqa')} writes it",

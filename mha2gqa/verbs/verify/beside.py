@@ -34,7 +34,7 @@ def companion_findings(pair: Pair, converted: Checkpoint) -> Iterator[Finding]:
             yield finding(companion, "differs from the original's")
     for name, text in added.items():
         file = converted.directory / name
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        if not file.is_file() or file.read_bytes() != text.encode():
             yield finding(name, "is not what this version writes for the class")
     if pair.conversion.uptrain and not (converted.directory / _OF_TRAINING).is_file():
         yield finding(_OF_TRAINING, "is missing; the record tells of a training, which leaves its recipe")

@@ -111,6 +111,11 @@ def _contradictions(pair: Pair, plan: Plan, *, is_known: bool) -> Iterator[str]:
     former = {change.path for change in plan.config_changes if change.path[-1] in FORMER_KEYS} - recorded.keys()
     if recorded != {change.path: change.after for change in plan.config_changes if change.path not in former}:
         yield "lists other changes of config.json than this conversion makes"
+    if conversion.model_type != plan.result.model_type:
+        made = plan.result.model_type
+        yield f"says that the result is of class {conversion.model_type!r}, and this conversion makes {made!r}"
+    if conversion.method is not None and not plan.groups:
+        yield f"says that heads were merged by {conversion.method!r}, and this conversion merges none"
     if {*conversion.dropped} != {*plan.pieces.dropped}:
         yield "lists other tensors that were left out than this conversion leaves out"
     if is_known and not conversion.uptrain:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from mha2gqa.record.conversion import Conversion
+from mha2gqa.targets.target import Effect
 from mha2gqa.verbs.verify.levels import (
     Compared,
     EmbeddingsLevel,
@@ -84,7 +85,7 @@ def _finding(guilty: str, problem: str) -> Finding:
 
 
 def judge(
-    file: FileLevel | None, load: LoadLevel | None, outputs: Compared | None, not_compared: str | None
+    file: FileLevel | None, load: LoadLevel | None, outputs: Compared | None, not_compared: str | None, effect: Effect
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Return the verdict on what was found, and the reasons for it as sentences.
 
@@ -93,6 +94,7 @@ def judge(
         load: The load level, if it was made.
         outputs: The outputs level, if it was made.
         not_compared: Why it was not, where it was asked for.
+        effect: What the conversion may do to outputs: equal tensors are the same model only where that is nothing.
     """
     levels = [level for level in (file, load, outputs) if level is not None]
     findings = [finding for level in levels for finding in level.findings]
@@ -105,7 +107,7 @@ def judge(
         reasons.append(f"{file.witness}.")
     if load is not None and load.checks[0].passed is None:
         reasons.append(f"The load is not strict: {load.checks[0].detail}.")
-    if _is_identical(file, outputs):
+    if _is_identical(file, outputs, effect):
         return "identical", (f"Nothing differs: {_what_is_identical(outputs)}.", *reasons)
     return "within limits", (_fine(file, load, outputs), *reasons)
 
@@ -126,7 +128,7 @@ def _what_is_identical(outputs: Compared | None) -> str:
     return "no logit differs" if isinstance(outputs, OutputsLevel) else "no hidden state differs"
 
 
-def _is_identical(file: FileLevel | None, outputs: Compared | None) -> bool:
+def _is_identical(file: FileLevel | None, outputs: Compared | None, effect: Effect) -> bool:
     if isinstance(outputs, EmbeddingsLevel):
         return outputs.cosines.largest_difference == 0
     if isinstance(outputs, HeadLevel):
@@ -135,7 +137,7 @@ def _is_identical(file: FileLevel | None, outputs: Compared | None) -> bool:
         loss = outputs.loss
         same_loss = loss is None or loss.difference == 0
         return same_loss and outputs.kl.largest == 0 and outputs.top1 == 1 and outputs.largest_logit_difference == 0
-    return file is not None and file.recomputed == file.checksummed == 0
+    return effect == "none" and file is not None and file.recomputed == file.checksummed == 0
 
 
 def _fine(file: FileLevel | None, load: LoadLevel | None, outputs: Compared | None) -> str:

@@ -59,7 +59,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         compared = _compare(*rest) if is_there else "the converted checkpoint cannot be run"
     not_compared, found = (compared, None) if isinstance(compared, str) else (None, compared)
     benchmarks = _score(suite, models, progress.part("benchmarks")) if suite is not None and readable else ()
-    verdict, reasons = judge(file, load, found, not_compared)
+    verdict, reasons = judge(file, load, found, not_compared, pair.conversion.effect)
     if suite is not None and not benchmarks:
         why = _drawn(models) if models.drawn else "the converted checkpoint does not load"
         reasons = (*reasons, f"The benchmarks were not run: {why}.")

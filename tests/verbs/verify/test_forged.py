@@ -11,8 +11,8 @@ import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from mha2gqa import UptrainOptions, VerifyOptions, uptrain, verify
-from mha2gqa.errors import PairError
+from mha2gqa import ConvertOptions, UptrainOptions, VerifyOptions, convert, uptrain, verify
+from mha2gqa.errors import CheckpointError, PairError
 from mha2gqa.files.reader import RECORD, read_checkpoint
 from mha2gqa.record.pair import find_pair
 from mha2gqa.record.record import read_record
@@ -149,6 +149,67 @@ def test_a_target_that_the_original_cannot_have_is_a_finding(made: Path) -> None
     findings = check(made).findings
     assert findings[0] == Finding(level="file", guilty=RECORD, problem=findings[0].problem)
     assert "tells of what this original cannot become" in findings[0].problem
+
+
+ODD: dict[str, Record] = {
+    "a method that is a list": {"options": {"groups": 2, "method": ["first"]}},
+    "a method that is a switch": {"options": {"groups": 2, "method": True}},
+    "a refinement that is a number": {"options": {"groups": 2, "method": "first", "refine": float("nan")}},
+    "a seed that is a word": {"options": {"groups": 2, "method": "first", "seed": "x"}},
+    "an endless number": {"target_heads": float("inf")},
+    "a training of nothing": {"uptrain": [{}]},
+    "a training without end": {"uptrain": [TRAINING | {"train": "all", "length": {"steps": "x"}}]},
+}
+
+
+@pytest.mark.parametrize("said", ODD)
+def test_values_of_other_types_are_no_record(made: Path, said: str) -> None:
+    claim(made / "first", lambda record: record.update(ODD[said]))
+    with pytest.raises(CheckpointError, match="is not a record of this version"):
+        check(made)
+
+
+def test_another_class_than_the_results_is_a_finding(made: Path) -> None:
+    claim(made / "first", lambda record: record.update(model_type="mistral"))
+    (finding,) = check(made).findings
+    assert "says that the result is of class 'mistral', and this conversion makes 'qwen3'" in finding.problem
+
+
+OTHERS: dict[str, Any] = {
+    "window": {"window": 6},
+    "latent": {"latent": 32, "rope_width": 8, "data": ("self",), "tokens": 128, "context": 16},
+    "by layer": {"groups": (2, 1)},
+}
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Convert a Llama to what is no number of heads."""
+    directory = tmp_path_factory.mktemp("other")
+    source = save_source(directory / "source")
+    convert(ConvertOptions(model=str(source), output=directory / "made", **OTHERS[request.param]))
+    return directory
+
+
+def test_tensors_alone_make_no_other_attention_identical(other: Path) -> None:
+    assert check(other, "made").verdict == "within limits"
+
+
+def test_no_method_merges_heads_where_there_are_none(other: Path) -> None:
+    kept = (other / "made" / RECORD).read_bytes()
+    claim(other / "made", lambda record: record["options"].update(method="first"))
+    findings = check(other, "made").findings
+    (other / "made" / RECORD).write_bytes(kept)
+    assert findings
+
+
+@pytest.mark.parametrize("more", [b"\xff", b"\r\n"])
+def test_code_that_ships_is_compared_byte_by_byte(other: Path, more: bytes) -> None:
+    for code in (other / "made").glob("modeling_*.py"):
+        kept = code.read_bytes()
+        code.write_bytes(kept.replace(b"\n", more))
+        assert code.name in guilty(check(other, "made"))
+        code.write_bytes(kept)
 
 
 def test_the_record_sums_every_tensor_of_the_source(made: Path, tmp_path: Path) -> None:
