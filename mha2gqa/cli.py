@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError, OptionError
+from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError, OptionError, is_text, visible
 from mha2gqa.options import Defaults, Options, Parameter, Parser, parameters, read, written
 from mha2gqa.terminal import open_streams, told_output
 
@@ -88,7 +88,7 @@ def _options(options: type[Options], values: Mapping[str, Any], from_file: Mappi
             given[name] = {**entries, **read(known[name], given.get(name, {}))}
         return options(**given)
     except OptionError as error:
-        raise typer.BadParameter(error.problem) from error
+        raise typer.BadParameter(visible(error.problem)) from error
 
 
 def _parameter(one: Parameter, known: Mapping[str, Parameter]) -> inspect.Parameter:
@@ -122,7 +122,7 @@ def _checked(read_text: Parser) -> Parser:
         try:
             return None if value is None else read_text(value)
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+            raise typer.BadParameter(visible(str(error))) from None
         except OptionError:
             return value  # its message names the option already, and comes when the options are made
 
@@ -146,9 +146,9 @@ def _entries(path: Path | None, one: Parameter, value: Any) -> Any:
     try:
         return one.read(value or {})
     except ValueError as error:
-        raise typer.BadParameter(f"{path}: `{one.name}` {error}") from None
+        raise typer.BadParameter(visible(f"{path}: `{one.name}` {error}")) from None
     except OptionError as error:
-        raise typer.BadParameter(f"{path}: {error.problem}") from None
+        raise typer.BadParameter(visible(f"{path}: {error.problem}")) from None
 
 
 def _file_content(path: Path, known: Collection[str]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _file_content(path: Path, known: Collection[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+        raise typer.BadParameter(visible(f"{path} cannot be read: {error}")) from error
     if not isinstance(content, dict) or not content.keys() <= set(known):
         raise typer.BadParameter(f"{path} must map these names to values: {', '.join(sorted(known))}")
     return content
@@ -192,6 +192,7 @@ def main() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     try:
         with told_output():
+            _check_words(sys.argv[1:])
             app()
     except Mha2GqaError as error:
         from mha2gqa.console import print_error
@@ -206,6 +207,15 @@ def main() -> None:
             kept = _kept(ending)
             print_error(f"Interrupted. {KEPT.format(kept)}." if kept else "Interrupted; nothing was left behind.")
         raise
+
+
+def _check_words(arguments: Iterable[str]) -> None:
+    """Refuse arguments that are bytes and no text, such as a name in Latin-1, which reports and records cannot hold."""
+    for argument in arguments:
+        if not is_text(argument):
+            raise OptionError(
+                f"The argument {argument!r} is not UTF-8", expected="text", remedy="Rename the file or directory"
+            )
 
 
 def _kept(error: BaseException | None) -> str:

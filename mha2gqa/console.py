@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mha2gqa.errors import visible
 from mha2gqa.progress import Progress
 from mha2gqa.sections import Facts, Paragraph, Part, Section
 
@@ -31,6 +32,11 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDT
 err = Console(stderr=True, highlight=False)
 
 
+def _shown(text: str) -> str:
+    """Return text that is shown as it is, and steers no terminal: names come from files, folders and command lines."""
+    return escape(visible(text))
+
+
 def print_report(parts: Iterable[Part]) -> None:
     """Print a report for people."""
     for part in parts:
@@ -39,7 +45,7 @@ def print_report(parts: Iterable[Part]) -> None:
         elif isinstance(part, Section):
             out.print(_table(part))
         else:
-            out.print(escape(part), soft_wrap=not isinstance(part, Paragraph))
+            out.print(_shown(part), soft_wrap=not isinstance(part, Paragraph))
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -55,12 +61,12 @@ def print_json_line(content: Mapping[str, Any]) -> None:
 
 def print_error(message: str) -> None:
     """Print a refusal."""
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {_shown(message)}", soft_wrap=True)
 
 
 def print_note(message: str) -> None:
     """Print something worth knowing that is not the result."""
-    err.print(escape(message), soft_wrap=True, style="dim")
+    err.print(_shown(message), soft_wrap=True, style="dim")
 
 
 def print_page(directory: Path | None) -> None:
@@ -72,7 +78,7 @@ def print_page(directory: Path | None) -> None:
 def _facts(part: Facts) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in part.rows:
-        table.add_row(name, escape(value))
+        table.add_row(name, _shown(value))
     return table
 
 
@@ -87,14 +93,14 @@ def _table(part: Section) -> Table:
             overflow="fold" if column.folds else "ellipsis",
         )
     for number, row in enumerate(part.rows):
-        table.add_row(*map(escape, row), style="bold" if number == part.bold else None)
+        table.add_row(*map(_shown, row), style="bold" if number == part.bold else None)
     return table
 
 
 @contextlib.contextmanager
 def waiting(message: str) -> Iterator[None]:
     """Show on stderr that something takes its time while the block runs."""
-    with err.status(message):
+    with err.status(_shown(message)):
         yield
 
 

@@ -28,6 +28,15 @@ def visible(text: str) -> str:
     return "".join(character if _is_plain(character) else _escaped(character) for character in text)
 
 
+def is_text(name: object) -> bool:
+    """Return whether the name of a file is text: it may be any bytes to the system, which no record or page can hold."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_plain(character: str) -> bool:
     hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
     return character in "\n\t" or not hidden

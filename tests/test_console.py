@@ -9,6 +9,7 @@ from rich.console import Console
 from mha2gqa import console
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section, numbers
 
+NAME = "name"
 LONG = "a long text [of] words, " * 3
 
 
@@ -52,6 +53,18 @@ def test_cells_that_are_too_long_are_cut_or_go_on_below(shown: Callable[..., str
     rows = (("a" * 12, "b" * 12),)
     assert shown(Section((Column(folds=True), Column()), rows), width=20) == "aaaa  bbbbbbbbbbbb\naaaa\naaaa\n"
     assert shown(Section((Column(), Column()), rows), width=20) == "aaaaaaa…  bbbbbbb…\n"
+
+
+def test_nothing_that_is_shown_steers_the_terminal(
+    shown: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = "o\x1b[2J\u202e"
+    parts = (Facts(((NAME, word),)), Section((Column(),), ((word,),)), word, Paragraph(word))
+    assert shown(*parts, is_terminal=True).count("o\\x1b[2J\\u202e") == len(parts)
+    monkeypatch.setattr(console, "err", Console(stderr=True, highlight=False))
+    console.print_note(word)
+    console.print_error(word)
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_bars_come_when_they_are_told_of_and_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mha2gqa.reference
-from mha2gqa.errors import SourceError
+from mha2gqa.errors import SourceError, is_text
 from mha2gqa.files import hub
 
 HUB_ID = re.compile(r"(?P<hub_id>[^./~\\@][^/\\@]*/[^/\\@]+)(?:@(?P<revision>.+))?")
@@ -61,11 +61,11 @@ def find_source(model: str | None, *, small: bool = False) -> Source:
     try:
         path = Path(model).expanduser()
         # An empty name, from an unset variable in a script, must not become the current directory.
-        if model and path.is_dir():
-            return Source(directory=path, name=Path(os.path.normpath(path.absolute())).name, hub_id=None, revision=None)
-        is_file = path.is_file()
+        is_there, is_file = bool(model) and path.is_dir(), path.is_file()
     except (OSError, RuntimeError) as error:
         raise SourceError(f"Cannot open {model!r} ({error})", remedy="Check the path and its permissions") from error
+    if is_there:
+        return _local(path)
     if is_file:
         raise SourceError(
             f"{model!r} is a file",
@@ -81,6 +81,17 @@ def find_source(model: str | None, *, small: bool = False) -> Source:
     hub_id, revision = match["hub_id"], match["revision"]
     directory = hub.download(hub_id, revision, small=small)
     return Source(directory=directory, name=hub_id.partition("/")[2], hub_id=hub_id, revision=directory.name)
+
+
+def _local(path: Path) -> Source:
+    whole = path.absolute()
+    if not is_text(whole.resolve()):
+        raise SourceError(
+            f"The path {str(whole.resolve())!r} is not UTF-8",
+            expected="names that are text",
+            remedy="Rename what is not",
+        )
+    return Source(directory=path, name=Path(os.path.normpath(whole)).name, hub_id=None, revision=None)
 
 
 def remote_weight_shapes(source: Source) -> dict[str, tuple[str, tuple[int, ...]]] | None:

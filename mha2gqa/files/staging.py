@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError, going_on
+from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError, going_on, is_text
 from mha2gqa.files.reader import RECORD
 from mha2gqa.files.working import check_ours, claimed, clear, has_links, remove, working_directory
 
@@ -40,6 +40,10 @@ def check_output(output: Path, source: Path, size: int, *, force: bool) -> None:
 
 def _check_place(output: Path, source: Path, size: int, *, force: bool) -> None:
     target, origin = output.resolve(), source.resolve()
+    if not is_text(target):
+        raise OutputError(
+            f"The path {str(target)!r} is not UTF-8", expected="names that are text", remedy="Choose another with -o"
+        )
     if target == origin or origin in target.parents or target in origin.parents:
         raise OutputError(
             f"The output {output} and the source {source} lie inside one another",

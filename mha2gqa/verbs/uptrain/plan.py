@@ -137,6 +137,8 @@ def plan_job(options: UptrainOptions) -> Job:
     task.check()
     output = options.output or Path(f"{subject.name}-uptrained")
     check_output(output, subject.directory, subject.converted.size, force=options.force)
+    if subject.original is not None:
+        check_output(output, subject.original.directory, 0, force=options.force)
     check_workspace(output, resume=options.resume, force=options.force)
     arguments = _arguments(options, subject, task, output)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -25,6 +25,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from mha2gqa.errors import OutputError, SourceError
+from mha2gqa.files.source import find_source
+from mha2gqa.files.staging import check_output
 from mha2gqa.record import carry
 from tests.hub_server import HubServer
 
@@ -333,6 +336,21 @@ def test_heads_to_expand_to(tiny, refuse, heads):
 def test_no_such_directory(refuse, command):
     options = {"convert": ["-g", 2], "expand": ["-o", "out"], "inspect": []}[command]
     refuse(command, "./nowhere", *options, says=("'./nowhere'", "Expected a directory", "Check the path"))
+
+
+@pytest.mark.parametrize("command", ["convert", "expand"])
+def test_names_that_are_no_text(tiny, refuse, tmp_path, monkeypatch, command):
+    options = ["-g", 2] if command == "convert" else []
+    source = tiny()
+    refuse(command, source, *options, "-o", "o\udcff", says=("The argument 'o\\udcff' is not UTF-8",))
+    (tmp_path / "\udce9").mkdir()
+    source.rename(tmp_path / "\udce9" / "source")
+    refuse(command, tmp_path / "\udce9" / "source", *options, says=("is not UTF-8",))
+    monkeypatch.chdir(tmp_path / "\udce9")
+    with pytest.raises(SourceError, match="is not UTF-8"):
+        find_source("source")
+    with pytest.raises(OutputError, match="is not UTF-8"):
+        check_output(Path("result"), tmp_path, 1, force=False)
 
 
 def test_a_file_in_place_of_a_directory(tiny, refuse):

@@ -108,6 +108,10 @@ def test_an_output_that_is_there(subject: tuple[Path, Path], tmp_path: Path, ref
     refuse(*_run(subject, "-o", "taken", "--force"), says=("was not made by mha2gqa",))
 
 
+def test_an_output_inside_the_original(subject: tuple[Path, Path], refuse: Refuse) -> None:
+    refuse(*_run(subject, "-o", "original/trained"), says=("the source", "original lie inside one another"))
+
+
 def test_no_space_for_checkpoints(subject: tuple[Path, Path], refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (subject[0] / "model.safetensors").stat().st_size
     usage = staging.shutil.disk_usage("/")._replace(free=3 * size)
