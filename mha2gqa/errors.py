@@ -29,7 +29,7 @@ def visible(text: str) -> str:
 
 
 def is_text(name: object) -> bool:
-    """Return whether the name of a file is text: it may be any bytes to the system, which no record or page can hold."""
+    """Return whether the name of a file is text: to the system it may be any bytes, which no record can hold."""
     try:
         str(name).encode()
     except UnicodeEncodeError:

@@ -173,13 +173,15 @@ def one_of(names: Iterable[str] | Callable[[], Iterable[str]]) -> Callable[[Any]
     return parse
 
 
-def at_least(least: int) -> Callable[[Any], int]:
-    """Return a parser of a whole number, also with a suffix: `256K`."""
+def at_least(least: int, most: int = 1 << 31) -> Callable[[Any], int]:
+    """Return a parser of a whole number, also with a suffix: `256K`; what is counted so lies in memory."""
 
     def parse(value: Any) -> int:
         count = parse_count(str(value))
         if count < least:
             raise ValueError(f"{value} is less than {least}")
+        if count > most:
+            raise ValueError(f"{value} is more than {most:,}")
         return count
 
     return parse

@@ -19,6 +19,12 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _to_nowhere(stream: TextIO) -> None:
+    """Have what is left of a stream, and what follows, go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class _Told:
     """Standard output that says in a message of ours that it cannot be written, but not that nobody reads it."""
 
@@ -45,8 +51,7 @@ class _Told:
         except BrokenPipeError:
             raise
         except OSError as error:
-            with contextlib.suppress(OSError, ValueError):  # what is left of it goes nowhere, also at the very end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            _to_nowhere(self._stream)  # also at the very end
             self._refusal = OutputError(
                 f"Standard output cannot be written: {error.strerror}", remedy="Name another place for it"
             )
@@ -56,15 +61,26 @@ class _Told:
         return getattr(self._stream, name)
 
 
+class _Mute(_Told):
+    """Standard error that, where it cannot be written, is silent: what is told there is worth no run that would end."""
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            _to_nowhere(self._stream)
+
+
 @contextlib.contextmanager
 def told_output() -> Iterator[None]:
-    """Refuse, while the block runs, to print to where nothing can be written.
+    """Refuse, while the block runs, to print results to where nothing can be written; notes are not missed there.
 
     Raises:
         OutputError: Standard output cannot be written.
     """
-    own = sys.stdout
-    sys.stdout = cast("TextIO", _Told(own))
+    own, notes = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast("TextIO", _Told(own)), cast("TextIO", _Mute(notes))
     try:
         yield
         sys.stdout.flush()
@@ -72,4 +88,4 @@ def told_output() -> Iterator[None]:
         sys.stdout.flush()
         raise
     finally:
-        sys.stdout = own
+        sys.stdout, sys.stderr = own, notes

@@ -7,16 +7,19 @@ from mha2gqa.errors import OutputError
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_MOST = 10**15
+"""Of what is counted in numbers; the longest pre-trainings have a thirtieth of that."""
 
 
 def parse_count(text: str) -> int:
-    """Return a whole number, 1 or more: `20M`, `2T`, `1.5e9`, `4096`.
+    """Return a whole number, 1 or more, up to 1000T: `20M`, `2T`, `1.5e9`, `4096`.
 
     Raises:
         ValueError: It is none.
     """
     match = _COUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))
-    count = round(float(match[1]) * _FACTORS[match[2].upper()]) if match else 0
+    number = float(match[1]) * _FACTORS[match[2].upper()] if match else 0
+    count = round(number) if number <= _MOST else 0
     if count < 1:
         raise ValueError(f"{text!r} is no number such as 4096, 20M, 1.5B or 2T")
     return count

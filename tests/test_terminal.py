@@ -10,7 +10,7 @@ import pytest
 
 from mha2gqa import console
 from mha2gqa.cli import main
-from mha2gqa.terminal import open_streams
+from mha2gqa.terminal import open_streams, told_output
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["buffered", "unbuffered"])
@@ -46,6 +46,20 @@ def test_nobody_who_reads_is_no_error(tiny: Callable[..., Path], tmp_path: Path,
         main()
     monkeypatch.undo()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("nowhere", ["/dev/full", "nobody"])
+def test_notes_that_cannot_be_written_end_no_run(nowhere: str, monkeypatch, capsys) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    notes = Path(nowhere).open("w") if nowhere != "nobody" else os.fdopen(writing, "w")  # noqa: SIM115
+    notes.reconfigure(line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", notes)
+    with told_output():
+        console.print_note("half way")
+        sys.stdout.write("done\n")
+    notes.close()
+    assert capsys.readouterr().out == "done\n"
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

@@ -16,7 +16,7 @@ def test_counts(text: str, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "many", "-5", "0", "20 MB", "nan", "1..5M"])
+@pytest.mark.parametrize("text", ["", "many", "-5", "0", "20 MB", "nan", "1..5M", "1e400", "2000T"])
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no number such as"):
         parse_count(text)
@@ -36,6 +36,10 @@ def test_shares() -> None:
         (("convert", "-g", 4, "--method", "auto", "--max-ppl-increase", "-1%"), "-1% is below 0"),
         (("convert", "-g", 4, "--method", "auto", "--max-ppl-increase", "much"), "'much' is no number or percentage"),
         (("convert", "-g", 4, "--method", "aligned", "--tokens", "1"), "1 is less than 2"),
+        (("verify", "--tokens", "3B"), "3B is more than 2,147,483,648"),
+        (("verify", "--seed", 1 << 64), "less than or equal to 4294967295"),
+        (("bench", "--seed", -1), "greater than or equal to 0"),
+        (("convert", "--window", 8, "--window-layers", "0-99999999999"), "names layers that no model has"),
         (("verify", "--min-top1", "110%"), "110% is not from 0 to 1"),
         (("sweep", "--eval-tokens", "few"), "'few' is no number such as"),
     ],

@@ -19,6 +19,7 @@ from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.target import Aim, Change, Fact, Pieces
 
+_MOST_LAYERS = 10_000
 _IGNORED = (
     "That was read in their sources, not run. "
     "An engine that ignores the window answers as the model without it, and saves nothing by it."
@@ -168,6 +169,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise ValueError(f"{part!r} is no number of a layer, and no range of them such as 0-11")
+        if int(last or first) >= _MOST_LAYERS:  # a record may say any number
+            raise ValueError(f"{part!r} names layers that no model has")
         numbers.update(range(int(first), int(last or first) + 1))
     if not numbers:
         raise ValueError(f"{text!r} names no layer")
@@ -176,6 +179,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def write_layers(layers: tuple[int, ...]) -> str:
     """Return numbers as `parse_layers` reads them."""
-    starts = [number for number in layers if number - 1 not in layers]
-    ends = [number for number in layers if number + 1 not in layers]
+    there = {*layers}
+    starts = [number for number in layers if number - 1 not in there]
+    ends = [number for number in layers if number + 1 not in there]
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

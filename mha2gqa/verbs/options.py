@@ -8,6 +8,8 @@ from typing import Annotated
 
 from mha2gqa.options import Defaults, Option, one_of
 
+LARGEST_SEED = (1 << 32) - 1
+"""NumPy's, which trainings seed as well."""
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 Model = Annotated[
@@ -30,7 +32,7 @@ Dtype = Annotated[str | None, Option("To run in.", parse=one_of(_DTYPES), metava
 """Dtype to run models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
 Device = Annotated[str | None, Option("To run on. Default: an accelerator, else the CPU.")]
 """Device to run models on; None takes an accelerator when there is one."""
-Seed = Annotated[int, Option("Seed of everything that draws numbers.")]
+Seed = Annotated[int, Option("Seed of everything that draws numbers.", least=0, most=LARGEST_SEED)]
 ShardSize = Annotated[str | None, Option("Largest weight file, such as 5GB. Default: divided as the source is.")]
 """Largest weight file, for example `5GB`; None keeps the source's division into files."""
 Page = Annotated[Path | None, Option("Write the page report.html into this directory.", metavar="DIR")]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from mha2gqa.options import Option, Options, listed, one_of
-from mha2gqa.verbs.options import Against, AsJson, ConfigFile, Converted, Device, Dtype, Page
+from mha2gqa.verbs.options import LARGEST_SEED, Against, AsJson, ConfigFile, Converted, Device, Dtype, Page
 
 CacheKind = Literal["dynamic", "static"]
 Attention = Literal["eager", "sdpa", "grouped", "absorbed", "flash_attention_2"]
@@ -73,7 +73,7 @@ class BenchOptions(Options):
     engine: Annotated[Engine, Option("What runs the models.")] = "transformers"
     dtype: Dtype = None
     device: Device = None
-    seed: Annotated[int, Option("Seed of random weights, tokens and caches.")] = 0
+    seed: Annotated[int, Option("Seed of random weights, tokens and caches.", least=0, most=LARGEST_SEED)] = 0
     report: Page = None
     as_json: ClassVar[AsJson] = False
     config: ClassVar[ConfigFile] = None

@@ -97,7 +97,7 @@ class UptrainOptions(Options):
     ] = None
     train: Annotated[Trained, Option("What trains.")] = "attention"
     """What trains: the converted attention modules, everything, only what holds keys and values, or an adapter."""
-    lora_rank: Annotated[int, Option("Rank of the adapter of --train lora.")] = 16
+    lora_rank: Annotated[int, Option("Rank of the adapter of --train lora.", most=4096)] = 16
     """Rank of the adapter of `lora`; its scale (alpha) is twice as much."""
     objective: Annotated[
         Objective | None,

@@ -9,7 +9,6 @@ How long is said in steps, tokens, or a fraction alpha of the original's pre-tra
 """
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -47,6 +46,8 @@ _OURS = {
 _RATES = {"attention": 3e-3, "kv": 3e-3, "all": 1e-3, "lora": 3e-3}
 """What small models learn quickest at; `rates.py` tries them, and lower ones."""
 _BATCH_TOKENS = 4096
+_LONGEST = 100.0
+"""Pre-trainings that an uptraining lasts, at most; papers take a twentieth of one."""
 _UNSAVED = {"output", "resume", "force", "dry_run", "report"}
 """Options that do not change the weights."""
 
@@ -193,7 +194,7 @@ def check_length(options: UptrainOptions) -> None:
         )
     if options.steps is not None and options.steps < 1:
         raise TrainingError(f"--steps is {options.steps}", expected="at least one")
-    if options.alpha is not None and not (math.isfinite(options.alpha) and options.alpha > 0):
+    if options.alpha is not None and not 0 < options.alpha <= _LONGEST:
         raise TrainingError(f"--alpha is {options.alpha}", expected="a fraction above zero, such as 0.05")
     if options.tokens is not None:
         _count(options.tokens, "--tokens")

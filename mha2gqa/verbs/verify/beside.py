@@ -86,7 +86,9 @@ def _recorded(pair: Pair) -> tuple[set[tuple[str, ...]], dict[str, Any]]:
     for path, value in recorded.items():
         holder = expected
         for key in path[:-1]:
-            holder = holder.setdefault(key, {})
+            if not isinstance(holder.get(key), dict):  # a record may name a key inside what holds none
+                holder[key] = {}
+            holder = holder[key]
         holder[path[-1]] = value
     return set(recorded), expected
 

@@ -6,7 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from mha2gqa.errors import OptionError
 from mha2gqa.options import Option, Options, at_least, listed, share
-from mha2gqa.verbs.options import Against, AsJson, BatchSize, Column, Context, Converted, Device, Dtype, Page
+from mha2gqa.verbs.options import (
+    LARGEST_SEED,
+    Against,
+    AsJson,
+    BatchSize,
+    Column,
+    Context,
+    Converted,
+    Device,
+    Dtype,
+    Page,
+)
 
 Level = Literal["file", "load", "outputs"]
 _NO_TASK = "--tasks needs the name of a benchmark; --task-path says where more of them are"
@@ -58,7 +69,7 @@ class VerifyOptions(Options):
     ] = None
     dtype: Dtype = None
     device: Device = None
-    seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.")] = 0
+    seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.", least=0, most=LARGEST_SEED)] = 0
     tasks: Annotated[
         tuple[str, ...], Option("Benchmarks of lm-evaluation-harness, such as hellaswag,piqa.", parse=_tasks)
     ] = ()

@@ -17,6 +17,12 @@ def test_what_is_no_count_is_refused(text: str) -> None:
         check_length(UptrainOptions(tokens=text))
 
 
+@pytest.mark.parametrize("alpha", [0, -0.05, 1e300, float("inf"), float("nan")])
+def test_what_is_no_fraction_is_refused(alpha: float) -> None:
+    with pytest.raises(TrainingError, match="--alpha is"):
+        check_length(UptrainOptions(alpha=alpha))
+
+
 @pytest.mark.parametrize(
     ("options", "original", "steps"),
     [

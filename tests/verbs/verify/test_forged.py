@@ -157,6 +157,7 @@ ODD: dict[str, Record] = {
     "a refinement that is a number": {"options": {"groups": 2, "method": "first", "refine": float("nan")}},
     "a seed that is a word": {"options": {"groups": 2, "method": "first", "seed": "x"}},
     "an endless number": {"target_heads": float("inf")},
+    "the same target again": {"targets": ["kv_heads", "kv_heads"]},
     "a training of nothing": {"uptrain": [{}]},
     "a training without end": {"uptrain": [TRAINING | {"train": "all", "length": {"steps": "x"}}]},
 }
@@ -210,6 +211,13 @@ def test_code_that_ships_is_compared_byte_by_byte(other: Path, more: bytes) -> N
         code.write_bytes(kept.replace(b"\n", more))
         assert code.name in guilty(check(other, "made"))
         code.write_bytes(kept)
+
+
+@pytest.mark.parametrize("path", [["architectures", "x"], ["vocab_size", "x", "y"]])
+def test_a_change_inside_what_holds_no_keys_is_a_finding(made: Path, path: list[str]) -> None:
+    entry = {"path": path, "before": None, "after": 7}
+    claim(made / "first", lambda record: record["config_changes"].append(entry))
+    assert RECORD in guilty(check(made))
 
 
 def test_the_record_sums_every_tensor_of_the_source(made: Path, tmp_path: Path) -> None:
