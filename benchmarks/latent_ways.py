@@ -26,7 +26,6 @@ from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.latent.choice import Known, Trial, choose
 from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.refiner import RATE, LatentRefiner
-from mha2gqa.refine.latent.statistics import gather_received
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.refine import Refinement
 from mha2gqa.refine.statistics import gather_statistics
@@ -94,7 +93,7 @@ class Subject:
     @cached_property
     def known(self) -> Known:
         """What the calibration text tells, tokens counted by the attention that they receive."""
-        statistics = gather_received(self.original, self.source.layers, self.calibration, lambda *_: None)
+        statistics = gather_statistics(self.original, self.source.layers, self.calibration, lambda *_: None)
         return Known(self.original, self.source, statistics)
 
     @property

@@ -110,7 +110,7 @@ def measure(arguments: str) -> dict[str, Any]:
         return _evaluate(directory, job)
     with tempfile.TemporaryDirectory() as folder:
         seconds, cache, before = _convert(job, Path(folder) / "converted")
-        peak = _peak()
+        peak = peak_memory()
         return _evaluate(Path(folder) / "converted", job) | {
             "seconds": seconds,
             "peak": peak,
@@ -149,7 +149,7 @@ def _evaluate(directory: Path, job: Job) -> dict[str, Any]:
     return {"loss": mean_loss(model, blocks_NT.split(8)), "evaluated": len(blocks_NT) * (context - 1)}
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Return the largest resident size so far in bytes; unlike getrusage's it does not begin with the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

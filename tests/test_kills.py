@@ -58,7 +58,7 @@ WAYS = {
     "mean, through links": Way(("convert", "linked", "-g", "2", "-o", "elsewhere/out"), 8, "elsewhere/out"),
     "mean, replacing": Way(("convert", "source", "-g", "2", "-o", "out", "--force"), 10, replaces=True),
     "expand": Way(("expand", "two", "-o", "out"), 6),
-    "aligned": Way(("convert", "source", "-g", "2", "--method", "aligned", "-o", "out"), 8),
+    "aligned": Way(("convert", "source", "-g", "2", "--method", "aligned", "--data", "none", "-o", "out"), 8),
     "refined": Way(("convert", "source", "-g", "2", *LEARNING, "-o", "out"), 6, spared=2),
     "sweep": Way((*SWEEP, "--no-sensitivity", "--keep", "kept", "-o", "s.json"), 6, "s.json", spared=2),
     "uptrain": Way((*UPTRAIN, "--config", "recipe.yaml", "-o", "out"), 6, spared=2),

@@ -120,11 +120,30 @@ class Statistics:
     """Of x, as the rows of keys and values take it."""
     query_inputs: Metric
     """The same for the queries; another one in cross-attention only."""
+    read: Metric | None = None
+    """Of what heads make of x by their attention, which values are multiplied with; None where it is not known."""
+    together_HH: torch.Tensor | None = None
+    """Correlation of what two query heads read; None where it is not known."""
 
     def like(self, tensor: torch.Tensor) -> "Statistics":
         """Return the statistics in a tensor's dtype and on its device."""
         inputs = self.inputs.like(tensor)
-        return Statistics(inputs, inputs if self.query_inputs is self.inputs else self.query_inputs.like(tensor))
+        query_inputs = inputs if self.query_inputs is self.inputs else self.query_inputs.like(tensor)
+        read = None if self.read is None else self.read.like(tensor)
+        return Statistics(inputs, query_inputs, read, None if self.together_HH is None else self.together_HH.to(tensor))
+
+    @property
+    def of_values(self) -> Metric:
+        """What is known best of what values are multiplied with."""
+        return self.read or self.inputs
+
+    def members(self, group: Sequence[int], queries_per_head: int) -> "Statistics":
+        """Return what is known of some KV heads, as `AttentionHeads.members` does."""
+        if self.together_HH is None:
+            return self
+        heads = torch.tensor(group, device=self.together_HH.device)
+        heads_H = (heads[:, None] * queries_per_head + torch.arange(queries_per_head, device=heads.device)).flatten()
+        return replace(self, together_HH=self.together_HH[heads_H[:, None], heads_H])
 
 
 NOTHING_KNOWN = Statistics(Even(), Even())

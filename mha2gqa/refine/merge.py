@@ -43,7 +43,7 @@ def group_loss(heads: AttentionHeads, statistics: Statistics | None) -> GroupLos
         statistics: Of its inputs; None treats them as uncorrelated and of equal size.
     """
     known = (statistics or NOTHING_KNOWN).like(heads.k_KEX)
-    sides = (list(_keys(heads, known)), [_values(heads, known.inputs)])
+    sides = (list(_keys(heads, known)), [_values(heads, known)])
     totals = [sum(part.total for part in side) for side in sides]
 
     def loss(group: Sequence[int]) -> float:
@@ -70,8 +70,9 @@ class _Planes:
 class _FreeValues:
     """Values that each head may multiply by any matrix."""
 
-    def __init__(self, heads: AttentionHeads, inputs: Metric) -> None:
-        self._gram = inputs.gram(heads.v_KFX.flatten(0, 1))
+    def __init__(self, heads: AttentionHeads, known: Statistics) -> None:
+        self._known = known
+        self._gram = known.of_values.gram(heads.v_KFX.flatten(0, 1))
         self._o_KSDF = heads.o_HDF.unflatten(0, (len(heads.v_KFX), -1))
         self._width = heads.v_KFX.shape[1]
         # What each head adds to the output, taken alone: which of them err together depends on the group.
@@ -81,7 +82,9 @@ class _FreeValues:
 
     def __call__(self, members: torch.Tensor) -> float:
         rows = rows_of_heads(members, self._width)
-        return lost_energy(value_weights(self._o_KSDF[members]), self._gram[rows[:, None], rows], self._width)
+        known = self._known.members(members.tolist(), self._o_KSDF.shape[1])
+        weights = value_weights(self._o_KSDF[members], known.together_HH)
+        return lost_energy(weights, self._gram[rows[:, None], rows], self._width)
 
 
 class _FreeKeys:
@@ -112,12 +115,12 @@ def _keys(heads: AttentionHeads, known: Statistics) -> Iterator[_Planes | _FreeK
             yield _Planes(keys[:, planes_PN], weight_KP, known.inputs, heads.keys)
 
 
-def _values(heads: AttentionHeads, inputs: Metric) -> _Planes | _FreeValues:
+def _values(heads: AttentionHeads, known: Statistics) -> _Planes | _FreeValues:
     if heads.values == "free":
-        return _FreeValues(heads, inputs)
+        return _FreeValues(heads, known)
     # As in `merge_values`: a channel's weight is the length of its columns of Wo, over all query heads that read it.
     weight_KF = heads.o_HDF.unflatten(0, (-1, heads.queries_per_head)).square().sum(dim=(1, 2)).sqrt()
-    return _Planes(heads.v_KFX[:, :, None], weight_KF, inputs, heads.values)
+    return _Planes(heads.v_KFX[:, :, None], weight_KF, known.of_values, heads.values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.refit import ends_in, refit
 from mha2gqa.refine.refit_values import refit_values
 from mha2gqa.refine.replay import Example, Replay, block_of
-from mha2gqa.refine.statistics import Moments
+from mha2gqa.refine.statistics import Moments, eager
 from mha2gqa.refine.student import install, own_tensors
 
 Refinement: TypeAlias = Literal["refit", "distil", "joint"]
@@ -146,9 +146,10 @@ class Refiner:
         original = self._original.get_submodule(layer.module)
         handles = moments.watch(self._original)
         try:
-            with torch.no_grad():
-                for call, _ in examples:
-                    call.run(original, self._original.device)
+            with torch.no_grad(), eager(self._original):
+                # Masks are what each way to compute attention wants them to be, and none may be one of them.
+                for own, (call, _) in zip(self._teacher_run.calls(layer.module), examples, strict=True):
+                    call.masked_as(own).run(original, self._original.device)
         finally:
             for handle in handles:
                 handle.remove()

@@ -176,10 +176,12 @@ def rows_of_mixtures(query_heads: int, width: int, members: int) -> int:
 def _rows(merged: Merged) -> torch.Tensor:
     """Return what to mix values from, `[G, N, X]`: the rows of a group's heads, or as many leading mixtures of them."""
     heads, width = gather(merged.layer, merged.source), merged.heads.v_KFX.shape[1]
-    inputs = (merged.statistics or NOTHING_KNOWN).like(heads.v_KFX).inputs
+    known, shared = (merged.statistics or NOTHING_KNOWN).like(heads.v_KFX), heads.queries_per_head
     count = rows_of_mixtures(merged.layer.query_heads, width, len(merged.groups[0]))
     # Of all R·F rows of a group, the mixtures that a merge would keep first; of the rest hardly anything is read.
-    rows_GNX = torch.stack([leading_rows(heads.members(group), inputs, count) for group in merged.groups])
+    rows_GNX = torch.stack(
+        [leading_rows(heads.members(group), known.members(group, shared), count) for group in merged.groups]
+    )
     size_GN1 = rows_GNX.square().mean(dim=-1, keepdim=True).sqrt()
     return rows_GNX / size_GN1.clamp(min=torch.finfo(size_GN1.dtype).tiny)  # 16-bit weights keep their range
 

@@ -12,7 +12,7 @@ Legend: B sequences of a batch, T tokens, D model width.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -33,6 +33,17 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    def masked_as(self, other: "Call") -> "Call":
+        """Return the call with the masks of another, which was made where attention is computed in another way."""
+
+        def chosen(own: Any, theirs: Any) -> Any:
+            # None may be a mask as well; no other argument that a pass without a cache gives is either.
+            return theirs if own is None or (isinstance(own, torch.Tensor) and own.ndim == 4) else own
+
+        args = tuple(map(chosen, self.args, other.args))
+        kwargs = {name: chosen(value, other.kwargs.get(name)) for name, value in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
 
     def run(self, module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Call a module with these arguments.
@@ -175,7 +186,7 @@ def never_called(module: str) -> CalibrationError:
     return CalibrationError(
         f"The model reads text without ever calling {module}",
         expected="attention layers that each take part",
-        remedy="Convert it without --data and --refine: --method aligned",
+        remedy="Convert it without --refine: --method aligned --data none",
     )
 
 

@@ -1,4 +1,4 @@
-"""Equal blocks of tokens: packed from documents, or written by the model itself; and the loss of a model on them.
+"""Equal blocks of tokens, packed from documents; and the loss of a model on such blocks.
 
 Legend: N blocks, T tokens of a block.
 """
@@ -6,7 +6,6 @@ Legend: N blocks, T tokens of a block.
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,13 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mha2gqa.errors import TextError
 from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.feed import inputs
-from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_model, load_tokenizer
 from mha2gqa.reference.corpus import held_out_files, read_documents
 from mha2gqa.texts.chats import Document, Encoded, Record, encode
 
-_BATCH = 16
-"""Blocks that are sampled at a time."""
 _READ_AT_ONCE = 8
 """Blocks whose loss is taken at a time."""
 _AT_ONCE = 4 << 20
@@ -130,65 +126,6 @@ def check_vocabulary(token: int, vocabulary: int) -> None:
             expected="the tokenizer of the model",
             remedy="Check the tokenizer's files beside the weights",
         )
-
-
-def sample_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, tokens: int, context: int, seed: int
-) -> torch.Tensor:
-    """Have a model write blocks of text: sampled at temperature 1, from BOS, or from random tokens without one.
-
-    The same seed gives the same blocks on the same device and versions.
-
-    Args:
-        model: A causal language model, as `models.load_model` gives it.
-        tokenizer: Knows BOS; None asks the model's config.
-        tokens: How many tokens to write, rounded down to whole blocks, but at least one block.
-        context: T.
-        seed: Of the random numbers.
-
-    Returns:
-        int64 `[N, T]`, on the CPU.
-
-    Raises:
-        TextError: The model cannot write.
-    """
-    if not kind_of(model).continues_text:
-        raise TextError(
-            f"A {model.config.model_type!r} model cannot write text of its own, and no text was given",
-            remedy="Give text with --data",
-        )
-    count = max(1, tokens // context)
-    starts_N1 = _starts(model, tokenizer, count, seed)
-    accelerators = [] if model.device.type == "cpu" else [model.device]
-    with torch.random.fork_rng(devices=accelerators), torch.inference_mode():
-        torch.manual_seed(seed)
-        written = [_write(model, starts_B1, context) for starts_B1 in starts_N1.split(_BATCH)]
-    return torch.cat(written)
-
-
-def _starts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, count: int, seed: int) -> torch.Tensor:
-    config = model.config.get_text_config(decoder=True)
-    bos = tokenizer.bos_token_id if tokenizer is not None else config.bos_token_id
-    if bos is not None:
-        check_vocabulary(bos, config.vocab_size)
-        return torch.full((count, 1), bos)
-    known = len(tokenizer) if tokenizer is not None else config.vocab_size
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(min(known, config.vocab_size), (count, 1), generator=generator)
-
-
-def _write(model: PreTrainedModel, starts_B1: torch.Tensor, context: int) -> torch.Tensor:
-    ids = starts_B1.to(model.device)
-    generate: Any = model.generate
-    written = generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=context - 1
-    )
-    if not isinstance(written, torch.Tensor) or written.shape != (len(ids), context):
-        raise TextError(
-            f"A {model.config.model_type!r} model does not continue text token by token, and no text was given",
-            remedy="Give text with --data",
-        )
-    return written.cpu()
 
 
 def held_out_loss(directory: Path, tokens: int) -> float:

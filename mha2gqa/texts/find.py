@@ -12,14 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
 from mha2gqa.files.source import Source
+from mha2gqa.progress import Advance
 from mha2gqa.reference import corpus
-from mha2gqa.texts.blocks import pack_marked, sample_text
+from mha2gqa.texts.blocks import pack_marked
 from mha2gqa.texts.chats import Document
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.tables import Purpose
+from mha2gqa.texts.written import sample_text
 
 SELF = "self"
 """What --data says to have the model write the text."""
+NONE = "none"
+"""What --data says to do without text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ def find_blocks(
     column: str | None = None,
     seed: int = 0,
     least: int = 1,
+    advance: Advance = lambda done, total: None,
 ) -> Blocks:
     """Find the text for a purpose, as blocks.
 
@@ -62,12 +67,12 @@ def find_blocks(
         column: Column of tables that holds the text.
         seed: Of the sampling.
         least: How many blocks there must be.
+        advance: Told of the tokens that the model writes.
 
     Raises:
         TextError: The text is missing, unreadable or too short.
     """
-    if SELF in data and len(data) > 1:
-        raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
+    check_words(data)
     documents: Iterable[Document]
     if not data and source.is_reference:
         is_held_out = purpose == "evaluation"
@@ -76,7 +81,8 @@ def find_blocks(
         documents = corpus.read_documents(files)
         description = f"{word} text of the reference checkpoint ({len(files)} modules of the standard library)"
     elif not data or SELF in data:
-        written_NT = sample_text(model(), tokenizer, tokens=max(tokens, least * context), context=context, seed=seed)
+        wanted = max(tokens, least * context)
+        written_NT = sample_text(model(), tokenizer, tokens=wanted, context=context, seed=seed, advance=advance)
         description = f"text sampled from the original itself (temperature 1, seed {seed})"
         return Blocks(tokens_NT=written_NT, description=description, sampled=True)
     else:
@@ -86,3 +92,14 @@ def find_blocks(
         way = "by the chat template" if tokenizer.chat_template else "as plain text, without a chat template"
         description += f" ({way}; {answers_NT.float().mean():.0%} of the tokens are answers)"
     return Blocks(tokens_NT=blocks_NT, description=description, sampled=False, answers_NT=answers_NT)
+
+
+def check_words(data: Sequence[str]) -> None:
+    """Refuse `self` and `none` beside other text.
+
+    Raises:
+        TextError: One of them does not stand alone.
+    """
+    for word in (SELF, NONE):
+        if word in data and len(data) > 1:
+            raise TextError(f"--data {word} stands beside other text", expected=f"either {word} or files and data sets")

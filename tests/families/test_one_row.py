@@ -26,7 +26,7 @@ ROW = Family(
 )
 WAYS = {
     "mean": {"method": "mean"},
-    "similar": {"method": "aligned", "grouping": "similar"},
+    "similar": {"method": "aligned", "grouping": "similar", "data": ("none",)},
 }
 
 

@@ -127,7 +127,7 @@ def test_refused_before_layers_are_computed(tiny, refuse, tmp_path):
     (tmp_path / ".out.layers").mkdir()
     (tmp_path / ".out.layers/00000.safetensors").write_text("not a layer of ours")
     says = (".out.layers was not made by mha2gqa", "Expected nothing there", "Move it away")
-    refuse("convert", tiny(), "-g", 2, "--method", "aligned", "-o", "out", says=says)
+    refuse("convert", tiny(), "-g", 2, "--method", "aligned", "--data", "none", "-o", "out", says=says)
 
 
 def test_uptrain_looks_before_it_plans(tmp_path):

@@ -119,7 +119,7 @@ def test_a_planted_sharing_is_found_again(tmp_path: Path) -> None:
         for layer in model.gpt_neox.layers:
             _plant(layer.attention, generator)
     model.save_pretrained(tmp_path / "source")
-    output = converted(tmp_path / "source", H // 2, method="aligned")
+    output = converted(tmp_path / "source", H // 2, method="aligned", data=("none",))
     assert error(logits(load(output)), logits(model)) <= 1e-4
     assert error(logits(load(converted(tmp_path / "source", H // 2))), logits(model)) > 1e-2
 

@@ -7,6 +7,7 @@ its heads look unrelated. `aligned` with `similar` grouping has to find the GQA 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.families.oracle import input_ids
 from tests.families.tiny import model_class_name, save_tiny
 
 HEADS, PLANTED = 8, 2
+SIMILAR: dict[str, Any] = {"method": "aligned", "grouping": "similar", "data": ("none",)}
 CASES = {
     "half": ("llama", {}),
     "half with biases": ("llama", {"attention_bias": True}),
@@ -58,7 +60,7 @@ def test_the_planted_model_is_found_again(case: str, tmp_path: Path) -> None:
     assert (logits(tmp_path / "mean") - wanted).abs().max() > 0.02 * size, "a mean must ruin it"
     for groups in (PLANTED, 2 * PLANTED):
         found = tmp_path / f"aligned-{groups}"
-        convert(ConvertOptions(model=str(plain), groups=groups, output=found, method="aligned", grouping="similar"))
+        convert(ConvertOptions(model=str(plain), groups=groups, output=found, **SIMILAR))
         assert close(logits(found), wanted, 1e-4)
 
 
@@ -67,7 +69,7 @@ def test_as_many_groups_as_heads_change_nothing(case: str, tmp_path: Path) -> No
     model_type, overrides = CASES[case]
     source, result = tmp_path / "source", tmp_path / "result"
     save_tiny(model_type, source, num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=8, **overrides)
-    convert(ConvertOptions(model=str(source), groups=HEADS, output=result, method="aligned", grouping="similar"))
+    convert(ConvertOptions(model=str(source), groups=HEADS, output=result, **SIMILAR))
     before, after = (load_file(path / "model.safetensors") for path in (source, result))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mha2gqa.heads.attention import AttentionHeads, Rotary
+from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics
 from mha2gqa.heads.metric import Full
 from mha2gqa.methods.aligned import values
 
@@ -43,7 +43,12 @@ def error(one: AttentionHeads, together: float) -> float:
 @pytest.mark.parametrize("together", [0.0, 0.3, 0.8])
 def test_no_other_shared_values_are_nearer(together: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(values, "_TOGETHER", together)
-    found = values.merge_values(LAYER, Full(FACTOR @ FACTOR.T))
+    metric = Full(FACTOR @ FACTOR.T)
+    found = values.merge_values(LAYER, Statistics(metric, metric))
+    # Measured, all pairs alike, it is the same as guessed.
+    together_HH = torch.full((len(LAYER.q_HEX),) * 2, together, dtype=torch.float64).fill_diagonal_(1)
+    measured = values.merge_values(LAYER, Statistics(metric, metric, together_HH=together_HH))
+    assert error(measured, together) == pytest.approx(error(found, together))
     v_FX, o_HDF = found.v_KFX.clone().requires_grad_(), found.o_HDF.clone().requires_grad_()
     rows = [o_HDF[head] @ v_FX[0] @ FACTOR for head in range(len(o_HDF))]
     differences = torch.stack([one - wanted for one, wanted in zip(rows, products(LAYER), strict=True)])
@@ -57,3 +62,16 @@ def test_no_other_shared_values_are_nearer(together: float, monkeypatch: pytest.
         onto = torch.linalg.lstsq((near[0] @ FACTOR).T, torch.cat(products(LAYER)).T).solution.T
         other = AttentionHeads(**vars(found) | {"v_KFX": near, "o_HDF": onto.unflatten(0, (-1, OUTPUTS))})
         assert error(other, together) > loss.item()
+
+
+def test_weights_are_a_sum_over_pairs_of_query_heads() -> None:
+    factor = random(HEADS * QUERIES, 20, seed=5)
+    together_HH = torch.corrcoef(factor)
+    o_RSDF = LAYER.o_HDF.unflatten(0, (HEADS, QUERIES))
+    found = values.value_weights(o_RSDF, together_HH).view(HEADS, WIDTH, HEADS, WIDTH)
+    wanted = torch.zeros_like(found)
+    for one in range(HEADS * QUERIES):
+        for other in range(HEADS * QUERIES):
+            product = LAYER.o_HDF[one].T @ LAYER.o_HDF[other]
+            wanted[one // QUERIES, :, other // QUERIES] += together_HH[one, other] * product
+    torch.testing.assert_close(found, wanted)

@@ -12,8 +12,9 @@ from mha2gqa.errors import TextError
 from mha2gqa.files.source import find_source
 from mha2gqa.model.load import load_tokenizer
 from mha2gqa.reference.corpus import calibration_files, held_out_files
-from mha2gqa.texts.blocks import pack, sample_text
+from mha2gqa.texts.blocks import pack
 from mha2gqa.texts.find import find_blocks
+from mha2gqa.texts.written import sample_text
 from tests.families.tiny import tiny_config, tiny_model
 
 BOS = 0
@@ -72,7 +73,7 @@ def test_sampled_text_is_the_seeds_and_the_models() -> None:
 
 
 def test_sampled_text_follows_the_models_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mha2gqa.texts.blocks._BATCH", 1000)
+    monkeypatch.setattr("mha2gqa.texts.written._BATCH", 1000)
     model = tiny_model(tiny_config("llama"))
     blocks = sample_text(model, letters(), tokens=8000, context=2, seed=0)
     with torch.inference_mode():

@@ -26,7 +26,11 @@ def aligned(heads: AttentionHeads, groups: Groups, statistics: Statistics | None
     """
     known = (statistics or NOTHING_KNOWN).like(heads.k_KEX)
     # One group at a time: its matrices stay in the processor's cache, a whole layer's do not.
-    each = (merge_values(merge_keys(one, known), known.inputs) for one in map(heads.members, groups))
+    each = (_merged(heads.members(group), known.members(group, heads.queries_per_head)) for group in groups)
     merged = join(each, len(groups))
     # A norm over the keys of all heads sees all groups, so its gains come last.
     return resized_gains(merged, heads, known.inputs)
+
+
+def _merged(heads: AttentionHeads, known: Statistics) -> AttentionHeads:
+    return merge_values(merge_keys(heads, known), known)

@@ -26,10 +26,9 @@ from mha2gqa.refine.descend import Descent, distil
 from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.modules import trained_names, with_norms, without_norms
 from mha2gqa.refine.latent.refit import refit_latent
-from mha2gqa.refine.latent.statistics import ReceivedMoment, eager
 from mha2gqa.refine.refine import Refinement, Steps
 from mha2gqa.refine.replay import Call, Example, Replay, block_of
-from mha2gqa.refine.statistics import Moments
+from mha2gqa.refine.statistics import Moments, eager
 from mha2gqa.refine.student import install, own_tensors
 from mha2gqa.targets.latent.fit import Fitted, fit
 from mha2gqa.targets.latent.linear import linear
@@ -120,10 +119,10 @@ class LatentRefiner:
         return self._fold.written(output_BTD, self._fold.branch, outputs=-1).to(output_BTD.dtype)
 
     def _statistics(self, layer: AttentionLayer, calls: Sequence[Call]) -> Statistics:
-        """Ask the original's module, given the student's inputs, for moments and for the attention that is received."""
-        moments, received, lift = Moments(layer), ReceivedMoment(layer), linear(self._host.dtype).lift
+        """Ask the original's module, given the student's inputs, what it is given and what its heads read."""
+        moments, lift = Moments(layer), linear(self._host.dtype).lift
         module = self._original.get_submodule(layer.module)
-        handles = [*moments.watch(self._original), *received.watch(self._original)]
+        handles = moments.watch(self._original)
         try:
             with torch.no_grad(), eager(self._original):
                 for own, call in zip(self._teacher_run.calls(layer.module), calls, strict=True):
@@ -131,7 +130,7 @@ class LatentRefiner:
         finally:
             for handle in handles:
                 handle.remove()
-        return Statistics(received.metric(), moments.statistics().query_inputs)
+        return moments.statistics()
 
     def _distil(self, module: nn.Module, steps: Steps, share: float) -> None:
         free, options = without_norms(module, torch.float32), replace(self._options, rate=share * self._options.rate)

@@ -35,9 +35,9 @@ def score_costs(heads: AttentionHeads, known: Statistics, gram_of_values: torch.
     return costs_KEE
 
 
-def value_costs(heads: AttentionHeads) -> torch.Tensor:
+def value_costs(heads: AttentionHeads, known: Statistics) -> torch.Tensor:
     """Return how much errors of the rows of all KV heads' values matter, alone and together, `[K·F, K·F]`."""
-    return value_weights(heads.o_HDF.unflatten(0, (len(heads.v_KFX), -1)))
+    return value_weights(heads.o_HDF.unflatten(0, (len(heads.v_KFX), -1)), known.together_HH)
 
 
 def output_energy(costs_of_values: torch.Tensor, gram_of_values: torch.Tensor) -> float:

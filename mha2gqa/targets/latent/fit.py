@@ -159,9 +159,9 @@ class _Problem:
     ) -> "_Problem":
         count, width = heads.k_KEX.shape[:2]
         keys, device = count * width, heads.k_KEX.device
-        gram_MM = known.inputs.gram(torch.cat([heads.k_KEX.flatten(0, 1), heads.v_KFX.flatten(0, 1)])).double()
+        gram_MM = known.of_values.gram(torch.cat([heads.k_KEX.flatten(0, 1), heads.v_KFX.flatten(0, 1)])).double()
         costs_KEE = score_costs(heads, known, gram_MM[keys:, keys:].to(heads.k_KEX), scaling).double()
-        values = beta * value_costs(heads).double()
+        values = beta * value_costs(heads, known).double()
         turning_RM, latent_CM = start_mixing(gram_MM, costs_KEE, values, heads.rotary, key, latent)
         half, planes = (key.width + latent) // 2, key.width // 2
         place_N = torch.arange(2 * half, device=device).view(2, half)

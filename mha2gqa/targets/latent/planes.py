@@ -62,11 +62,11 @@ def plane_gains(heads: AttentionHeads, known: Statistics, scaling: float) -> tor
         scaling: What scores are multiplied with before the softmax.
     """
     known = known.like(heads.k_KEX)
-    gram_of_values = known.inputs.gram(heads.v_KFX.flatten(0, 1))
+    gram_of_values = known.of_values.gram(heads.v_KFX.flatten(0, 1))
     costs_KEE = score_costs(heads, known, gram_of_values, scaling)
-    shared = shared_rows(known.inputs.gram(heads.k_KEX.flatten(0, 1)), costs_KEE, heads.rotary)
+    shared = shared_rows(known.of_values.gram(heads.k_KEX.flatten(0, 1)), costs_KEE, heads.rotary)
     left_P1 = 1 - standing(heads.rotary)[:, None].square()
-    return shared.caught_PN.cpu() * left_P1 / output_energy(value_costs(heads), gram_of_values)
+    return shared.caught_PN.cpu() * left_P1 / output_energy(value_costs(heads, known), gram_of_values)
 
 
 def best_planes(gains: Sequence[torch.Tensor], count: int) -> tuple[tuple[int, int], ...]:

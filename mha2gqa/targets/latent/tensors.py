@@ -67,7 +67,7 @@ def attention_tensors(
         norm: How small the latent is kept before its norm.
     """
     latent_CX, turning_RX, q_HEX = (one.double() for one in (heads.latent_CX, heads.turning_RX, heads.q_HEX))
-    size_C = _sizes(known.inputs, latent_CX)
+    size_C = _sizes(known.of_values, latent_CX)
     order_R = torch.arange(shape.rotary, device=latent_CX.device).view(2, -1).T.flatten()  # half-split to interleaved
     up_HUC = torch.cat([heads.latent_lift_HCE.mT, heads.value_HFC], dim=1).double() * size_C
     down_NX = torch.cat([latent_CX / size_C[:, None] * norm.factor, turning_RX[order_R]])

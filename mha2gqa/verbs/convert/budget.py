@@ -22,9 +22,9 @@ from mha2gqa.model.original import Original
 from mha2gqa.progress import Progress
 from mha2gqa.targets.by_layer import HeadsByLayer, heads_of
 from mha2gqa.targets.window import Window, write_layers
-from mha2gqa.verbs.convert.conversion import Text
 from mha2gqa.verbs.convert.layerwise import batches
 from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.reading import Text
 from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided
 from mha2gqa.verbs.convert.standin import Standin
 

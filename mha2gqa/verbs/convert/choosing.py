@@ -22,8 +22,8 @@ from mha2gqa.progress import Progress
 from mha2gqa.refine.student import build_student
 from mha2gqa.targets.window import Window, windows, write_layers
 from mha2gqa.verbs.convert.budget import choose_plan
-from mha2gqa.verbs.convert.conversion import Text
 from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.reading import Text
 from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided
 
 

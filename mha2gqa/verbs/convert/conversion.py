@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +15,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
-from mha2gqa.errors import CalibrationError
+from mha2gqa.errors import CalibrationError, CheckpointError, TextError
 from mha2gqa.files.pieces import LayerResult, path_of
 from mha2gqa.files.staging import check_output, workspace
 from mha2gqa.methods import AUTO, demand
 from mha2gqa.model.devices import float64_device
-from mha2gqa.model.feed import attempt, inputs
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.layers import LayerFiles
-from mha2gqa.model.load import context_length, load_original, load_tokenizer
 from mha2gqa.model.original import Original
 from mha2gqa.progress import Progress
 from mha2gqa.refine.activations import Activations
@@ -33,22 +30,21 @@ from mha2gqa.refine.descend import Descent
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.targets.plan import Plan
 from mha2gqa.targets.target import Target
-from mha2gqa.texts.blocks import check_vocabulary
-from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.texts.tables import named
 from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert import automatic
 from mha2gqa.verbs.convert.layerwise import DIVERGENCE, Layerwise
 from mha2gqa.verbs.convert.options import ConvertOptions
-
-_LEAST_BLOCKS = 8
-"""Blocks of text below which nothing can be learned and measured."""
+from mha2gqa.verbs.convert.own_text import OwnText, decide, guessed
+from mha2gqa.verbs.convert.reading import Text, check_text, needs_more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
     """What was made of the layers."""
 
+    options: ConvertOptions | None = None
+    """Those that were carried out, with the text that was read."""
     target: Target | None = None
     """What text has chosen, where it had a choice."""
     layers: list[LayerResult] = field(default_factory=list)
@@ -86,38 +82,35 @@ def converted_layers(
     layerwise = _layerwise(options, plan, output, progress)
     memory = parse_size(options.activation_memory, "--activation-memory") or 0
     needs_text = demand(options.method, options.grouping, options.refine).needs_text
-    wants_text = needs_text or bool(options.data) or has_text
+    own = decide(options, original) if layerwise.layers and not has_text else OwnText(options)
+    options = own.options
+    wants_text = needs_text or options.reads_text or has_text
     if plan.changed:
         _check_possible(options, layerwise, wants_text=wants_text)
     if options.dry_run or not plan.changed:
-        yield Converted(layers=layerwise.planned() if plan.changed else [])
+        notes = [own.note] if own.note and plan.changed else []
+        yield Converted(options=options, layers=layerwise.planned() if plan.changed else [], notes=notes)
         return
     scratch = sum(info.size for result in layerwise.planned() for info in result.tensors)
     check_output(output, original.directory, plan.size + scratch, force=options.force)
-    known = Text.find(options, original) if wants_text else None
+    known, own = _read(own, original, progress) if wants_text else (None, own)
+    options = own.options
     with workspace(output, fingerprint(options, original), keep=needs_text) as directory:
-        layerwise = layerwise.at(directory)
-        trials: list[automatic.Trial] = []
+        layerwise, trials = layerwise.at(directory), list[automatic.Trial]()
+        try:
+            if known is not None:
+                layerwise, trials = _by_text(layerwise, known, options, lambda: Activations(memory, directory))
+        except CalibrationError as error:
+            if not own.is_written:  # else what the model wrote unasked tells nothing of some layer
+                raise
+            known, own = None, guessed(own.options, error.problem.rstrip("."))
         if known is None:
             layerwise.from_weights()
-        elif options.method == AUTO:
-            layerwise, trials = automatic.choose(
-                layerwise,
-                known.model,
-                known.blocks.tokens_NT,
-                options.max_ppl_increase,
-                _training(options),
-                lambda: Activations(memory, directory),
-            )
-        elif options.refine is not None:
-            activations = Activations(memory, directory)
-            blocks = known.blocks.tokens_NT
-            layerwise = layerwise.refined(known.model, blocks, options.refine, _training(options), activations)
-        else:
-            layerwise.from_statistics(known.model, known.blocks.tokens_NT)
         reports = [layerwise.files.report(number) for number in range(len(layerwise.layers))]
         divergences = [tuple(report.pop(DIVERGENCE)) for report in reports if DIVERGENCE in report]
         yield Converted(
+            options=own.options,
+            notes=[own.note] if own.note and known is None else [],
             layers=layerwise.results(),
             reports=reports,
             text=None if known is None else known.blocks.description + layerwise.unseen(known.blocks.tokens_NT),
@@ -126,37 +119,27 @@ def converted_layers(
         )
 
 
-@dataclass(frozen=True)
-class Text:
-    """The original, loaded, and the text to run it on."""
+def _read(own: OwnText, original: Original, progress: Progress) -> tuple[Text | None, OwnText]:
+    """Find the text; where the model was to write it without having been asked to, and cannot, do without."""
+    try:
+        return Text.find(own.options, original, progress), own
+    except (CalibrationError, CheckpointError, TextError) as error:
+        if not own.is_written:
+            raise
+        return None, guessed(own.options, error.problem.rstrip("."))
 
-    model: PreTrainedModel
-    blocks: Blocks
 
-    @classmethod
-    def find(cls, options: ConvertOptions, original: Original) -> "Text":
-        """Load the original, and find the text that the options name.
-
-        Raises:
-            Mha2GqaError: It has no tokenizer, does not run on text, or the text is missing or too short.
-        """
-        tokenizer = load_tokenizer(original.directory)
-        model = load_original(original, dtype=options.dtype, device=options.device)
-        _check_runs(model, options)
-        blocks = find_blocks(
-            options.data,
-            source=original.source,
-            tokenizer=tokenizer,
-            model=lambda: model,
-            context=context_length(model.config, options.context),
-            tokens=options.tokens,
-            purpose="calibration",
-            column=options.column,
-            seed=options.seed,
-            least=_LEAST_BLOCKS,
-        )
-        check_vocabulary(int(blocks.tokens_NT.max()), original.architecture.vocabulary)
-        return cls(model.requires_grad_(requires_grad=False), blocks)
+def _by_text(
+    layerwise: Layerwise, known: Text, options: ConvertOptions, memory: Callable[[], Activations]
+) -> tuple[Layerwise, list[automatic.Trial]]:
+    """Make the layers by text; return where they are, and what was tried."""
+    blocks_NT, training = known.blocks.tokens_NT, Descent(steps=options.steps, seed=options.seed)
+    if options.method == AUTO:
+        return automatic.choose(layerwise, known.model, blocks_NT, options.max_ppl_increase, training, memory)
+    if options.refine is not None:
+        return layerwise.refined(known.model, blocks_NT, options.refine, training, memory()), []
+    layerwise.from_statistics(known.model, blocks_NT)
+    return layerwise, []
 
 
 def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text: bool) -> None:
@@ -179,49 +162,9 @@ def _check_possible(options: ConvertOptions, layerwise: Layerwise, *, wants_text
             remedy="Convert it with --method mean, and without --data and --refine",
         )
     if not kind.reads_tokens:
-        raise _needs_more(model_type, f"reads {kind.reads}")
+        raise needs_more(model_type, f"reads {kind.reads}")
     what = f"--refine {options.refine}" if options.refine else f"--method {options.method}"
     check_text(options, layerwise.files.original, what)
-
-
-def check_text(options: ConvertOptions, original: Original, what: str) -> None:
-    """Refuse options of which one, `what`, needs text where none was given.
-
-    Raises:
-        CalibrationError: There is none.
-    """
-    if not options.data and not original.source.is_reference:
-        raise CalibrationError(
-            f"{what} needs calibration text, and none was given",
-            expected="--data with files or Hub data sets like what the model was trained on",
-            remedy="Or let the model write it: --data self",
-        )
-
-
-@torch.no_grad()
-def _check_runs(model: PreTrainedModel, options: ConvertOptions) -> None:
-    """Refuse a model that does not run on token ids, or does not give what the options ask for."""
-    output = attempt(lambda: model(**inputs(model, torch.zeros(1, 2, dtype=torch.int64))))
-    if isinstance(output, str):
-        raise _needs_more(model.config.model_type, f"fails on token ids ({output})")
-    kind, is_judged = kind_of(model), options.method == AUTO
-    if (is_judged and not kind.predicts_next_token) or (
-        (is_judged or options.refine == "joint") and not (kind.gives_tokens and "logits" in output)
-    ):
-        what = "--method auto" if is_judged else "--refine joint"
-        raise CalibrationError(
-            f"{kind.name} has no next token to predict, by which {what} measures",
-            expected="a language model with its head",
-            remedy="Use --method aligned with --refine distil",
-        )
-
-
-def _needs_more(model_type: str, why: str) -> CalibrationError:
-    return CalibrationError(
-        f"A {model_type!r} model cannot be run on text alone: it {why}",
-        expected="a model that runs on token ids",
-        remedy="Convert it without --data and --refine: --method aligned",
-    )
 
 
 def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, progress: Progress) -> Layerwise:
@@ -232,10 +175,6 @@ def _layerwise(options: ConvertOptions, plan: Plan, directory: Path, progress: P
         progress=progress,
         device=float64_device(options.device),
     )
-
-
-def _training(options: ConvertOptions) -> Descent:
-    return Descent(steps=options.steps, seed=options.seed)
 
 
 def fingerprint(options: ConvertOptions, original: Original) -> str:

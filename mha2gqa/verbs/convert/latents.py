@@ -27,10 +27,10 @@ from mha2gqa.refine.latent.choice import Known, Trial, choose
 from mha2gqa.refine.latent.files import LatentFiles, RangeError
 from mha2gqa.refine.latent.joint import train_latent_jointly
 from mha2gqa.refine.latent.refiner import RATE, LatentRefiner
-from mha2gqa.refine.latent.statistics import gather_received
 from mha2gqa.refine.latent.student import build_latent_student
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.refine import keep_aside
+from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.targets.kv_heads import KvHeads, choices
 from mha2gqa.targets.latent.aim import divisions, host_of, planned_key
 from mha2gqa.targets.latent.config import elsewhere, head_widths
@@ -41,9 +41,10 @@ from mha2gqa.targets.latent.widths import CHOSEN, KERNELS, like_groups
 from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.texts.blocks import mean_loss
 from mha2gqa.units import parse_size
-from mha2gqa.verbs.convert.conversion import Converted, Text, check_text, fingerprint
+from mha2gqa.verbs.convert.conversion import Converted, fingerprint
 from mha2gqa.verbs.convert.layerwise import Layerwise, batches
 from mha2gqa.verbs.convert.options import ConvertOptions
+from mha2gqa.verbs.convert.reading import Text, check_text
 
 _KEPT_ASIDE = 8
 """One block in so many measures."""
@@ -73,7 +74,7 @@ def converted_latents(
         return
     scratch = sum(tensor.size for tensor in plan.tensors if tensor.is_computed)
     check_output(output, original.directory, plan.size + 3 * scratch, force=options.force)
-    text = Text.find(options, original)
+    text = Text.find(options, original, progress)
     with workspace(output, fingerprint(options, original), keep=True) as directory:
         yield _Latents(options, plan, target, text, directory, progress).converted()
 
@@ -223,7 +224,7 @@ class _Latents:
     @cached_property
     def _known(self) -> Known:
         advance = self.progress.part("statistics")
-        statistics = gather_received(self.text.model, self._source.layers, batches(self._learned_NT), advance)
+        statistics = gather_statistics(self.text.model, self._source.layers, batches(self._learned_NT), advance)
         return Known(self.text.model, self._source, statistics)
 
 

@@ -130,10 +130,13 @@ class ConvertOptions(Options):
     ] = None
     data: Annotated[
         tuple[str, ...],
-        Option("Calibration text: text, jsonl, csv, parquet, Hub data set, or `self`; repeatable.", is_repeatable=True),
+        Option(
+            "Calibration text: text, jsonl, csv, parquet, Hub data set, `self` or `none`; repeatable.",
+            is_repeatable=True,
+        ),
     ] = ()
-    """Calibration text: files, Hub data sets, or `self` for text that the model writes. Empty is no text, or where
-    text is needed that of the reference checkpoint."""
+    """Calibration text: files, Hub data sets, `self` for text that the model writes, `none` for none. Empty is some
+    that the model writes where a method makes use of it, and where text is needed that of the reference checkpoint."""
     column: Column = None
     tokens: CalibrationTokens = 262_144
     context: Context = None
@@ -216,6 +219,11 @@ class ConvertOptions(Options):
         if self.rope_width is not None and self.latent is None:
             raise OptionError("--rope-width goes with --latent: text divides the cache of --latent-like-groups.")
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether text was named."""
+        return bool(self.data) and self.data != ("none",)
+
     def recorded(self) -> dict[str, object]:
         """Return the options that change the result, by their names on the command line; those of text only with it.
 
@@ -232,7 +240,9 @@ class ConvertOptions(Options):
         recorded["seed"] = self.seed
         chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
-        if self.data or self.is_latent or demand(self.method, self.grouping, self.refine).needs_text:
+        if self.data and not self.reads_text:
+            recorded["data"] = list(self.data)
+        elif self.data or self.is_latent or demand(self.method, self.grouping, self.refine).needs_text:
             used: dict[str, object] = {"data": list(self.data), "refine": self.refine, "column": self.column}
             used |= {"tokens": self.tokens, "context": self.context, "steps": self.steps if trains else None}
             used |= {"max-ppl-increase": self.max_ppl_increase if chooses else None}

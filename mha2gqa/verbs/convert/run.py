@@ -57,6 +57,7 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             from mha2gqa.verbs.convert.conversion import converted_layers
 
             made = stack.enter_context(converted_layers(options, plan, output, progress, has_text=bool(chosen)))
+            options = made.options or options
         request = Request(
             command="convert",
             target=target,

@@ -9,6 +9,12 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 from mha2gqa.units import format_size as size
 
+WRITING = "writing text"
+"""Name of the stage in which the model writes what it then reads."""
+_OF_MEAN = (
+    "a mean of heads that were trained apart answers like none of them until it is trained (mha2gqa uptrain); "
+    "--method aligned makes as small a cache of them that answers at once"
+)
 _OF_WAY = ("heads", "cached")
 """Facts behind which stands by what way they came about."""
 
@@ -87,6 +93,8 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
         yield f"{trial.get('label', 'tried')} {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"
     for note in report.notes:
         yield "note", note
+    if report.method == "mean" and report.groups:
+        yield "note", _OF_MEAN
 
 
 def _plan(report: Outcome) -> Iterator[Part]:

@@ -19,6 +19,7 @@ from mha2gqa.methods import AUTO, METHODS, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.kv_heads import possible_groups
+from mha2gqa.texts.find import NONE
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
 
@@ -130,7 +131,7 @@ def convert_options(
         model=options.model,
         output=output,
         refine=way.refine,
-        data=data if way.learns(options.grouping) else (),
+        data=_text_of(way, options.grouping, data),
         column=column,
         tokens=options.tokens,
         context=options.context,
@@ -148,6 +149,14 @@ def settled(options: ConvertOptions, original: Original) -> ConvertOptions:
     if options.groups != AUTO:
         return options
     return replace(options, groups=(1,) * len(heads_of(original.architecture)), cache=None)
+
+
+def _text_of(way: Way, grouping: Grouping, data: tuple[str, ...]) -> tuple[str, ...]:
+    if not way.learns(grouping):
+        return ()
+    if data or way.method == LATENT or way.share is not None or demand(way.method, grouping, way.refine).needs_text:
+        return data
+    return (NONE,)  # what the model would write by itself is what a sweep without text evaluates on
 
 
 def command_line(options: ConvertOptions) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
 from mha2gqa.progress import Advance
-from mha2gqa.texts.blocks import sample_text
+from mha2gqa.texts.written import sample_text
 
 _BATCH = 16
 """Samples that are written at a time."""

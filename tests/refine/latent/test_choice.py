@@ -7,7 +7,7 @@ import torch
 
 from mha2gqa.refine.latent.choice import Known, Trial, choose
 from mha2gqa.refine.latent.files import LatentFiles
-from mha2gqa.refine.latent.statistics import gather_received
+from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.rope import portable_keys
@@ -24,7 +24,7 @@ def known() -> Known:
     model = tiny_model(tiny_config("llama"))
     source = LatentSource.of(architecture(model.config))
     batches = [input_ids(48, seed=seed) for seed in range(4)]
-    return Known(model, source, gather_received(model, source.layers, batches, lambda *_: None))
+    return Known(model, source, gather_statistics(model, source.layers, batches, lambda *_: None))
 
 
 @pytest.fixture(scope="module")

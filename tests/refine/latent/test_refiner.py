@@ -69,7 +69,7 @@ def test_every_step_helps(tmp_path: Path) -> None:
         losses.append(float((logits(student) - logits(model)).square().mean()))
     assert losses[1] < 0.95 * losses[0]
     first = reports[0]["errors"]
-    assert first["distil"] < first["refit"] < first["fitted"]
+    assert first["distil"] < first["refit"] <= first["fitted"]
     for report in reports:
         errors = report["errors"]
         assert list(errors) == ["fitted", "refit", "distil"]

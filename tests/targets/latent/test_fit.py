@@ -72,7 +72,7 @@ def lost(heads: AttentionHeads, found: Fitted) -> tuple[float, float]:
             error = own @ heads.k_KEX[head] - lift_HNE[head * SHARED].T @ turn @ rows
             scores += weight * float((costs[head] * (error @ moment @ error.T)).sum())
     error = (heads.v_KFX - form.value_HFC[::SHARED] @ form.latent_CX).flatten(0, 1)
-    return scores, float((value_costs(heads) * (error @ moment @ error.T)).sum())
+    return scores, float((value_costs(heads, KNOWN) * (error @ moment @ error.T)).sum())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -84,7 +84,7 @@ def test_it_says_what_is_lost(case: str) -> None:
     costs = score_costs(heads, KNOWN, gram, SCALING)
     keys = KNOWN.inputs.gram(heads.k_KEX.flatten(0, 1))
     assert found.scores_lost == pytest.approx(scores / distances.scores_energy(keys, costs, heads.rotary), rel=1e-6)
-    assert found.values_lost == pytest.approx(values / output_energy(value_costs(heads), gram), rel=1e-6)
+    assert found.values_lost == pytest.approx(values / output_energy(value_costs(heads, KNOWN), gram), rel=1e-6)
 
 
 @pytest.mark.parametrize("case", [name for name, rotary in CASES.items() if rotary.width])

@@ -36,7 +36,7 @@ def test_gains_are_what_shared_rows_catch(case: str) -> None:
         weight = (costs[:, first, first] + costs[:, second, second]).div(2).sqrt()
         rows = torch.complex(heads.k_KEX[:, first], heads.k_KEX[:, second]) * weight[:, None]
         energies = torch.linalg.svdvals(rows @ root.to(rows.dtype)).square()
-        wanted = energies * (1 - kappa[place] ** 2) / output_energy(value_costs(heads), gram_of_values)
+        wanted = energies * (1 - kappa[place] ** 2) / output_energy(value_costs(heads, KNOWN), gram_of_values)
         torch.testing.assert_close(gains[place], wanted)
 
 
@@ -63,7 +63,7 @@ def test_costs_grow_with_what_heads_move_and_how_sharply_they_look() -> None:
     sharper = Statistics(KNOWN.inputs, KNOWN.query_inputs)
     torch.testing.assert_close(score_costs(louder, KNOWN, gram, SCALING), 9 * costs)
     torch.testing.assert_close(score_costs(heads, sharper, gram, 2 * SCALING), 4 * costs)
-    torch.testing.assert_close(value_costs(louder), 9 * value_costs(heads))
+    torch.testing.assert_close(value_costs(louder, KNOWN), 9 * value_costs(heads, KNOWN))
 
 
 def test_the_best_planes_of_all_layers_are_taken() -> None:

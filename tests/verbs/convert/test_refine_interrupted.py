@@ -125,8 +125,8 @@ def test_an_interruption_says_where_the_layers_stay(work: Path, cli: Any, traine
     ("options", "moment"),
     [
         pytest.param(DISTIL, Moment("mha2gqa.refine.refine.distil", 1), id="in the first layer"),
-        pytest.param(DISTIL, Moment("mha2gqa.verbs.convert.conversion.find_blocks"), id="before there is text"),
-        pytest.param(("--method", "aligned"), Moment(WEIGHTS, 2), id="without data"),
+        pytest.param(DISTIL, Moment("mha2gqa.verbs.convert.reading.find_blocks"), id="before there is text"),
+        pytest.param(("--method", "aligned", "--data", "none"), Moment(WEIGHTS, 2), id="without data"),
         pytest.param(("--method", "aligned", *DISTIL[4:]), Moment(WEIGHTS, 2), id="statistics"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_family_that_forbids_it(
         (  # a decoder alone, whose cross-attention has nothing to read
             "bart",
             ("--method", "aligned", *TEXT),
-            ("reads text without ever calling model.decoder.layers.0.encoder_attn", "Convert it without --data"),
+            ("reads text without ever calling model.decoder.layers.0.encoder_attn", "--data none"),
         ),
     ],
 )

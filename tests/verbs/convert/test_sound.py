@@ -130,8 +130,8 @@ def test_attention_among_quantised_weights_is_converted(tiny: Any, cli: Cli, tmp
     source = tiny()
     retype(source, torch.float8_e4m3fn, DOWN)
     edit(source, quantization_config={"quant_method": "fp8", "modules_to_not_convert": ["self_attn"]})
-    for command, options in (("convert", ("-g", 2)), ("convert", ("-g", 2, "--method", "aligned", "--force"))):
-        answer = cli(command, source, *options, "-o", "out")
+    for options in ((), ("--method", "aligned", "--data", "none", "--force")):
+        answer = cli("convert", source, "-g", 2, *options, "-o", "out")
         assert answer.code == 0, answer.err
     before, after = (load_file(one / "model.safetensors") for one in (source, tmp_path / "out"))
     assert after[f"{K}.weight"].shape[0] == before[f"{K}.weight"].shape[0] // 2
@@ -144,7 +144,7 @@ def test_attention_among_quantised_weights_is_converted(tiny: Any, cli: Cli, tmp
     [
         (("convert", "-g", 2), K),
         (("convert", "-g", 1), "model.layers.0.self_attn.v_proj"),
-        (("convert", "-g", 2, "--method", "aligned"), "model.layers.1.self_attn.o_proj"),
+        (("convert", "-g", 2, "--method", "aligned", "--data", "none"), "model.layers.1.self_attn.o_proj"),
         (("expand",), K),
     ],
 )

@@ -104,7 +104,7 @@ def test_the_model_does_not_write_the_evaluation_text_twice(cli: Cli, source: Pa
         texts[purpose] = found.tokens_NT
         return found
 
-    for module in ("verify.outputs_level", "convert.conversion"):
+    for module in ("verify.outputs_level", "convert.reading"):
         monkeypatch.setattr(f"mha2gqa.verbs.{module}.find_blocks", keep)
     arguments = ("--data", "self", "--context", 24, "--tokens", 240, "--eval-tokens", 240, "-g", 2, "--no-sensitivity")
     assert cli("sweep", "source", *arguments).code == 0

@@ -189,7 +189,7 @@ def test_a_record_that_was_changed_is_found(clean: Path) -> None:
 
 
 def test_a_layer_method_without_text_is_made_again(clean: Path, _clean: Path) -> None:
-    converted(_clean / "source", clean / "aligned", 2, method="aligned")
+    converted(_clean / "source", clean / "aligned", 2, method="aligned", data=("none",))
     report = check(clean, name="aligned")
     assert report.verdict == "within limits"
     assert report.file is not None

@@ -40,7 +40,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("forged")
     source = save_source(directory / "source", "qwen3")
     converted(source, directory / "first", 2, method="first")
-    converted(source, directory / "aligned", 2, method="aligned")
+    converted(source, directory / "aligned", 2, method="aligned", data=("none",))
     save_text(directory / "text.txt")
     return directory
 
