@@ -141,7 +141,7 @@ def _of_original(job: Job, directory: Path) -> Known:
     if (folder / "known.json").exists():
         content = json.loads((folder / "known.json").read_text())
         return Known(torch.load(folder / "blocks.pt"), folder, content["loss"], content["answers"])
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
     text = Path(job.evaluation).read_text(encoding="utf-8")
     blocks_NT = pack([text], tokenizer, context=job.context, tokens=job.eval_tokens)

@@ -1,0 +1,56 @@
+"""`benchmarks/real.py` divides a text, compares with the original, and goes on where it was stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import real
+from real_job import WAYS, Job, measure
+
+from tests.verbs.verify.subjects import save_source, save_text
+
+
+def test_the_end_of_a_text_is_kept_to_evaluate_on(tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("".join(map(chr, range(33, 93))))
+    parts = [Path(one).read_text() for one in real.texts([text], [], tmp_path)]
+    assert "".join(parts) == text.read_text() and len(parts[1]) == 24
+    (other := tmp_path / "other.txt").write_text("others")
+    assert Path(real.texts([text], [other], tmp_path)[0]).read_text() == text.read_text()
+
+
+@pytest.mark.parametrize(("groups", "is_same"), [(4, True), (1, False)])
+def test_a_result_is_compared_with_the_original(groups: int, is_same: bool, tmp_path: Path) -> None:
+    text = str(save_text(tmp_path / "text.txt", 400))
+    job = Job(
+        model=str(save_source(tmp_path / "source")), groups=groups, way="mean", seed=0, calibration=text,
+        evaluation=text, work=str(tmp_path / "work"), tokens=64, eval_tokens=64, context=16, steps=1, threads=None,
+    )  # fmt: skip
+    found = measure(job)
+
+    assert found["evaluated"] == 60
+    if is_same:
+        assert found["loss"] == pytest.approx(found["original"], abs=1e-5)
+        assert found["kl"] == pytest.approx(0, abs=1e-3) and found["top1"] > 0.99 and found["same_tokens"] == 64
+    else:
+        assert found["kl"] > 0.01 and found["top1"] < 1 and found["cache"] * 4 == found["cache_before"]
+
+
+def run(way: str, loss: float) -> dict[str, Any]:
+    measured = {"loss": loss, "original": 2.0, "kl": 0.1, "top1": 0.5, "same_tokens": 3.0, "cache": 10}
+    return {"asked": {"model": "m", "groups": 1, "way": way}, "cache_before": 30, "seconds": 5, "peak": 1e8, **measured}
+
+
+def test_shares_are_of_the_mean(tmp_path: Path) -> None:
+    content = {"runs": [run("mean", 6.0), run("data", 2.4)]}
+    rows = real.table(content).splitlines()
+    assert rows[-1].startswith(f"| {WAYS['data'].label} | +0.400 (10.0%) | 0.100 | 50.0% | 3.0 | 10 | 5 | 100 |")
+    real.draw(content, tmp_path / "real.png")
+    assert (tmp_path / "real.png").stat().st_size > 1000
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    results = real.Results(tmp_path / "real.json", 1)
+    results.add({"way": "mean"}, {"loss": 3.0})
+    again = real.Results(tmp_path / "real.json", 1)
+    assert again.find({"way": "mean"}) == {"asked": {"way": "mean"}, "loss": 3.0}
+    assert again.find({"way": "data"}) is None
