@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mean": {"method": "mean"},
     "first": {"method": "first"},
     "random": {"method": "random"},
-    "aligned": {"method": "aligned"},
+    "aligned": {"method": "aligned", "data": ("none",)},
     "refit": {"method": "aligned", "refine": "refit"},
     "distil": {"method": "aligned", "refine": "distil"},
 }

@@ -26,7 +26,7 @@ _CONTEXT = 32
 _TEXT: Mapping[str, Any] = {"context": _CONTEXT, "tokens": 512}
 WAYS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "mean": ({"method": "mean", "groups": 2}, {"groups": 1}),
-    "aligned": ({"method": "aligned", "groups": 2}, {"groups": 1}),
+    "aligned": ({"method": "aligned", "data": ("none",), "groups": 2}, {"groups": 1}),
     "refit": ({"method": "aligned", "refine": "refit", "groups": 2, **_TEXT}, {"groups": 1}),
     "latent": ({"latent": 24, "rope_width": 8, **_TEXT}, {"latent": 16}),
 }

@@ -49,7 +49,7 @@ WAYS = {
     "mean-norm": Way(options={"method": "mean-norm"}),
     "procrustes": Way(options={"method": "procrustes"}, text=True),
     "procrustes-norm": Way(options={"method": "procrustes-norm"}, text=True),
-    "aligned": Way(options=ALIGNED),
+    "aligned": Way(options=ALIGNED | {"data": ("none",)}),
     "data": Way(options=ALIGNED, text=True),
     "similar": Way(options=ALIGNED | {"grouping": "similar"}, text=True),
     "refit": Way(options=ALIGNED | {"refine": "refit"}, text=True),
