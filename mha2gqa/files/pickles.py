@@ -27,7 +27,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mha2gqa.errors import CheckpointError
-from mha2gqa.files.pieces import DTYPES, MemoryFile, TensorInfo
+from mha2gqa.files.dtypes import DTYPES
+from mha2gqa.files.pieces import MemoryFile, TensorInfo
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
     torch.int64: "I64",

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
+from mha2gqa.errors import CheckpointError
 from mha2gqa.heads.grouping import Groups
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Dtypes that can be merged, by their names in a safetensors header."""
+ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Dtypes that can be merged, by their names in a safetensors header, and the bytes of a number."""
 
 
 class VirtualFile(ABC):
@@ -144,6 +143,14 @@ class Merge:
         """Bytes of output."""
         size = self.spans[0].size
         return size * self.fold.target // self.fold.source if self.fold else size
+
+    def not_finite(self) -> CheckpointError:
+        """Return the refusal of heads that hold NaN or infinity."""
+        return CheckpointError(
+            f"Tensor {self.tensor!r} holds NaN or infinity",
+            expected="finite numbers in K and V",
+            remedy="The checkpoint is broken there: take an earlier one of the training run",
+        )
 
 
 Piece: TypeAlias = Copy | Merge

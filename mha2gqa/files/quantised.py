@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mha2gqa.errors import CheckpointError
-from mha2gqa.files.pieces import DTYPES, TensorInfo
+from mha2gqa.files.pieces import ITEMSIZES, TensorInfo
 
 _KEYS = ("quantization_config", "compression_config", "quantization")
-_PLAIN = frozenset((*DTYPES, "I64", "BOOL"))
+_PLAIN = frozenset((*ITEMSIZES, "I64", "BOOL"))
 """Dtypes of weights and of buffers; quantised weights are packed in narrower whole numbers, or in FP8."""
 _BESIDE = re.compile(r".*(scale|zero|absmax|quant|qweight|packed|g_idx|scb).*", re.IGNORECASE)
 """What lies beside a weight that is quantised, in the module of the same projection."""
@@ -81,7 +81,7 @@ def refuse_packed(config: Mapping[str, Any], tensors: Sequence[TensorInfo], chan
         if (found := packed.get(name.rpartition(".")[0])) is not None:
             raise CheckpointError(
                 f"Tensor {found.name!r} ({found.dtype}) is quantised ({kind}), and this conversion would change it",
-                expected=f"attention weights in one of {', '.join(DTYPES)}; others may be quantised",
+                expected=f"attention weights in one of {', '.join(ITEMSIZES)}; others may be quantised",
                 remedy="Convert the unquantised checkpoint, then quantise the result",
             )
 

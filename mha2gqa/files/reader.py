@@ -226,7 +226,7 @@ def read_safetensors(file: Path) -> tuple[list[TensorInfo], dict[str, str]]:
             length = int.from_bytes(stream.read(8), "little")
             if _LARGEST_HEADER < length < file.stat().st_size:
                 raise ValueError(f"its header has {length:,} bytes, more than {_LARGEST_HEADER:,}")
-            with safe_open(file, framework="pt"):
+            with safe_open(file, framework="np"):
                 pass
             header: dict[str, Any] = json.loads(stream.read(length), object_pairs_hook=each_once)
     except PermissionError as error:

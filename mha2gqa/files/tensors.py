@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save
 
 from mha2gqa.errors import CheckpointError
-from mha2gqa.files.pieces import DTYPES, Span, TensorInfo
+from mha2gqa.files.dtypes import DTYPES
+from mha2gqa.files.pieces import Span, TensorInfo
 from mha2gqa.files.reader import read_safetensors
 from mha2gqa.files.streams import Sources
 

@@ -1,13 +1,10 @@
 """Runs what reads and writes bytes on a few threads of our own."""
 
-import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import TypeVar
-
-import torch
 
 from mha2gqa.progress import Advance
 
@@ -56,14 +53,3 @@ def run_on_threads(
             stop.set()
     for future in futures:
         future.result()
-
-
-@contextlib.contextmanager
-def single_torch_thread() -> Iterator[None]:
-    """Merging is bound by memory, and runs on our own threads: torch's would only get in their way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import xxhash
 
-from mha2gqa.files.pieces import Copy, OutputTensor, VirtualFile
+from mha2gqa.files.pieces import Copy, Merge, OutputTensor, VirtualFile
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import SAFE_FILE, SAFE_INDEX
 from mha2gqa.files.streams import BLOCK, Sources, Writer, should_drop_behind
-from mha2gqa.files.threads import run_on_threads, single_torch_thread
+from mha2gqa.files.threads import run_on_threads
 from mha2gqa.progress import Advance
 
 _RUN = 64 << 20
@@ -92,7 +92,8 @@ def write_weights(
     with contextlib.ExitStack() as stack:
         sources = Sources()
         stack.callback(sources.close)
-        stack.enter_context(single_torch_thread())
+        pieces = (piece for file in files for tensor in file.tensors for piece in tensor.pieces)
+        stack.enter_context(pool.prepared(piece for piece in pieces if isinstance(piece, Merge)))
         runs: list[_TensorRun] = []
         for file in files:
             descriptor = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)

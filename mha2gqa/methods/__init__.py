@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mha2gqa.errors import MethodError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from mha2gqa.heads.attention import AttentionHeads, Statistics
     from mha2gqa.heads.grouping import Groups
 
+Array: TypeAlias = "np.ndarray[Any, Any]"
 Pooling: TypeAlias = Callable[["torch.Tensor", "torch.Generator"], "torch.Tensor"]
 """`(heads_RN, generator) -> head_N`: R heads of a group, N numbers of one quantity."""
 
@@ -48,16 +50,36 @@ class Method:
     """It is a pooling; else a layer method."""
     reads_text: bool = False
     """It makes use of statistics of text, and does without where there are none; a pooling never sees any."""
+    arrays: str = ""
+    """Where the same function is for numpy arrays of a pooling that draws no numbers: `heads_RN -> head_N`, every bit
+    as torch gives it for R up to 4, or N a multiple of 64. Spares a conversion torch."""
 
     def load(self) -> Any:
         """Return the function: a `Pooling` where the method streams, else a `LayerMethod`."""
-        module, _, function = self.at.partition(":")
-        return getattr(import_module(module), function)
+        return _load(self.at)
+
+    def load_arrays(self) -> "Callable[[Array], Array]":
+        """Return the function for numpy arrays."""
+        found: Callable[[Array], Array] = _load(self.arrays)
+        return found
+
+
+def _load(at: str) -> Any:
+    module, _, function = at.partition(":")
+    return getattr(import_module(module), function)
 
 
 METHODS: dict[str, Method] = {
-    "mean": Method("mha2gqa.methods.mean:mean", "The heads of each group were averaged"),
-    "first": Method("mha2gqa.methods.first:first", "Of each group the first head was kept"),
+    "mean": Method(
+        "mha2gqa.methods.mean:mean",
+        "The heads of each group were averaged",
+        arrays="mha2gqa.methods.mean:mean_of_arrays",
+    ),
+    "first": Method(
+        "mha2gqa.methods.first:first",
+        "Of each group the first head was kept",
+        arrays="mha2gqa.methods.first:first_of_arrays",
+    ),
     "random": Method("mha2gqa.methods.random:random", "Each group got a head drawn at random"),
     "aligned": Method(
         "mha2gqa.methods.aligned:aligned",
@@ -123,15 +145,14 @@ def text_readers() -> list[str]:
     return [name for name, method in METHODS.items() if method.reads_text]
 
 
-def pooling(name: str | None) -> Pooling:
-    """Return the pooling of that name, and the mean where there is none.
+def streamed(name: str | None) -> Method:
+    """Return the row of the pooling of that name, and of the mean where there is none.
 
     The mean stands in beside a layer method, for the layers that this cannot change (their projections cannot be
     told apart), and where nothing is merged at all.
     """
     method = METHODS.get(name or "")
-    found: Pooling = (method if method and method.streams else METHODS["mean"]).load()
-    return found
+    return method if method and method.streams else METHODS["mean"]
 
 
 def layer_method(name: str, seed: int) -> LayerMethod:

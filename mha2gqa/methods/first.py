@@ -1,9 +1,14 @@
 """The first head of each group, a baseline of the GQA paper."""
 
-import torch
+from typing import TYPE_CHECKING
+
+from mha2gqa.methods import Array
+
+if TYPE_CHECKING:
+    import torch
 
 
-def first(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def first(heads_RN: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
     """Return the first head of a group, `[N]`.
 
     Source: Ainslie et al. 2023, figure 4 ("First").
@@ -13,3 +18,9 @@ def first(heads_RN: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         generator: Not used.
     """
     return heads_RN[0]
+
+
+def first_of_arrays(heads_RN: Array) -> Array:
+    """Return the same of a numpy array."""
+    head_N: Array = heads_RN[0]
+    return head_N

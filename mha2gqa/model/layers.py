@@ -16,7 +16,8 @@ import torch
 
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import Shape
-from mha2gqa.files.pieces import DTYPES, LayerResult, TensorInfo
+from mha2gqa.files.dtypes import DTYPES
+from mha2gqa.files.pieces import LayerResult, TensorInfo
 from mha2gqa.files.quantised import refuse_packed
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors

@@ -12,7 +12,7 @@ from mha2gqa.files.pieces import OutputTensor
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.staging import check_output
 from mha2gqa.files.writer import divide
-from mha2gqa.methods import pooling
+from mha2gqa.methods import streamed
 from mha2gqa.progress import Progress
 from mha2gqa.record.card import card_of
 from mha2gqa.record.conversion import Outcome
@@ -43,7 +43,7 @@ class Request:
     @property
     def pool(self) -> Pool:
         """Makes one head of the heads of a group, as the options say; where nothing is merged it has nothing to do."""
-        return Pool(pooling(self.options.get("method")), int(self.options.get("seed", 0)))
+        return Pool(streamed(self.options.get("method")), int(self.options.get("seed", 0)))
 
 
 def carry_out(plan: Plan, request: Request, progress: Progress) -> Outcome:

@@ -13,7 +13,7 @@ from mha2gqa.families.blueprint import Shape
 from mha2gqa.families.changes import Change
 from mha2gqa.families.layouts import HeadRows
 from mha2gqa.files.pieces import (
-    DTYPES,
+    ITEMSIZES,
     Computed,
     Copy,
     Fold,
@@ -141,10 +141,10 @@ class _Builder:
 def _merge(info: TensorInfo, part: str, spans: tuple[Span, ...], group: int, fold: Fold | None) -> Piece:
     if len(spans) == 1 and fold is None:
         return Copy(spans[0])
-    if info.dtype not in DTYPES:
+    if info.dtype not in ITEMSIZES:
         raise CheckpointError(
             f"Tensor {info.name!r} has dtype {info.dtype}: the checkpoint is quantised",
-            expected=f"K/V in one of {', '.join(DTYPES)}",
+            expected=f"K/V in one of {', '.join(ITEMSIZES)}",
             remedy="Convert the unquantised checkpoint, then quantise the result",
         )
     return Merge(info.name, part, info.dtype, spans, group, math.prod(info.shape[1:]), fold)

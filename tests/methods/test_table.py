@@ -22,7 +22,7 @@ from mha2gqa.errors import OptionError
 from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics
 from mha2gqa.heads.grouping import Groups
 from mha2gqa.heads.metric import Full
-from mha2gqa.methods import AUTO, METHODS, Demand, Method, demand, find_method, layer_method, pooling
+from mha2gqa.methods import AUTO, METHODS, Demand, Method, demand, find_method, layer_method
 from tests.verbs.verify.subjects import converted, save_source, save_text
 
 MEDIAN = '''\
@@ -76,7 +76,7 @@ MEASURED = (lambda factor: Full(factor @ factor.T))(random(12, 12, seed=4))
 def test_every_method_is_of_the_kind_that_its_row_says(name: str) -> None:
     method = METHODS[name]
     if method.streams:
-        head = pooling(name)(LAYER.v_KFX[:2].flatten(1), torch.Generator().manual_seed(0))
+        head = method.load()(LAYER.v_KFX[:2].flatten(1), torch.Generator().manual_seed(0))
         assert head.shape == (48,)
         assert not method.reads_text
     merged = layer_method(name, 0)(LAYER, GROUPS, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mha2gqa.heads.attention import Freedom
+from mha2gqa.heads.freedom import Freedom
 from mha2gqa.heads.metric import Metric
 
 _NOTABLE = 0.2

@@ -16,13 +16,14 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import TrainingError
+from mha2gqa.files.dtypes import DTYPES
 from mha2gqa.files.finish import Contents, finish
-from mha2gqa.files.pieces import DTYPES, Computed, OutputTensor, Span, TensorInfo, path_of, whole
+from mha2gqa.files.pieces import Computed, OutputTensor, Span, TensorInfo, path_of, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import locate_tensors, read_tensor, write_tensors
 from mha2gqa.files.writer import divide
-from mha2gqa.methods import pooling
+from mha2gqa.methods import streamed
 from mha2gqa.model.load import load_model
 from mha2gqa.progress import QUIET
 from mha2gqa.record.card import extended_card
@@ -142,7 +143,7 @@ def write_result(job: Job, tensors: tuple[OutputTensor, ...], report: UptrainRep
     checkpoint, options = job.subject.checkpoint, job.options
     contents = Contents(
         files=divide(tensors, parse_size(options.max_shard_size)),
-        pool=Pool(pooling(None), 0),  # nothing is merged
+        pool=Pool(streamed(None), 0),  # nothing is merged
         source=checkpoint,
         config=None,
         record=lambda checksums: extended(checkpoint.directory, record_entry(report), tensors, checksums),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mha2gqa.errors import OriginalMissingError, PairError, SourceError, TrainingError
-from mha2gqa.files.pieces import DTYPES
+from mha2gqa.files.pieces import ITEMSIZES
 from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.source import Source
 from mha2gqa.model.kind import kind_of
@@ -112,8 +112,8 @@ def _check_kind(converted: Original) -> None:
             remedy="Refine it instead: mha2gqa convert --refine distil",
         )
     dtypes = {info.dtype for info in converted.tensors}
-    if not dtypes & set(DTYPES):
-        raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*DTYPES]}")
+    if not dtypes & set(ITEMSIZES):
+        raise TrainingError(f"The weights have dtypes {', '.join(sorted(dtypes))}", expected=f"one of {[*ITEMSIZES]}")
 
 
 def _check_change(converted: Original, record: Record) -> None:

@@ -15,7 +15,7 @@ from mha2gqa.errors import CheckpointError, Mha2GqaError
 from mha2gqa.files.pieces import OutputTensor, TensorInfo
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import RECORD, SAFE_INDEX, Checkpoint, read_checkpoint, read_json, read_safetensors
-from mha2gqa.methods import pooling
+from mha2gqa.methods import streamed
 from mha2gqa.progress import Advance
 from mha2gqa.record.pair import Pair, not_the_original
 from mha2gqa.record.record import source_checksums
@@ -58,7 +58,7 @@ def _check(pair: Pair, converted: Checkpoint, started: float, folder: Path, adva
         Expected(info, expectation.made_of(info, pair)) for info in converted.tensors if info.name not in guilty
     ]
     total = sum(tensor.found.size for tensor in expected)
-    pool = Pool(pooling(expectation.method), int(pair.conversion.options.get("seed", 0) or 0))
+    pool = Pool(streamed(expectation.method), int(pair.conversion.options.get("seed", 0) or 0))
     results = compare(expected, pool, lambda size: advance(size, total))
     _check_original(pair, expected, results)
     findings += _training_findings(pair, expectation, results)

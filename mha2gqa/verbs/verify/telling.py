@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mha2gqa.families.names import KEYS_AND_VALUES
+from mha2gqa.files.merging import single_torch_thread
 from mha2gqa.files.pieces import LayerResult, Merge, OutputTensor, Span, TensorInfo, whole
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
-from mha2gqa.files.threads import single_torch_thread
-from mha2gqa.methods import AUTO_METHOD, METHODS, pooling
+from mha2gqa.methods import AUTO_METHOD, METHODS, streamed
 from mha2gqa.model.devices import float64_device
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.progress import QUIET
@@ -46,7 +46,7 @@ def told_by_heads(plan: Plan, tensors: Sequence[TensorInfo], conversion: Convers
     with contextlib.closing(Sources()) as sources, single_torch_thread():
         for tensor in merged:
             same = [
-                name for name in poolings if is_made(found[tensor.name], tensor, Pool(pooling(name), seed), sources)
+                name for name in poolings if is_made(found[tensor.name], tensor, Pool(streamed(name), seed), sources)
             ]
             owned[tensor.name] = same == [own]
             if len(same) == 1 and same[0] != own:
@@ -98,7 +98,7 @@ def _same_parts(
     merged = _parts(plan)
     made = [info for layer in layers for info in layer.tensors if info.name in merged and info.name in found]
     with contextlib.closing(Sources()) as sources:
-        same = [one for one in made if is_made(found[one.name], whole(one), Pool(pooling(None), 0), sources)]
+        same = [one for one in made if is_made(found[one.name], whole(one), Pool(streamed(None), 0), sources)]
     return {part for info in same for part in merged[info.name]}, {info.name: info in same for info in made}
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from mha2gqa.files.pieces import DTYPES, Copy, Merge, OutputTensor, Span, TensorInfo
+from mha2gqa.files.dtypes import DTYPES
+from mha2gqa.files.merging import single_torch_thread
+from mha2gqa.files.pieces import Copy, Merge, OutputTensor, Span, TensorInfo
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.streams import Sources
-from mha2gqa.files.threads import single_torch_thread
 from mha2gqa.record.pair import Pair
 from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.verbs.verify.outcome import Similarity
