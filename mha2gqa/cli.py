@@ -66,10 +66,7 @@ def _command(verb: str, options: type[Options]) -> Callable[..., None]:
     def command(given: typer.Context, **values: Any) -> None:
         asked = _options(options, values, given.meta.get(_FROM_FILE, {}))
         with _quick_imports():
-            from transformers.utils import logging
-
             run = import_module(f"mha2gqa.verbs.{verb}.command").command
-        logging.disable_progress_bar()
         if code := run(asked, **{name: values[name] for name in extras}):
             raise typer.Exit(code)
 
@@ -188,6 +185,7 @@ def main() -> None:
     """Run the command line; a refusal is one message and exit code 1, a bug keeps its traceback."""
     open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # and with them those of transformers
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries; read when tqdm is imported
     try:

@@ -58,8 +58,7 @@ def cache_layers(plan: Blueprint, dependent: Dependent) -> list[CacheLayer]:
     for count, change in dependent:
         if change.rule.cached:
             _add(found, plan, count, change)
-    in_order = [name for name, _ in plan.model.named_modules(remove_duplicate=False) if name in found]
-    return [found[module] for module in dict.fromkeys(in_order)]
+    return [found[module] for module in plan.modules if module in found]
 
 
 def cache_bytes(layers: list[CacheLayer], itemsize: int, context: int = 1, groups: int | None = None) -> int:
@@ -95,19 +94,18 @@ def another(count: Count) -> int:
 def _add(found: dict[str, CacheLayer], plan: Blueprint, count: Count, change: Change) -> None:
     for name, (shape, _) in change.names.items():
         module = change.module(name)
-        attention: Any = plan.model.get_submodule(module)
-        is_shared = getattr(attention, "is_kv_shared_layer", False)
-        if shape is None or name.endswith("bias") or is_shared:
+        attention = plan.attention(module)
+        if shape is None or name.endswith("bias") or attention.shares:
             continue
         runs = change.layouts[0](shape[0], change.before)
         heads = len({run.head for run in runs if run.part != "q"})
         rows = sum(run.count for run in runs if run.part != "q")
         before = found.get(module)
         # Gemma4 layers without v_proj cache their keys a second time, as values.
-        times = 2 if getattr(attention, "v_proj", module) is None else 1
+        times = 2 if attention.keys_are_values else 1
         width = times * rows // heads + (before.width if before else 0)
         cross = is_cross_attention(module)
-        window = _window(count.decoder.config, attention)
+        window = _window(count.decoder.config, attention.layer)
         found[module] = CacheLayer(module, heads, width, window, cross, count.heads, _is_kept(count))
 
 
@@ -116,11 +114,11 @@ def _is_kept(count: Count) -> bool:
     return count.part != "encoder" and not is_encoder
 
 
-def _window(config: Any, attention: Any) -> int | None:
+def _window(config: Any, layer: int | None) -> int | None:
     """Return the window by the kind of the layer, as transformers' own cache does; without kinds all have it."""
-    kinds, layer = getattr(config, "layer_types", None), getattr(attention, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
     kind = kinds[layer] if kinds and layer is not None else "sliding_attention"
-    window = getattr(config, WINDOWS.get(kind, ""), None)
+    window = getattr(config, WINDOWS[kind], None) if kind in WINDOWS else None
     return window if isinstance(window, int) else None
 
 

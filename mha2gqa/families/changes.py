@@ -100,7 +100,7 @@ def find_changes(
         number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
         if number is None:
             raise FamilyError(
-                f"Tensor {name!r} of a {source.config.model_type!r} model depends on the number of KV heads in a way "
+                f"Tensor {name!r} of a {source.settings.model_type!r} model depends on the number of KV heads in a way "
                 "that mha2gqa does not know",
                 remedy="Please report the model type; a family is one row of families/table.py",
             )

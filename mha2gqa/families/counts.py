@@ -9,14 +9,15 @@ counts with the default of its class, and is written explicitly when rewritten.
 import copy
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mha2gqa.errors import CheckpointError, FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.families.row import Family
 from mha2gqa.families.table import family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -32,7 +33,7 @@ class Decoder:
 
     path: Path
     """From the root config; empty when it is the root."""
-    config: PreTrainedConfig
+    config: "PreTrainedConfig"
     family: Family
 
     @property
@@ -78,13 +79,13 @@ def find_counts(config_json: ConfigJson, plan: Blueprint) -> list[Count]:
     parts = decoders(plan)
     for part in parts:
         _refuse(part.family, part.config.model_type)
-    known = {path for path, _ in _walk(plan.config)}
+    known = {path for path, _ in _walk(plan.settings)}
     is_root_read = any(not part.path for part in parts)
     counts = [count for part in parts for count in _counts(config_json, part)]
     counts = [count if is_root_read else _with_copies(config_json, plan, count, known) for count in counts]
     if not counts:
         raise FamilyError(
-            f"The transformers class of {plan.config.model_type!r} has no number of KV heads, "
+            f"The transformers class of {plan.settings.model_type!r} has no number of KV heads, "
             "only multi-head attention or none",
             expected="a family with num_key_value_heads or its like, or one that another class can stand in for",
             remedy="A model class with narrower keys and values would have to be written, as in mha2gqa/shipped",
@@ -113,9 +114,9 @@ def _refuse(row: Family, model_type: str) -> None:
 
 def decoders(plan: Blueprint) -> list[Decoder]:
     """Return the parts of a model that own numbers of KV heads, without judging them."""
-    root = family(plan.config.model_type)
-    paths = [tuple(path.split(".")) for path in root.decoders] or [_text_path(plan.config)]
-    found = [(path, _follow(plan.config, path)) for path in paths]
+    root = family(plan.settings.model_type)
+    paths = [tuple(path.split(".")) for path in root.decoders] or [_text_path(plan.settings)]
+    found = [(path, _follow(plan.settings, path)) for path in paths]
     return [Decoder(path, config, _row(root, config)) for path, config in found]
 
 
@@ -150,23 +151,23 @@ def _add_former_keys(config: dict[str, Any]) -> None:
         config.setdefault(scaling, dict(held))
 
 
-def _row(root: Family, config: PreTrainedConfig) -> Family:
+def _row(root: Family, config: "PreTrainedConfig") -> Family:
     """Return a decoder's own row; where it is plain, the model around it says how it is stored."""
     own = family(config.model_type)
     return replace(root, freedom=own.freedom) if own == Family(freedom=own.freedom) else own
 
 
-def _text_path(config: PreTrainedConfig) -> Path:
+def _text_path(config: "PreTrainedConfig") -> Path:
     """Return the path to the config of the text decoder: the object that transformers itself picks."""
     text = config.get_text_config(decoder=True)
     return next((path for path, found in _walk(config) if found is text), ())
 
 
-def _walk(config: PreTrainedConfig, path: Path = ()) -> Iterator[tuple[Path, PreTrainedConfig]]:
+def _walk(config: "PreTrainedConfig", path: Path = ()) -> "Iterator[tuple[Path, PreTrainedConfig]]":
     yield path, config
     for key in config.sub_configs:
-        inner = getattr(config, key, None)
-        if isinstance(inner, PreTrainedConfig):
+        inner: Any = getattr(config, key, None)
+        if hasattr(inner, "sub_configs"):
             yield from _walk(inner, (*path, key))
 
 

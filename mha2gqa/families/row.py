@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from mha2gqa.families.layouts import Layout, separate
-from mha2gqa.heads.attention import Freedom, Pairing
+from mha2gqa.heads.freedom import Freedom, Pairing
 
 AllowedGroups: TypeAlias = Literal["divisors", "even", "ends"]
 """Divisors of K; even ones (heads are used in pairs); or only K and 1 (the config has but a switch)."""

@@ -2,7 +2,7 @@
 
 `families` makes an `AttentionHeads` of a layer's tensors and tensors of it again; a method turns one into
 another with fewer KV heads. What may be changed without changing what the layer computes (its freedom) is
-said here by name, and decided in `families/table.py`.
+said by name (`freedom.py`), and decided in `families/table.py`.
 
 Legend: H query heads, K KV heads, R = H/K query heads per KV head, E width of a key head, F width of a value
 head, X inputs (the model's width, and one more that is always 1 where there are biases), D outputs,
@@ -11,23 +11,12 @@ P rotary planes.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 
+from mha2gqa.heads.freedom import Freedom, Pairing
 from mha2gqa.heads.metric import Even, Metric
-
-Freedom: TypeAlias = Literal["free", "scaled", "normed", "signed", "fixed"]
-"""What each head's keys (values) may be multiplied with when its queries (outputs) make up for it.
-
-`free`: values with any invertible matrix; keys with a complex number per rotary plane, and with any
-invertible matrix on the rows that are not rotated. `scaled`: a real number per plane (per channel, for values
-and rows that are not rotated). `signed`: a sign instead of the number. `normed`: a sign, and one positive
-number a head that a norm takes out again. `fixed`: nothing.
-"""
-
-Pairing: TypeAlias = Literal["half", "interleaved"]
-"""Which rows of a head are one rotary plane: j and j + P, or 2j and 2j + 1."""
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,15 @@ def _heads(model: Architecture) -> int:
 
 def objection_to(host: Host, model: Architecture, groups: int) -> str:
     """Return why a host cannot express a model with G = `groups`; empty where it can."""
-    name = type(model.outline).__name__
+    name = model.blueprint.architecture
     if name not in host.architectures:
         return f"it has no class like {name}"
-    return host.objection(model.config, groups)
+    return host.objection(model.settings, groups)
 
 
 def write_config(host: Host, model: Architecture) -> ConfigJson:
     """Return the config.json of a model in the class of a host, with K = H where its own class knows only MHA."""
-    architecture = host.architectures[type(model.outline).__name__]
+    architecture = host.architectures[model.blueprint.architecture]
     named = {"model_type": host.model_type, "architectures": [architecture]}
     if host.shipped:
         auto_map = {"auto_map": shipped.auto_map(host.model_type)}

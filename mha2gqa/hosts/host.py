@@ -19,14 +19,15 @@ This file knows no model type and reads no tensor.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, TypeAlias
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 
-Make: TypeAlias = Callable[..., torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+Make: TypeAlias = "Callable[..., torch.Tensor]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Recipe:
     """In the module tree of the host's language model, with head and base model's prefix."""
     sources: tuple[str, ...]
     """Tensors of the source, by their names in its module tree; the first decides dtype, shard and place."""
-    make: Make | None = None
+    make: "Make | None" = None
     """Takes the sources in the dtype of the file, and gives the tensor, rounded to it once at last; None takes the
     bytes of the one source as they are."""
     fill: float | None = None
@@ -50,7 +51,7 @@ class Host:
 
     model_type: str
     """Of the host's class."""
-    config: Callable[[PreTrainedConfig], ConfigJson]
+    config: "Callable[[PreTrainedConfig], ConfigJson]"
     """Gives the keys of the host's config.json that its class needs, with K = H, from the source's config as
     transformers reads it. Token ids, dtype, vocabulary, tying and initialisation are taken over by the engine, unless
     they are among the keys."""
@@ -58,7 +59,7 @@ class Host:
     """Gives a recipe for every tensor of the host, from the source's blueprint. Those that the host's class does not
     have (a bare model has no head, a tied one no output matrix) are left out by the engine. Names are those of the
     language model also where the source is bare."""
-    objection: Callable[[PreTrainedConfig, int], str] = lambda config, groups: ""
+    objection: "Callable[[PreTrainedConfig, int], str]" = lambda config, groups: ""
     """Says why this config at G KV heads cannot be expressed; empty when it can."""
     architectures: Mapping[str, str]
     """Class that wrote the source -> class of the host; a source of another class is refused."""

@@ -7,17 +7,19 @@ Legend: D model width, H query heads, I width of the MLP, K KV heads.
 """
 
 import math
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.hosts.host import Host, same_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _ROUNDED = 256
 """Engines round the width of an MLP that they compute from `ffn_mult` up to a multiple of this."""
 
 
-def _config(config: PreTrainedConfig) -> ConfigJson:
+def _config(config: "PreTrainedConfig") -> ConfigJson:
     shared = config.num_attention_heads // config.num_key_value_heads
     whole = {"no_op": False, "replace_with_linear": False}
     blocks = [
@@ -28,7 +30,7 @@ def _config(config: PreTrainedConfig) -> ConfigJson:
     return {"block_configs": blocks, **ignored}
 
 
-def _multiple(config: PreTrainedConfig) -> float:
+def _multiple(config: "PreTrainedConfig") -> float:
     """Return 3 I / (2 D), so that the way back, cut off to a whole number, gives I."""
     inner, width = int(config.intermediate_size), int(config.hidden_size)
     multiple = 3 * inner / (2 * width)
@@ -37,7 +39,7 @@ def _multiple(config: PreTrainedConfig) -> float:
     return multiple
 
 
-def engines(config: PreTrainedConfig) -> str:
+def engines(config: "PreTrainedConfig") -> str:
     """Return which engines read the heads of each layer, as sentences."""
     inner = config.intermediate_size
     rounded = f"; vLLM and llama.cpp round the width of the MLP, {inner:,}, up to a multiple of {_ROUNDED}"

@@ -1,10 +1,9 @@
 """Writes a checkpoint in the class of a host: G = K, every logit equal, ready to be converted as any other.
 
 `rehost` changes no file. It gives an `Original` with the host's config, whose tensors lie where the source's lie
-when they are only renamed, and otherwise are made when their bytes are read (`MadeFile`). One whose class has a number
-of KV heads comes back as it is. Its tokenizer stays readable: loaders choose the tokenizer's class by
-`tokenizer_config.json`, then `config.json`, then the model type, and some model types read `tokenizer.json` alone,
-which older checkpoints do not have. Which host is taken is `choice.py`'s.
+when they are only renamed, and otherwise are made when their bytes are read (`MadeFile`). Its tokenizer stays readable:
+loaders choose the tokenizer's class by `tokenizer_config.json`, then `config.json`, then the model type, and some model
+types read `tokenizer.json` alone, which older checkpoints do not have. Which host is taken is `choice.py`'s.
 """
 
 import functools
@@ -21,12 +20,13 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape
-from mha2gqa.files.pieces import DTYPES, TensorInfo, VirtualFile, path_of
+from mha2gqa.files.dtypes import DTYPES
+from mha2gqa.files.pieces import TensorInfo, VirtualFile, path_of
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.streams import Sources
 from mha2gqa.files.tensors import read_tensor
-from mha2gqa.hosts.choice import has_hosts, host_config
+from mha2gqa.hosts.choice import host_config
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Origin, Original
@@ -72,15 +72,13 @@ class MadeFile(VirtualFile):
 
 
 def rehost(original: Original, groups: int) -> Original:
-    """Return a model in a class that can have `groups` KV heads: its own, or a host's.
+    """Return a model whose own class knows only MHA in a class that can have `groups` KV heads.
 
     Raises:
-        FamilyError: There are hosts of the model type, and none can express this model.
+        FamilyError: No host can express this model.
         GroupsError: None can with this number of KV heads.
         CheckpointError: The weights are quantised, or do not fit the config.
     """
-    if not has_hosts(original.architecture):
-        return original
     refuse_quantised(original.config_json)
     return written_as(original, *host_config(original.architecture, groups))
 

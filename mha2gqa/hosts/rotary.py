@@ -4,11 +4,12 @@ Half-split planes of the first rows of each head, of a given base, in the keys o
 """
 
 import math
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from mha2gqa.families.blueprint import ConfigJson
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def rotary(rows: int, width: int, theta: float) -> ConfigJson:
@@ -20,14 +21,14 @@ def rotary(rows: int, width: int, theta: float) -> ConfigJson:
     return {"rope_parameters": parameters, "rope_theta": theta, "partial_rotary_factor": factor}
 
 
-def same_rotary(config: PreTrainedConfig) -> ConfigJson:
+def same_rotary(config: "PreTrainedConfig") -> ConfigJson:
     """Return the keys of a source that rotates as the host does; rescaled frequencies exist in new keys alone."""
     parameters = _parameters(config)
     old = ("rope_theta", "partial_rotary_factor") if is_default(config) else ()
     return {"rope_parameters": parameters} | {key: parameters[key] for key in old if key in parameters}
 
 
-def spread_rotary(config: PreTrainedConfig) -> ConfigJson:
+def spread_rotary(config: "PreTrainedConfig") -> ConfigJson:
     """Return the keys of a host that rotates all rows of a head, those that the source leaves alone at frequency 0.
 
     The frequencies are theta^(-2p/rows): those of a base theta^(width/rows) over the whole width.
@@ -40,20 +41,20 @@ def spread_rotary(config: PreTrainedConfig) -> ConfigJson:
     return {"rope_parameters": {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": factor}}
 
 
-def head_width(config: PreTrainedConfig) -> int:
+def head_width(config: "PreTrainedConfig") -> int:
     """Return E."""
     return int(config.hidden_size) // int(config.num_attention_heads)
 
 
-def rotary_rows(config: PreTrainedConfig) -> int:
+def rotary_rows(config: "PreTrainedConfig") -> int:
     """Return how many rows of a head a source of the GPT-NeoX kind rotates."""
     return int(head_width(config) * _parameters(config).get("partial_rotary_factor", 1.0))
 
 
-def is_default(config: PreTrainedConfig) -> bool:
+def is_default(config: "PreTrainedConfig") -> bool:
     """Return whether a source's frequencies are not rescaled for longer contexts."""
     return bool(_parameters(config).get("rope_type", "default") == "default")
 
 
-def _parameters(config: PreTrainedConfig) -> dict[str, Any]:
+def _parameters(config: "PreTrainedConfig") -> dict[str, Any]:
     return dict(config.rope_parameters)

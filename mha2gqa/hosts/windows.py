@@ -13,10 +13,7 @@ Legend: W tokens of the window, L layers.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
-
-import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mha2gqa.errors import FamilyError
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
@@ -26,8 +23,12 @@ from mha2gqa.hosts.recipes import made
 from mha2gqa.hosts.rotary import is_default, same_rotary
 from mha2gqa.model.architecture import Architecture
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
 SLIDING, FULL = "sliding_attention", "full_attention"
-Keys: TypeAlias = Callable[[PreTrainedConfig, int, Sequence[bool]], ConfigJson]
+Keys: TypeAlias = "Callable[[PreTrainedConfig, int, Sequence[bool]], ConfigJson]"
 """Gives the keys of a config for W, and for each layer whether it has the window."""
 _NO_SINK = -1e4
 """Score of a sink that takes no weight from any token: its exponential is 0 in every dtype."""
@@ -50,16 +51,16 @@ class Windowed:
     """Which engines honour the window, as sentences."""
 
 
-def _typed(config: PreTrainedConfig, window: int, sliding: Sequence[bool]) -> ConfigJson:
+def _typed(config: "PreTrainedConfig", window: int, sliding: Sequence[bool]) -> ConfigJson:
     return {"sliding_window": window, "layer_types": [SLIDING if one else FULL for one in sliding]}
 
 
-def _plain(config: PreTrainedConfig, window: int, sliding: Sequence[bool]) -> ConfigJson:
+def _plain(config: "PreTrainedConfig", window: int, sliding: Sequence[bool]) -> ConfigJson:
     """Return the one key of classes with one mask; kinds of layers would break their cache."""
     return {"sliding_window": window if any(sliding) else None}
 
 
-def _switched(config: PreTrainedConfig, window: int, sliding: Sequence[bool], *, typed: bool = True) -> ConfigJson:
+def _switched(config: "PreTrainedConfig", window: int, sliding: Sequence[bool], *, typed: bool = True) -> ConfigJson:
     keys = {"use_sliding_window": any(sliding), "sliding_window": window if any(sliding) else None}
     kinds = {"layer_types": [SLIDING if one else FULL for one in sliding]} if typed else {}
     return keys | kinds | ({} if config.model_type == "smollm3" else {"max_window_layers": 0})
@@ -96,8 +97,10 @@ CLASSES: Mapping[str, Windowed] = {
 """Model type -> how it has a window."""
 
 
-def _base(model_type: str, config: PreTrainedConfig) -> ConfigJson:
+def _base(model_type: str, config: "PreTrainedConfig") -> ConfigJson:
     """Return every key that a source and its host know by the same name, and the host's without a window."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
     general = PreTrainedConfig().to_dict().keys()
     known = CONFIG_MAPPING[model_type]().to_dict().keys() - general - {"model_type", "layer_types", "sliding_window"}
     shared = {key: value for key, value in config.to_dict().items() if key in known}
@@ -108,29 +111,29 @@ def _base(model_type: str, config: PreTrainedConfig) -> ConfigJson:
     )
 
 
-def _as(config: PreTrainedConfig, model_type: str) -> Any:
+def _as(config: "PreTrainedConfig", model_type: str) -> Any:
     """Return what `Keys` read of a config, for a model that will be of another type."""
     return type("_Sketch", (), {"model_type": model_type, "num_hidden_layers": config.num_hidden_layers})
 
 
-def _head_dim(config: PreTrainedConfig) -> ConfigJson:
+def _head_dim(config: "PreTrainedConfig") -> ConfigJson:
     return {"head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads}
 
 
-def _smollm3(config: PreTrainedConfig) -> ConfigJson:
+def _smollm3(config: "PreTrainedConfig") -> ConfigJson:
     return {"no_rope_layers": [1] * config.num_hidden_layers}
 
 
-def _olmo3(config: PreTrainedConfig) -> ConfigJson:
+def _olmo3(config: "PreTrainedConfig") -> ConfigJson:
     return {"rope_parameters": {kind: dict(config.rope_parameters) for kind in (SLIDING, FULL)}}
 
 
-def _vaultgemma(config: PreTrainedConfig) -> ConfigJson:
+def _vaultgemma(config: "PreTrainedConfig") -> ConfigJson:
     own = {"hidden_activation": config.hidden_act, "query_pre_attn_scalar": config.head_dim}
     return own | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
 
 
-def _granite(config: PreTrainedConfig) -> ConfigJson:
+def _granite(config: "PreTrainedConfig") -> ConfigJson:
     return {"layer_rope_theta": [config.rope_parameters["rope_theta"]] * config.num_hidden_layers}
 
 
@@ -167,45 +170,45 @@ def _phi3_tensors(source: Blueprint) -> Iterator[Recipe]:
             yield made(name.replace(found, part), partial(_rows, rows=rows, number=number), name)
 
 
-def _rows(tensor_RN: torch.Tensor, rows: list[int], number: int) -> torch.Tensor:
+def _rows(tensor_RN: "torch.Tensor", rows: list[int], number: int) -> "torch.Tensor":
     part_RN: torch.Tensor = tensor_RN.split(rows)[number]
     return part_RN
 
 
-def _bare(config: PreTrainedConfig, groups: int) -> str:
+def _bare(config: "PreTrainedConfig", groups: int) -> str:
     """Refuse biases, which most classes like Llama do not have."""
     return "it has biases" if config.attention_bias or config.mlp_bias else ""
 
 
-def _cwm(config: PreTrainedConfig, groups: int) -> str:
+def _cwm(config: "PreTrainedConfig", groups: int) -> str:
     if config.eos_token_id is None or not isinstance(config.bos_token_id, int):
         return "its config names no first and last token, and the class would take others"
     return "it has biases" if config.attention_bias else ""
 
 
-def _phi3(config: PreTrainedConfig, groups: int) -> str:
+def _phi3(config: "PreTrainedConfig", groups: int) -> str:
     is_whole = config.rope_parameters.get("partial_rotary_factor", 1.0) == 1.0
     return "" if is_default(config) and is_whole else "it rescales its rotary embedding, or rotates a part of each head"
 
 
-def _cohere(config: PreTrainedConfig, groups: int) -> str:
+def _cohere(config: "PreTrainedConfig", groups: int) -> str:
     return "it normalises queries and keys" if config.use_qk_norm else ""
 
 
-def _granite_objection(config: PreTrainedConfig, groups: int) -> str:
+def _granite_objection(config: "PreTrainedConfig", groups: int) -> str:
     return "" if is_default(config) else "it rescales its rotary embedding"
 
 
 def _host(
     classes: tuple[str, str],
     model_type: str,
-    own: Callable[[PreTrainedConfig], ConfigJson],
-    objection: Callable[[PreTrainedConfig, int], str] = lambda config, groups: "",
+    own: "Callable[[PreTrainedConfig], ConfigJson]",
+    objection: "Callable[[PreTrainedConfig, int], str]" = lambda config, groups: "",
     tensors: Callable[[Blueprint], Iterable[Recipe]] = same_tensors,
 ) -> Host:
     """Return a host: how the source's classes and its own begin, and what its config has besides shared keys."""
 
-    def refuses(config: PreTrainedConfig, groups: int) -> str:
+    def refuses(config: "PreTrainedConfig", groups: int) -> str:
         window = getattr(config, "sliding_window", None)
         return f"its layers have a window of {window} tokens already" if window else objection(config, groups)
 
@@ -238,6 +241,16 @@ HOSTS: Mapping[str, tuple[Host, ...]] = {
 def find_host(model: Architecture, *, by_layer: bool) -> tuple[Host, ConfigJson] | None:
     """Return the host of a model, and its config without a window; None where its own class can have one.
 
+    Raises:
+        FamilyError: No class expresses the model exactly.
+    """
+    host = choose_host(model, by_layer=by_layer)
+    return None if host is None else (host, write_config(host, model))
+
+
+def choose_host(model: Architecture, *, by_layer: bool) -> Host | None:
+    """Return the host of a model; None where its own class can have a window.
+
     Args:
         model: The model.
         by_layer: Whether some layers are to keep every token.
@@ -255,7 +268,7 @@ def find_host(model: Architecture, *, by_layer: bool) -> tuple[Host, ConfigJson]
         elif objection := objection_to(host, model, model.query_heads):
             objections.append(f"{host.model_type} cannot express it, because {objection}")
         else:
-            return host, write_config(host, model)
+            return host
     why = f": {'; '.join(objections)}" if objections else ""
     known = ", ".join(sorted({*CLASSES, *HOSTS}))
     raise FamilyError(

@@ -4,20 +4,21 @@ An `Architecture` asks transformers (`families/blueprint.py`) once, and is hande
 The original has one (`original.py`), and so has each checkpoint that is made of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import Blueprint, ConfigJson, Spelling, blueprint, by_module, find_spelling
 from mha2gqa.families.cache import CacheLayer, another, cache_layers, cross_projections, latent_layers
 from mha2gqa.families.changes import Change, find_changes
 from mha2gqa.families.counts import Count, Decoder, Move, decoders, find_counts, rewrite
-from mha2gqa.families.modules import attention_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from mha2gqa.families.attention import AttentionLayer
 
 Moved: TypeAlias = tuple[int, int]
 """Number of a count, and the heads that it becomes."""
@@ -39,25 +40,30 @@ class Architecture:
         return blueprint(self.config_json)
 
     @property
-    def config(self) -> PreTrainedConfig:
-        """The config as transformers reads it."""
+    def config(self) -> "PreTrainedConfig":
+        """The config as transformers reads it, for transformers itself."""
         return self.blueprint.config
 
     @property
-    def text_config(self) -> PreTrainedConfig:
-        """Of the part that reads and writes text."""
-        text: PreTrainedConfig = self.config.get_text_config(decoder=True)
+    def settings(self) -> "PreTrainedConfig":
+        """What is read of the config."""
+        return self.blueprint.settings
+
+    @property
+    def text_config(self) -> "PreTrainedConfig":
+        """The settings of the part that reads and writes text."""
+        text: PreTrainedConfig = self.settings.get_text_config(decoder=True)
         return text
 
     @property
-    def outline(self) -> PreTrainedModel:
+    def outline(self) -> "PreTrainedModel":
         """The model on the meta device: modules and shapes, no memory."""
         return self.blueprint.model
 
     @property
     def model_type(self) -> str:
         """Of the class."""
-        return str(self.config.model_type)
+        return str(self.settings.model_type)
 
     @property
     def vocabulary(self) -> int:
@@ -157,6 +163,16 @@ class Architecture:
         """
         return [layer.module for layer in self.cached]
 
-    def attention_layers(self, moves: Sequence[Move]) -> list[AttentionLayer]:
+    def attention_layers(self, moves: Sequence[Move]) -> "list[AttentionLayer]":
         """Return the attention layers that other numbers of KV heads concern, each module once."""
-        return attention_layers(self.blueprint, [(move[0], self.changes([move])) for move in moves])
+        return self.layers_of([(move[0], self.changes([move])) for move in moves])
+
+    def layers_of(self, moved: Iterable[tuple[Count, list[Change]]]) -> "list[AttentionLayer]":
+        """Return the attention layers that changes of tensors concern, each module once.
+
+        Args:
+            moved: Each number of KV heads that changes, and what that changes in the module tree.
+        """
+        from mha2gqa.families.modules import attention_layers  # it takes modules of torch apart
+
+        return attention_layers(self.blueprint, moved)

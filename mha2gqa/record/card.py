@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
 
 from mha2gqa.files.finish import CARD
 from mha2gqa.files.source import Source
@@ -16,6 +15,12 @@ from mha2gqa.methods import AUTO, find_method
 from mha2gqa.record.conversion import Outcome
 
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
+_ORDER = (
+    *("base_model", "datasets", "language", "library_name", "license", "license_name", "license_link"),
+    *("pipeline_tag", "tags"),
+)
+"""Keys of the header as huggingface_hub writes them; itself it is slow to import."""
+_HEADER = re.compile(r"\A\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 _TEXT = """\
 # {title}
@@ -48,12 +53,9 @@ _QUALITY = {
 def card_of(outcome: Outcome, source: Source) -> str:
     """Return the card of a conversion."""
     base = source.hub_id or source.name
-    data = ModelCardData(
-        base_model=source.hub_id,
-        library_name="transformers",
-        tags=["mha2gqa", *outcome.change.tags],
-        **_inherited(source.directory / CARD),
-    )
+    known = _inherited(source.directory / CARD) | {"base_model": source.hub_id, "library_name": "transformers"}
+    known["tags"] = list(dict.fromkeys(["mha2gqa", *outcome.change.tags]))
+    header = {key: known[key] for key in _ORDER if known.get(key) is not None}
     facts = outcome.change.facts
     text = _TEXT.format(
         title=outcome.output.resolve().name,
@@ -72,7 +74,7 @@ def card_of(outcome: Outcome, source: Source) -> str:
         notes="".join(f"\n\n{note}" for note in outcome.notes),
         quality=_quality(outcome),
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip()}\n---\n\n{text}"
 
 
 def extended_card(converted: Path, name: str, section: str) -> str:
@@ -131,7 +133,8 @@ def _number(value: Any) -> str:
 def _inherited(card: Path) -> dict[str, Any]:
     """Return what carries over from the source's card; a card that cannot be read carries nothing."""
     try:
-        data = ModelCard.load(card).data.to_dict()
+        found = _HEADER.match(card.read_text(encoding="utf-8"))
+        data = yaml.safe_load(found[1]) if found else None
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return {key: data[key] for key in _INHERITED if key in data}
+    return {key: data[key] for key in _INHERITED if key in data} if isinstance(data, dict) else {}

@@ -14,12 +14,10 @@ from mha2gqa.families.blueprint import Spelling, by_module
 from mha2gqa.families.changes import Change as TensorChange
 from mha2gqa.families.changes import find_changes
 from mha2gqa.families.counts import Count, Move, rewrite
-from mha2gqa.families.modules import attention_layers
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.choice import objection_to, write_config
 from mha2gqa.hosts.layered import LLAMA, engines
-from mha2gqa.hosts.rehost import written_as
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.pieces import rearranged
@@ -76,6 +74,8 @@ class HeadsByLayer:
                 expected="a llama model without a window",
                 remedy="Give one number with --groups",
             )
+        from mha2gqa.hosts.rehost import written_as  # it makes tensors
+
         return written_as(original, LLAMA, write_config(LLAMA, model))
 
     def aim(self, original: Original) -> Aim:
@@ -102,7 +102,7 @@ class HeadsByLayer:
             change=_change(_written(before), _written(self.groups)),
             notes=(engines(model.config),),
             pieces=partial(rearranged, original, changes),
-            layers=lambda: attention_layers(model.blueprint, _changes(model, moves, by_module)),
+            layers=lambda: model.layers_of(_changes(model, moves, by_module)),
         )
 
     def _moves(self, model: Architecture, before: tuple[int, ...]) -> list[Move]:

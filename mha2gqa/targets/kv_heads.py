@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.counts import Count, Move, refuse_family
 from mha2gqa.heads.grouping import divisors
-from mha2gqa.hosts import hosts_by_groups, rehost
+from mha2gqa.hosts import has_hosts, hosts_by_groups
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
 from mha2gqa.targets.pieces import rearranged
@@ -65,6 +65,10 @@ class KvHeads:
             GroupsError: None can with this number of KV heads.
             CheckpointError: The weights are quantised, or do not fit the config.
         """
+        if not has_hosts(original.architecture):
+            return original
+        from mha2gqa.hosts.rehost import rehost  # it makes tensors
+
         return rehost(original, self.wanted if isinstance(self.wanted, int) else min(self.wanted.values()))
 
     def aim(self, original: Original) -> Aim:

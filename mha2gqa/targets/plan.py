@@ -64,7 +64,7 @@ class Plan:
         source = self.original.origin.model_type
         return source if source != self.result.config_json.get("model_type") else None
 
-    @property
+    @cached_property
     def recomputed(self) -> frozenset[str]:
         """The tensors that are computed of the original's for another class, before or without anything else."""
         made = (tensor.name for tensor in self.tensors if tensor.is_made)

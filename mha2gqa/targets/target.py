@@ -11,14 +11,16 @@ Legend: H query heads, K KV heads of the source, G KV heads of the result.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from mha2gqa.errors import FamilyError
-from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.files.pieces import LayerResult, OutputTensor
 from mha2gqa.heads.grouping import Groups
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
+
+if TYPE_CHECKING:
+    from mha2gqa.families.attention import AttentionLayer
 
 Effect: TypeAlias = Literal["none", "rounding", "loss"]
 """What a change does to the model's outputs: nothing, the last digits, or more."""
@@ -122,7 +124,7 @@ class Aim:
     """Gives the tensors, for some attention layers that a method has changed as a whole, all others piece by piece."""
     notes: tuple[str, ...] = ()
     """What is to be known of the result, as sentences: which engines honour it."""
-    layers: Callable[[], list[AttentionLayer]] = list
+    layers: "Callable[[], list[AttentionLayer]]" = list
     """Gives the attention layers that change, first to last, as far as a method can change them as a whole."""
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mha2gqa.families import blueprint
+from mha2gqa.families import blueprint, outlines
+from mha2gqa.families.built import build
 from mha2gqa.model.original import Original
 from mha2gqa.targets import plan as planning
 from mha2gqa.targets.kv_heads import KvHeads
@@ -34,12 +35,20 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[planning.Plan]:
 
 def built(cli: Run, *arguments: object) -> int:
     """How many model classes one command builds."""
-    blueprint._build.cache_clear()
+    build.cache_clear()
     answer = cli(*arguments)
     assert answer.code == 0, answer.err
-    return blueprint._build.cache_info().misses
+    return build.cache_info().misses
 
 
+@pytest.fixture
+def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of families, so that transformers is asked for all."""
+    monkeypatch.setattr(outlines, "_types", dict)
+    blueprint._find.cache_clear()
+
+
+@pytest.mark.usefixtures("without_data")
 @pytest.mark.parametrize("options", ["--method mean", "--method aligned --data none", "--grouping similar"])
 def test_convert_builds_the_class_of_the_original_and_of_the_result(
     options: str, tmp_path: Path, cli: Run, plans: list[planning.Plan]
@@ -49,26 +58,35 @@ def test_convert_builds_the_class_of_the_original_and_of_the_result(
     assert len(plans) == 1
 
 
-def test_verify_and_expand_build_both_classes_once(tmp_path: Path, cli: Run, plans: list[planning.Plan]) -> None:
-    save_tiny("qwen2", tmp_path / "source")
+def test_layers_ask_for_the_class_of_the_original_alone(tmp_path: Path, cli: Run) -> None:
+    save_tiny("llama", tmp_path / "source")
+    blueprint._find.cache_clear()
+    assert built(cli, "convert", "source", "-g", 2, "-o", "out") == 0
+    assert built(cli, "convert", "source", "-g", 2, "-o", "aligned", "--method", "aligned") == 1
+
+
+def test_verify_asks_for_both_classes_and_expand_for_none(tmp_path: Path, cli: Run, plans: list[planning.Plan]) -> None:
+    save_tiny("llama", tmp_path / "source")
     assert cli("convert", "source", "-g", 2, "-o", "out").code == 0
     plans.clear()
     assert built(cli, "verify", "out", "--level", "file") == 2
-    assert built(cli, "expand", "out", "-o", "wide") == 2
+    assert built(cli, "expand", "out", "-o", "wide") == 0
     assert len(plans) == 2
 
 
+@pytest.mark.usefixtures("without_data")
 def test_a_host_is_one_class_more(tmp_path: Path, cli: Run, plans: list[planning.Plan]) -> None:
     save_tiny("gptj", tmp_path / "source")
     assert built(cli, "convert", "source", "-g", 2, "-o", "out") == 3
     assert len(plans) == 1
 
 
+@pytest.mark.usefixtures("without_data")
 def test_the_result_knows_its_cache_without_another_class(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "source")
-    blueprint._build.cache_clear()
+    build.cache_clear()
     target = KvHeads(1)
     plan = planning.make_plan(Original.at(tmp_path / "source"), target)
     before, after = plan.cache
     assert (before, after) == (4 * after, after)
-    assert blueprint._build.cache_info().misses == 2
+    assert build.cache_info().misses == 2

@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import partial
 
 from mha2gqa.errors import CheckpointError, GroupsError
+from mha2gqa.files.dtypes import DTYPES
 from mha2gqa.files.pieces import (
-    DTYPES,
     Computed,
     LayerResult,
     Made,
@@ -26,19 +26,11 @@ from mha2gqa.files.pieces import (
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.hosts.rehost import Written, tokenizer_class, tokenizer_files, written
 from mha2gqa.model.original import Original
-from mha2gqa.targets.latent.config import head_widths
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.rope import named_key
 from mha2gqa.targets.latent.tensors import Folding
-from mha2gqa.targets.latent.widths import (
-    CHOSEN,
-    Widths,
-    latent_change,
-    like_groups,
-    rotary_widths,
-    rotary_widths_beside,
-)
+from mha2gqa.targets.latent.widths import CHOSEN, Widths, divisions, latent_change
 from mha2gqa.targets.target import Aim, Pieces
 
 
@@ -66,13 +58,13 @@ def aim_at_latent(original: Original, target: Widths) -> Aim:
         CheckpointError: The weights are quantised.
     """
     source = LatentSource.of(original.architecture)
-    possible = divisions(source, target)
+    possible = divisions(source.whole, target)
     latent, width = possible[len(possible) // 2]
     host = host_of(original, source, latent, planned_key(source, target, width))
     return Aim(
         original=original,
         result=host.model,
-        change=latent_change(whole_cache(source), latent, width),
+        change=latent_change(source.whole.numbers, latent, width),
         pieces=partial(_pieces, original, host),
         layers=lambda: [*source.layers],
     )
@@ -103,35 +95,6 @@ def planned_key(source: LatentSource, target: Widths, width: int) -> RotaryKey:
         raise GroupsError(
             f"--rope-frequencies: {error}", expected=f"{', '.join(CHOSEN)}, or a key that a record names"
         ) from error
-
-
-def whole_cache(source: LatentSource) -> int:
-    """Return the numbers that the original caches for a token in a layer."""
-    return like_groups(max(layer.kv_heads for layer in source.layers), *head_widths(source.layers[0]))
-
-
-def divisions(source: LatentSource, target: Widths) -> list[tuple[int, int]]:
-    """Return C and R of everything that a target leaves to text, least R first; one where it leaves nothing.
-
-    Raises:
-        GroupsError: None of them can be.
-    """
-    whole, most = whole_cache(source), source.rotary.width * max(layer.kv_heads for layer in source.layers)
-    if target.groups is not None:
-        cache = like_groups(target.groups, *head_widths(source.layers[0]))
-        found = [(cache - width, width) for width in rotary_widths(cache)]
-    else:
-        latent = int(target.latent or 0)
-        widths = rotary_widths_beside(latent) if target.rope_width is None else [target.rope_width]
-        found = [(latent, width) for width in widths]
-    possible = [one for one in found if min(one) >= 2 and not any(part % 2 for part in one) and sum(one) <= whole]
-    if not possible:
-        latent, width = found[0]
-        raise GroupsError(
-            f"A latent of {latent} and a rotary key of {width} cannot be the cache of this model",
-            expected=f"even numbers from 2 on, together at most the {whole:,} that it caches a token and layer now",
-        )
-    return [one for one in possible if one[1] <= most] or possible[:1]
 
 
 def _pieces(original: Original, host: LatentHost, layers: Sequence[LayerResult]) -> Pieces:

@@ -12,6 +12,7 @@ from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.linear import EPS
+from mha2gqa.targets.latent.sources import activation
 
 MODEL_TYPE, ARCHITECTURE = "deepseek_v3", "DeepseekV3ForCausalLM"
 
@@ -125,26 +126,3 @@ def host_config(config_json: ConfigJson, plan: Blueprint, shape: HostShape, key:
         **_NO_EXPERTS,
         **kept,
     }
-
-
-def activation(plan: Blueprint) -> str:
-    """Return the name of a source's activation."""
-    config: Any = plan.config
-    return str(getattr(config, "hidden_act", None) or config.hidden_activation)
-
-
-def elsewhere(plan: Blueprint, shape: HostShape, key: RotaryKey) -> list[str]:
-    """Return why engines besides transformers cannot take a model in this form; nothing where nothing is known.
-
-    By their sources: vLLM and llama.cpp know no biases in latent attention, no activation but SiLU in this class, and
-    no speeds but those of plain rope and yarn.
-    """
-    return [
-        reason
-        for reason, holds in (
-            ("attention has biases", shape.has_bias),
-            (f"the MLP's activation is {activation(plan)}", activation(plan) != "silu"),
-            ("rotary speeds are free", key.parameters["rope_type"] == "longrope"),
-        )
-        if holds
-    ]

@@ -33,7 +33,12 @@ class RotaryKey:
     @property
     def kind(self) -> str:
         """The name, in which free planes are not listed."""
-        return "free" if self.parameters["rope_type"] == "longrope" else self.name
+        return "free" if self.is_free else self.name
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it has speeds that transformers alone knows."""
+        return bool(self.parameters["rope_type"] == "longrope")
 
     @property
     def width(self) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mha2gqa.errors import FamilyError
 from mha2gqa.families.attention import AttentionLayer, gather
 from mha2gqa.heads.attention import AttentionHeads, Rotary, Statistics
 from mha2gqa.hosts.host import Recipe
@@ -20,8 +19,9 @@ from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.latent.config import HostShape, host_config, host_shape
 from mha2gqa.targets.latent.form import LatentHeads, RotaryKey
 from mha2gqa.targets.latent.linear import linear
-from mha2gqa.targets.latent.sources import Facts, facts, objection, rotary_size, scaling, source_layers
+from mha2gqa.targets.latent.sources import Facts, facts, rotary_size, scaling, source_layers, whole, whole_of
 from mha2gqa.targets.latent.tensors import Folding, attention_tensors, other_tensors
+from mha2gqa.targets.latent.widths import Whole
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class LatentSource:
             FamilyError: It cannot be written in latent attention.
             CheckpointError: Its config is malformed.
         """
-        if reason := objection(model):
-            raise FamilyError(
-                f"A model of type {model.model_type!r} cannot be written in latent attention: {reason}",
-                remedy="Give it fewer KV heads instead, with --groups",
-            )
+        whole(model)
         return cls(model, tuple(source_layers(model)), facts(model.blueprint))
+
+    @property
+    def whole(self) -> Whole:
+        """What it caches for a token in a layer."""
+        return whole_of(self.layers)
 
     @property
     def rotary(self) -> Rotary:

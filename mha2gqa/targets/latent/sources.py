@@ -9,18 +9,19 @@ transformers' own class, and everything without a row must be refused with the r
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from transformers import PreTrainedConfig
-
-from mha2gqa.families.attention import AttentionLayer
+from mha2gqa.errors import FamilyError
 from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.cache import another
 from mha2gqa.families.table import family
 from mha2gqa.model.architecture import Architecture
+from mha2gqa.targets.latent.widths import Whole
+
+if TYPE_CHECKING:
+    from mha2gqa.families.attention import AttentionLayer
 
 
 def _one(config: Any) -> float:
@@ -104,13 +105,13 @@ def facts(plan: Blueprint) -> Facts:
     )
 
 
-def source_layers(model: Architecture) -> list[AttentionLayer]:
+def source_layers(model: Architecture) -> "list[AttentionLayer]":
     """Return the attention layers of a model, first to last, as they are."""
     # Which tensors depend on the number of KV heads is asked with another number.
     return model.attention_layers([(count, another(count)) for count in model.counts])
 
 
-def scaling(plan: Blueprint, layer: AttentionLayer) -> float:
+def scaling(plan: Blueprint, layer: "AttentionLayer") -> float:
     """Return what a layer's scores are multiplied with before the softmax."""
     attention: Any = plan.model.get_submodule(layer.module)
     return float(attention.scaling)
@@ -120,6 +121,61 @@ def rotary_size(plan: Blueprint) -> float:
     """Return what the rotary embedding multiplies rotated rows with besides turning them, mostly 1."""
     embedding: Any = plan.model.get_submodule("model.rotary_emb")
     return float(getattr(embedding, "attention_scaling", 1.0))
+
+
+def whole(model: Architecture) -> Whole:
+    """Return what a model caches for a token in a layer.
+
+    Raises:
+        FamilyError: It cannot be written in latent attention.
+        CheckpointError: Its config is malformed.
+    """
+    if reason := objection(model):
+        raise FamilyError(
+            f"A model of type {model.model_type!r} cannot be written in latent attention: {reason}",
+            remedy="Give it fewer KV heads instead, with --groups",
+        )
+    if model.blueprint.is_like_llama:
+        width = getattr(model.settings, "head_dim", None) or model.settings.hidden_size // model.query_heads
+        return Whole(model.kv_heads, width, width, width)
+    return whole_of(source_layers(model))
+
+
+def whole_of(layers: "Sequence[AttentionLayer]") -> Whole:
+    """Return what the layers of a source cache for a token."""
+    first = layers[0]
+    width = next(block.before.shape[1] for block in first.blocks if block.part == "k")
+    rotary = next((layer.rotary for layer in layers if layer.rotary.width), first.rotary)
+    value_width = first.shapes[first.output][1] // first.query_heads
+    return Whole(max(layer.kv_heads for layer in layers), width, value_width, rotary.width)
+
+
+def activation(plan: Blueprint) -> str:
+    """Return the name of a source's activation."""
+    config: Any = plan.settings
+    return str(getattr(config, "hidden_act", None) or config.hidden_activation)
+
+
+def has_bias(plan: Blueprint) -> bool:
+    """Return whether a source that has no objection has biases in its attention."""
+    return any(re.search(r"\.self_attn\..*bias$", name) for name in plan.parameters)
+
+
+def elsewhere(plan: Blueprint, *, has_bias: bool, has_free_key: bool) -> list[str]:
+    """Return why engines besides transformers cannot take a model in this form; nothing where nothing is known.
+
+    By their sources: vLLM and llama.cpp know no biases in latent attention, no activation but SiLU in this class, and
+    no speeds but those of plain rope and yarn.
+    """
+    return [
+        reason
+        for reason, holds in (
+            ("attention has biases", has_bias),
+            (f"the MLP's activation is {activation(plan)}", activation(plan) != "silu"),
+            ("rotary speeds are free", has_free_key),
+        )
+        if holds
+    ]
 
 
 def objection(model: Architecture) -> str:
@@ -132,15 +188,16 @@ def objection(model: Architecture) -> str:
 
 
 def _kind(plan: Blueprint) -> str:
-    if plan.config.is_encoder_decoder:
+    if plan.settings.is_encoder_decoder:
         return "it has an encoder and cross-attention, and the host neither"
-    if family(plan.config.model_type).encoder:
+    row = family(plan.settings.model_type)
+    if row.encoder:
         return "it is an encoder, which caches nothing"
-    if family(plan.config.model_type).refusal:
-        return family(plan.config.model_type).refusal
-    if any(isinstance(getattr(plan.config, key, None), PreTrainedConfig) for key in plan.config.sub_configs):
+    if row.refusal:
+        return row.refusal
+    if any(getattr(plan.settings, key, None) is not None for key in plan.settings.sub_configs):
         return "its text model is a part of one that reads other things, and the host reads text alone"
-    name = type(plan.model).__name__
+    name = plan.architecture
     return "" if name.endswith("ForCausalLM") else f"it was written by {name}, and the host is a causal language model"
 
 
@@ -148,7 +205,7 @@ _CAPS = ("attn_logit_softcapping", "final_logit_softcapping", "logit_cap", "attn
 
 
 def _settings(plan: Blueprint) -> str:
-    config: Any = plan.config
+    config: Any = plan.settings
     if any(getattr(config, key, None) for key in _CAPS):
         return "its scores or logits have soft caps, and the host's have none"
     if getattr(config, "alibi", False):
@@ -185,7 +242,7 @@ _LLAMA = re.compile(
 
 
 def _tensors(plan: Blueprint) -> str:
-    names = [name for name, _ in plan.model.named_parameters()]
+    names = [*plan.parameters]
     foreign = [name for name in names if not _LLAMA.fullmatch(name)]
     for pattern, meaning in _TENSORS:
         if any(re.search(pattern, name) for name in foreign):
@@ -196,17 +253,16 @@ def _tensors(plan: Blueprint) -> str:
 
 
 def _family(plan: Blueprint) -> str:
-    model_type = plan.config.model_type
+    model_type = plan.settings.model_type
     if model_type in ROWS:
         return ""
-    norm = next((type(module).__name__ for name, module in plan.model.named_modules() if name == "model.norm"), "")
-    if norm.endswith("LayerNorm"):
+    if plan.final_norm.endswith("LayerNorm"):
         return "its norms subtract the mean (LayerNorm), and the host's do not"
     return f"it is not known that the host computes what its class does: {model_type!r} has no row in sources.py"
 
 
 def _rotary(plan: Blueprint) -> str:
-    parameters = getattr(plan.config, "rope_parameters", None) or {}
+    parameters = getattr(plan.settings, "rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in parameters.values()):
         return "its layers rotate at several sets of speeds, and the host's share one"
     kind = parameters.get("rope_type", "default")
@@ -220,6 +276,10 @@ def _rotary(plan: Blueprint) -> str:
 def _layers(model: Architecture) -> str:
     if any(layer.window for layer in model.cached):
         return "it has layers with a sliding window, and the host's see everything"
+    if model.blueprint.is_like_llama:
+        return ""
+    from torch import nn
+
     plan, layers = model.blueprint, source_layers(model)
     if len(layers) != plan.config.num_hidden_layers:
         return "the projections of its attention are not all found, or it has one head"

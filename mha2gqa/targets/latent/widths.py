@@ -75,6 +75,51 @@ def like_groups(groups: int, width: int, value_width: int) -> int:
     return groups * (width + value_width)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a model caches for a token in a layer; the most, where layers differ."""
+
+    kv_heads: int
+    width: int
+    """E, of a key."""
+    value_width: int
+    """F, of a value."""
+    rotary: int
+    """Rows of a key that are rotated."""
+
+    @property
+    def numbers(self) -> int:
+        """All of it."""
+        return like_groups(self.kv_heads, self.width, self.value_width)
+
+
+def divisions(whole: Whole, target: Widths) -> list[tuple[int, int]]:
+    """Return C and R of everything that a target leaves to text, least R first; one where it leaves nothing.
+
+    Raises:
+        GroupsError: None of them can be.
+    """
+    if target.groups is not None:
+        cache = like_groups(target.groups, whole.width, whole.value_width)
+        found = [(cache - width, width) for width in rotary_widths(cache)]
+    else:
+        latent = int(target.latent or 0)
+        widths = rotary_widths_beside(latent) if target.rope_width is None else [target.rope_width]
+        found = [(latent, width) for width in widths]
+    most = whole.rotary * whole.kv_heads
+    possible = [
+        one for one in found if min(one) >= 2 and not any(part % 2 for part in one) and sum(one) <= whole.numbers
+    ]
+    if not possible:
+        latent, width = found[0]
+        raise GroupsError(
+            f"A latent of {latent} and a rotary key of {width} cannot be the cache of this model",
+            expected=f"even numbers from 2 on, together at most the {whole.numbers:,} that it caches a token and layer "
+            "now",
+        )
+    return [one for one in possible if one[1] <= most] or possible[:1]
+
+
 def latent_change(cached: int, latent: int, rope_width: int) -> Change:
     """Return the change of a model that caches so many numbers a token and layer."""
     return Change(

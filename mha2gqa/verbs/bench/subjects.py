@@ -25,9 +25,9 @@ from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_model, set_plain_generation
 from mha2gqa.record.pair import find_pair
 from mha2gqa.targets.kv_heads import KvHeads
-from mha2gqa.targets.latent.aim import divisions, planned_key
+from mha2gqa.targets.latent.aim import planned_key
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
-from mha2gqa.targets.latent.widths import Widths
+from mha2gqa.targets.latent.widths import Widths, divisions
 from mha2gqa.verbs.bench.options import BenchOptions
 
 SHAPES = Path(__file__).parents[2] / "shapes"
@@ -177,7 +177,7 @@ def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
 
 def _latent(name: str, model: Architecture, latent: int, rope_width: int) -> Subject:
     widths, source = Widths(latent=latent, rope_width=rope_width), LatentSource.of(model)
-    ((latent, rope_width),) = divisions(source, widths)  # refuses what cannot be
+    ((latent, rope_width),) = divisions(source.whole, widths)  # refuses what cannot be
     host = LatentHost(source, planned_key(source, widths, rope_width), latent)
     return Subject(f"{name}, latent {latent} and rotary key {rope_width}", host.model, None)
 

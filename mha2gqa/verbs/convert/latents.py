@@ -32,12 +32,13 @@ from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.refine import keep_aside
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.targets.kv_heads import KvHeads, choices
-from mha2gqa.targets.latent.aim import divisions, host_of, planned_key
-from mha2gqa.targets.latent.config import elsewhere, head_widths
+from mha2gqa.targets.latent.aim import host_of, planned_key
+from mha2gqa.targets.latent.config import head_widths
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
+from mha2gqa.targets.latent.sources import elsewhere
 from mha2gqa.targets.latent.target import Latent
-from mha2gqa.targets.latent.widths import CHOSEN, KERNELS, like_groups
+from mha2gqa.targets.latent.widths import CHOSEN, KERNELS, divisions, like_groups
 from mha2gqa.targets.plan import Plan, make_plan
 from mha2gqa.texts.blocks import mean_loss
 from mha2gqa.units import parse_size
@@ -122,7 +123,7 @@ class _Latents:
 
     def _chosen(self) -> Trial:
         """Return the division and the key that lose the least; the layers of all others go."""
-        possible, speeds = divisions(self._source, self.target), self.target.frequencies
+        possible, speeds = divisions(self._source.whole, self.target), self.target.frequencies
         if speeds in CHOSEN:
             best = choose(self._known, possible, self._score, free=speeds == "free")
             other = self._known.key(best.key.width, best.latent, free=speeds != "free")
@@ -240,7 +241,7 @@ def _notes(host: LatentHost, loss: float, grouped: Sequence[dict[str, Any]]) -> 
                 f"{row['groups']} KV heads lose less in no more cache: "
                 f"take --groups {row['groups']} --method aligned with the same text instead."
             )
-    if reasons := elsewhere(host.source.model.blueprint, host.shape, host.key):
+    if reasons := elsewhere(host.source.model.blueprint, has_bias=host.shape.has_bias, has_free_key=host.key.is_free):
         yield f"Only transformers runs this checkpoint: {'; '.join(reasons)}."
     elif (cache := host.latent + host.key.width) not in KERNELS:
         yield f"MLA kernels of vLLM take {' or '.join(map(str, KERNELS))} numbers a token and layer, not {cache}."

@@ -4,12 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.families.cache import cache_bytes
 from mha2gqa.model.architecture import Architecture
-from mha2gqa.targets.latent.aim import divisions, planned_key
-from mha2gqa.targets.latent.config import elsewhere
-from mha2gqa.targets.latent.host import LatentHost, LatentSource
-from mha2gqa.targets.latent.widths import KERNELS, Widths
+from mha2gqa.targets.latent.sources import elsewhere, has_bias, whole
+from mha2gqa.targets.latent.widths import KERNELS, Whole, Widths, divisions
 
 _PRESET = (512, 64)
 """C and R of DeepSeek's own models."""
@@ -39,33 +36,29 @@ def latent_rows(model: Architecture, groups: Sequence[int], itemsize: int) -> tu
         itemsize: Bytes of a number.
     """
     try:
-        source = LatentSource.of(model)
+        cached = whole(model)
     except Mha2GqaError as refusal:
         return [], refusal.problem
-    rows = sorted(_rows(source, groups, itemsize), key=lambda row: row.numbers, reverse=True)
+    layers = int(model.settings.num_hidden_layers)
+    rows = sorted(_rows(cached, groups, layers * itemsize), key=lambda row: row.numbers, reverse=True)
     if not rows:
         return [], "No latent is narrower than its cache."
-    host = _host(source, Widths(groups=min(groups)))
-    reasons = elsewhere(model.blueprint, host.shape, host.key)
+    reasons = elsewhere(model.blueprint, has_bias=has_bias(model.blueprint), has_free_key=False)
     return rows, f"Only transformers would run it: {'; '.join(reasons)}." if reasons else ""
 
 
-def _rows(source: LatentSource, groups: Sequence[int], itemsize: int) -> Iterator[LatentRow]:
+def _rows(cached: Whole, groups: Sequence[int], size: int) -> Iterator[LatentRow]:
     asked = [Widths(groups=count) for count in groups]
     for one in [*asked, Widths(latent=_PRESET[0], rope_width=_PRESET[1])]:
         try:
-            possible = divisions(source, one)
+            possible = divisions(cached, one)
         except Mha2GqaError:  # wider than what there is, or not to be divided
             continue
+        numbers = sum(possible[0])
         yield LatentRow(
             groups=one.groups,
-            numbers=sum(possible[0]),
+            numbers=numbers,
             rope_widths=[width for _, width in possible],
-            bytes_per_token=cache_bytes(_host(source, one).model.cached, itemsize),
-            kernels=sum(possible[0]) in KERNELS,
+            bytes_per_token=numbers * size,
+            kernels=numbers in KERNELS,
         )
-
-
-def _host(source: LatentSource, widths: Widths) -> LatentHost:
-    latent, width = divisions(source, widths)[0]
-    return LatentHost(source, planned_key(source, widths, width), latent)

@@ -3,18 +3,18 @@
 Parameters are counted on the meta device, so that it costs no memory and needs no weights. Tied ones count once.
 """
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
-
-from torch import nn
 
 from mha2gqa.errors import FamilyError, Mha2GqaError
 from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
 from mha2gqa.families.counts import Count
+from mha2gqa.families.expected import Parameter
 from mha2gqa.families.names import MLP
-from mha2gqa.files.pieces import DTYPES
+from mha2gqa.files.pieces import ITEMSIZES
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.source import remote_weight_shapes
 from mha2gqa.heads.grouping import divisors
@@ -30,6 +30,8 @@ from mha2gqa.verbs.inspect.windows import Windows, possible_windows
 
 CONTEXTS = (4096, 32768, 131072)
 """Context lengths of the cache table, in tokens."""
+_NAMED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Dtype as a config names it -> as a safetensors header does."""
 Role: TypeAlias = Literal["attention", "mlp", "embedding", "norm", "other"]
 
 
@@ -110,7 +112,7 @@ def inspect(options: InspectOptions) -> InspectReport:
     return InspectReport(
         source=original.name,
         model_type=own.model_type,
-        architecture=type(own.outline).__name__,
+        architecture=own.blueprint.architecture,
         dtype=dtype,
         layers=sum(layer.kept and not layer.cross for layer in cached),
         cross_layers=sum(layer.cross for layer in cached),
@@ -187,7 +189,7 @@ def _dtype(original: Original) -> str:
     config = original.config_json
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     named = config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("dtype") or "float32"
-    return next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{named}"), "F32")
+    return _NAMED.get(str(named), "F32")
 
 
 def _kinds(layers: list[dict[Role, int]]) -> list[dict[str, int]]:
@@ -196,7 +198,7 @@ def _kinds(layers: list[dict[Role, int]]) -> list[dict[str, int]]:
 
 
 def _itemsize(dtype: str) -> int:
-    return DTYPES[dtype].itemsize if dtype in DTYPES else 2
+    return ITEMSIZES.get(dtype, 2)
 
 
 def _row(groups: int, cached: list[CacheLayer], query_heads: int, dtype: str) -> GroupRow:
@@ -217,19 +219,18 @@ def _parameters(plan: Blueprint, cached: list[CacheLayer]) -> tuple[dict[Role, i
         plan: The blueprint.
         cached: Its layers with a KV cache; their modules are attention whatever their class is called.
     """
-    modules, head = dict(plan.model.named_modules()), plan.model.get_output_embeddings()
     caching = {layer.module for layer in cached}
-    attention = caching | {name for name, module in modules.items() if type(module).__name__.endswith("Attention")}
-    embeddings = {name for name, module in modules.items() if isinstance(module, nn.Embedding) or module is head}
     by_role: Counter[Role] = Counter()
     layers: dict[str, Counter[Role]] = {}
-    for name, parameter in plan.model.named_parameters():
+    for name, parameter in plan.parameters.items():
         layer, inner = _split_layer(name)
-        role = _role(plan.model, name, inner, attention, embeddings)
-        by_role[role] += parameter.numel()
+        role = _role(name, inner, parameter, caching)
+        numbers = math.prod(parameter.shape)
+        by_role[role] += numbers
         if layer:
-            layers.setdefault(layer, Counter())[role] += parameter.numel()
-    owners = {_split_layer(f"{module}.")[0].rpartition(".")[0] for module in caching or attention}
+            layers.setdefault(layer, Counter())[role] += numbers
+    attention = (name for name, parameter in plan.parameters.items() if parameter.kind == "attention")
+    owners = {_split_layer(f"{path}.")[0].rpartition(".")[0] for path in caching or attention}
     return dict(by_role), [dict(counts) for layer, counts in layers.items() if layer.rpartition(".")[0] in owners]
 
 
@@ -242,13 +243,11 @@ def _split_layer(name: str) -> tuple[str, str]:
     return ".".join(parts[: number + 1]), ".".join(parts[number + 1 :])
 
 
-def _role(model: nn.Module, name: str, inner: str, attention: set[str], embeddings: set[str]) -> Role:
-    owner = name.rpartition(".")[0]
-    if "norm" in type(model.get_submodule(owner)).__name__.lower():
-        return "norm"
-    if owner in embeddings:
-        return "embedding"
-    if any(name.startswith(f"{module}.") for module in attention):
+def _role(name: str, inner: str, parameter: Parameter, caching: set[str]) -> Role:
+    if parameter.kind in ("norm", "embedding"):
+        return parameter.kind
+    path = name.split(".")
+    if parameter.kind == "attention" or any(".".join(path[:end]) in caching for end in range(1, len(path))):
         return "attention"
     is_mlp = inner != name and any(word in inner.lower() for word in MLP)
     return "mlp" if is_mlp else "other"

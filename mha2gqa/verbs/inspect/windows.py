@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.families.cache import CacheLayer, cache_bytes
-from mha2gqa.hosts.windows import find_host
+from mha2gqa.hosts.windows import choose_host
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.targets.window import windows
 
@@ -43,13 +43,13 @@ def possible_windows(model: Architecture, cached: list[CacheLayer], itemsize: in
     hosts: list[str] = []
     for by_layer in (False, True):
         try:
-            found = find_host(model, by_layer=by_layer)
+            found = choose_host(model, by_layer=by_layer)
         except Mha2GqaError as refusal:
             if not by_layer:
                 return Windows(rows=[], by_layer="", refusal=str(refusal))
             hosts.append("")
         else:
-            hosts.append(found[0].model_type if found else model.model_type)
+            hosts.append(found.model_type if found else model.model_type)
     reach = int(getattr(model.text_config, "max_position_embeddings", None) or max(contexts))
     reach = min([reach, *(window for window in windows(model) if window)])
     rows = []

@@ -4,6 +4,7 @@ Standard benchmarks, the page and the card come on top where they are asked for.
 first byte is compared.
 """
 
+from mha2gqa.families.blueprint import asking
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_tokenizer
 from mha2gqa.pages.page import check_place, write_page
@@ -25,6 +26,7 @@ from mha2gqa.verbs.verify.tensors import head_similarity
 from mha2gqa.verbs.verify.windows import beyond_windows
 
 
+@asking()
 def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     """Verify a converted checkpoint against its original.
 
