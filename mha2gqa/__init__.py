@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mha2gqa.verbs.convert.run import convert
     from mha2gqa.verbs.expand.options import ExpandOptions
     from mha2gqa.verbs.expand.run import expand
+    from mha2gqa.verbs.export.options import ExportOptions
+    from mha2gqa.verbs.export.run import export
     from mha2gqa.verbs.inspect.options import InspectOptions
     from mha2gqa.verbs.inspect.run import inspect
     from mha2gqa.verbs.sweep.options import SweepOptions
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_COMMANDS = ("bench", "convert", "expand", "inspect", "sweep", "uptrain", "verify")
+_COMMANDS = ("bench", "convert", "expand", "export", "inspect", "sweep", "uptrain", "verify")
 
 __all__ = [
     "BenchOptions",
     "ConvertOptions",
     "ExpandOptions",
+    "ExportOptions",
     "InspectOptions",
     "Mha2GqaError",
     "Progress",
@@ -47,6 +50,7 @@ __all__ = [
     "bench",
     "convert",
     "expand",
+    "export",
     "inspect",
     "sweep",
     "uptrain",

@@ -29,7 +29,7 @@ from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError, OptionError, is_text
 from mha2gqa.options import Defaults, Options, Parameter, Parser, parameters, read, written
 from mha2gqa.terminal import open_streams, told_output
 
-VERBS = ("bench", "convert", "demo", "expand", "inspect", "sweep", "uptrain", "verify")
+VERBS = ("bench", "convert", "demo", "expand", "export", "inspect", "sweep", "uptrain", "verify")
 _FROM_FILE = "mha2gqa.file"
 """Key of a command's context: what a YAML file has for options that are mappings."""
 

@@ -8,13 +8,14 @@
 
 Endpoints, headers and error codes are those that `snapshot_download`, `model_info` and
 `get_safetensors_metadata` use. Weights come from the Hub itself, where the real one redirects to a content
-network; there is no Xet, no paging and no login.
+network; there is no Xet, no paging, and no login but for what `hub_uploads.py` takes.
 """
 
 import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,8 @@ from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.hub_uploads import Uploads
 
 API = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?")
 FILE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -41,6 +44,7 @@ class Request:
 @dataclass
 class Repository:
     gated: bool = False
+    private: bool = False
     directories: dict[str, Path] = field(default_factory=dict)  # by commit
     revisions: dict[str, str] = field(default_factory=dict)  # branch or tag -> commit
 
@@ -53,8 +57,10 @@ class Answer:
     file: str | None = None
 
 
-class HubServer:
+class HubServer(Uploads):
     def __init__(self) -> None:
+        self._kept = tempfile.TemporaryDirectory()
+        super().__init__(Path(self._kept.name))
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.down = False
@@ -69,6 +75,7 @@ class HubServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._httpd.shutdown()
         self._httpd.server_close()
+        self._kept.cleanup()
 
     def add(self, repo_id: str, directory: Path, *, revision: str = "main", gated: bool = False) -> str:
         """Serve a directory as one revision of a repository and return its commit."""
@@ -96,6 +103,9 @@ class HubServer:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
+        if self.token:
+            monkeypatch.setenv("HF_TOKEN", self.token)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         close_session()  # a client made earlier has read the proxy settings of its time
 
@@ -103,17 +113,24 @@ class HubServer:
         """The same for a child process."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
+        ours |= {"HF_HUB_DISABLE_XET": "1"} | ({"HF_TOKEN": self.token} if self.token else {})
         return inherited | ours | {"NO_PROXY": "127.0.0.1"}
 
-    def answer(self, path: str, span: str | None) -> Answer:
-        """Answer a GET or HEAD of a quoted path, with the Range header if there is one."""
+    def answer(self, path: str, span: str | None, token: str | None = None) -> Answer:
+        """Answer a GET or HEAD of a quoted path, with the Range and Authorization headers if there are some."""
         if self.down:
             return _refusal(503, "", "Service Unavailable")
+        if path == "/api/whoami-v2":
+            known = self.token is not None and token == f"Bearer {self.token}"
+            return _json({"type": "user", "name": "someone"}) if known else _refusal(401, "", "Invalid user token.")
         if api := API.fullmatch(path):
             return self._information(api[1], api[2], unquote(api[3] or "main"), unquote(api[4] or ""))
         if file := FILE.fullmatch(path):
             return self._file(file[1], unquote(file[2]), unquote(file[3]), span)
         return _refusal(404, "", "Not Found")
+
+    def _serve(self, name: str, folder: Path) -> str:
+        return self.add(name, folder)
 
     def _find(self, repo_id: str, revision: str) -> tuple[str, Path] | Answer:
         if not (repository := self.repositories.get(repo_id)):
@@ -132,9 +149,10 @@ class HubServer:
             return _refusal(404, "EntryNotFound", f"{folder} does not exist")
         siblings = [{"rfilename": file["path"]} for file in tree]
         gated = "manual" if self.repositories[repo_id].gated else False
-        info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": commit, "private": False, "gated": gated}
+        private = self.repositories[repo_id].private
+        info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": commit, "private": private, "gated": gated}
         content = tree if kind == "tree" else info | {"siblings": siblings}
-        return Answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+        return _json(content)
 
     def _file(self, repo_id: str, revision: str, name: str, span: str | None) -> Answer:
         if isinstance(found := self._find(repo_id, revision), Answer):
@@ -156,6 +174,10 @@ class HubServer:
             return Answer(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
         whole = f"bytes {start}-{int(start) + len(part) - 1}/{len(data)}"
         return Answer(206, part, headers | {"Content-Range": whole}, name)
+
+
+def _json(content: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
 
 def _tree(directory: Path) -> list[dict]:
@@ -189,9 +211,23 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
-            answer = server.answer(path, self.headers.get("Range"))
-            body = answer.body if self.command == "GET" else b""
+            answer = server.answer(path, self.headers.get("Range"), self.headers.get("Authorization"))
+            self._send(answer, b"" if self.command == "HEAD" else answer.body)
+
+        do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            path = urlsplit(self.path).path
+            body = self._body()
+            status, content = server.receive(self.command, path, self.headers.get("Authorization"), body)
+            answer = _json(content, status)
+            self._send(answer, answer.body)
+
+        do_PUT = do_POST
+
+        def _send(self, answer: Answer, body: bytes) -> None:
             # Before the answer leaves, so that a client that has it finds the request recorded.
+            path = urlsplit(self.path).path
             server.requests.append(Request(self.command, path, answer.file, answer.status, len(body)))
             self.send_response(answer.status)
             for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
@@ -199,7 +235,15 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_HEAD = do_GET
+        def _body(self) -> bytes:
+            if length := self.headers.get("Content-Length"):
+                return self.rfile.read(int(length))
+            parts = []
+            while size := int(self.rfile.readline(), 16):  # sent in chunks
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
 
         def log_message(self, *args: object) -> None:
             pass

@@ -34,7 +34,7 @@ LAYERS = (
     "pages",
     "verbs.options",
     "verbs.convert verbs.inspect",
-    "verbs.expand",
+    "verbs.expand verbs.export",
     "verbs.verify",
     "verbs.uptrain verbs.bench",
     "verbs.sweep",

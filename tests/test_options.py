@@ -22,7 +22,11 @@ from mha2gqa.options import Options, Parameter, parameters
 CLASSES: dict[str, type[Options]] = {
     verb: getattr(import_module(f"mha2gqa.verbs.{verb}.options"), f"{verb.capitalize()}Options") for verb in VERBS
 }
-REQUIRED: dict[str, dict[str, Any]] = {"convert": {"groups": 4}, "expand": {"model": "here", "output": Path("there")}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "convert": {"groups": 4},
+    "expand": {"model": "here", "output": Path("there")},
+    "export": {"push_to_hub": "org/name"},
+}
 INSTEAD: dict[str, dict[str, Any]] = {
     "latent": {},
     "latent_like_groups": {},
@@ -44,11 +48,14 @@ SAMPLES: dict[tuple[str, str], tuple[str, Any]] = {
     ("uptrain", "trainer"): ("learning_rate=1e-3", {"learning_rate": 1e-3}),
     ("verify", "tasks"): ("piqa, arc_easy", ("piqa", "arc_easy")),
 }
+SAMPLES |= {(verb, "push_to_hub"): ("org/other", "org/other") for verb in ("convert", "export", "uptrain")}
 """What a parser makes of a text; of other options their types say it."""
 BESIDE: dict[tuple[str, str], dict[str, Any]] = {
     ("verify", "task_path"): {"tasks": ("piqa",)},
     ("convert", "window_layers"): {"window": 8},
     ("convert", "cache"): {"groups": "auto"},
+    ("convert", "private"): {"push_to_hub": "org/name"},
+    ("uptrain", "private"): {"push_to_hub": "org/name"},
 }
 """Options that one goes with."""
 

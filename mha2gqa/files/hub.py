@@ -1,10 +1,10 @@
-"""The only module that talks to the Hugging Face Hub: fetches what a conversion needs and words what goes wrong.
+"""What comes from the Hugging Face Hub: fetches what a conversion needs and words what goes wrong.
 
 A repository gives its configuration, tokenizer, code, texts, folders that `modules.json` names, and one set of weights:
 safetensors, or `pytorch_model*.bin` where there are none. What the cache of huggingface_hub holds is used when the Hub
 is out of reach, and nothing is written outside that cache.
 
-Which names are Hub ids is settled in `source.py`; what the files contain, in `reader.py`.
+Which names are Hub ids is settled in `source.py`; what the files contain, in `reader.py`. `upload.py` sends results.
 huggingface_hub is imported inside functions: it is slow to load, and a local directory does not need it.
 """
 
@@ -69,7 +69,7 @@ def weight_shapes(hub_id: str, revision: str | None) -> dict[str, tuple[str, tup
         # huggingface_hub takes the index and the headers at their word: a list in place of a table is a TypeError.
         except (SafetensorsParsingError, RemoteEntryNotFoundError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The safetensors headers of {hub_id} cannot be read ({_reason(error)})",
+                f"The safetensors headers of {hub_id} cannot be read ({reason(error)})",
                 expected="well-formed files, and an index that names no others",
                 remedy="Choose another revision, or report it to the repository's authors",
             ) from error
@@ -139,7 +139,7 @@ def _wording(error: Exception, hub_id: str, revision: str | None) -> tuple[str, 
     page = f"{constants.ENDPOINT}/{hub_id}"
     match error:
         case errors.HFValidationError():
-            problem = f"{hub_id!r} is neither a directory nor a Hub id ({_reason(error)})"
+            problem = f"{hub_id!r} is neither a directory nor a Hub id ({reason(error)})"
             return problem, "", ID_FORM
         case errors.GatedRepoError():
             problem = f"{hub_id} is gated, and this account has no access to it"
@@ -158,13 +158,13 @@ def _wording(error: Exception, hub_id: str, revision: str | None) -> tuple[str, 
             remedy = f"Unset HF_HUB_OFFLINE, or run `{command}` where there is a network"
             return problem, f"a complete copy in {constants.HF_HUB_CACHE}", remedy
         case OSError(errno=int()) if not isinstance(error, ConnectionError):
-            problem = f"{hub_id} cannot be stored in {constants.HF_HUB_CACHE} ({_reason(error)})"
+            problem = f"{hub_id} cannot be stored in {constants.HF_HUB_CACHE} ({reason(error)})"
             return problem, "", "Check the free space and the permissions there, or set HF_HOME"
-    problem = f"{hub_id} cannot be downloaded from {constants.ENDPOINT} ({_reason(error)})"
+    problem = f"{hub_id} cannot be downloaded from {constants.ENDPOINT} ({reason(error)})"
     return problem, "", "Check the network, the proxy and HF_ENDPOINT, or name a local directory"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of the cause that huggingface_hub gives."""
     cause = error.__cause__ or error
     return str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__

@@ -145,6 +145,8 @@ class Outcome(Conversion):
     """Tokens -> bytes of their KV cache before and after, where a window bounds it."""
     seconds: float = 0.0
     """Of writing; reading headers and planning come before."""
+    pushed: str | None = None
+    """Address of the repository that it was uploaded to."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as plain JSON values."""
@@ -155,7 +157,7 @@ class Outcome(Conversion):
 _REPORTED = (
     *("command", "source", "output", "written", "model_type", "method", "cache_before", "cache_after", "bytes_read"),
     *("bytes_written", "config_changes", "files", "companions", "tensors", "seconds", "text", "layers", "trials"),
-    *("way", "divergence", "rehosted_from", "added", "left_behind", "taken_off", "notes", "cache_at"),
+    *("way", "divergence", "rehosted_from", "added", "left_behind", "taken_off", "notes", "cache_at", "pushed"),
 )
 
 

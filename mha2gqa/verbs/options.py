@@ -4,13 +4,31 @@ A string below says what the help has no room for.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from mha2gqa.errors import OptionError
 from mha2gqa.options import Defaults, Option, one_of
 
 LARGEST_SEED = (1 << 32) - 1
 """NumPy's, which trainings seed as well."""
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def _repository(value: Any) -> str:
+    from mha2gqa.files.upload import repository_name
+
+    return repository_name(value)
+
+
+def check_private(push_to_hub: str | None, *, private: bool) -> None:
+    """Refuse `--private` without the repository that it is said of.
+
+    Raises:
+        OptionError: There is none.
+    """
+    if private and push_to_hub is None:
+        raise OptionError("--private goes with --push-to-hub, and says who sees that repository.")
+
 
 Model = Annotated[
     str | None,
@@ -37,6 +55,12 @@ ShardSize = Annotated[str | None, Option("Largest weight file, such as 5GB. Defa
 """Largest weight file, for example `5GB`; None keeps the source's division into files."""
 Page = Annotated[Path | None, Option("Write the page report.html into this directory.", metavar="DIR")]
 Force = Annotated[bool, Option("Replace an output that an earlier run made.")]
+PushToHub = Annotated[
+    str | None,
+    Option("Upload the result to this repository of the Hub.", parse=_repository, metavar="ORG/NAME"),
+]
+"""Repository of the Hub that the finished result is uploaded to, and that is made where there is none."""
+Private = Annotated[bool, Option("Of --push-to-hub: a repository that nobody else sees.")]
 DryRun = Annotated[bool, Option("Print the plan and write nothing.")]
 
 AsJson = Annotated[bool, Option("Print the report as JSON.", flags=("--json",))]

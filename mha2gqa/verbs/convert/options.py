@@ -34,8 +34,11 @@ from mha2gqa.verbs.options import (
     Dtype,
     Force,
     Model,
+    Private,
+    PushToHub,
     Seed,
     ShardSize,
+    check_private,
 )
 
 Grouping = Literal["contiguous", "similar"]
@@ -152,6 +155,8 @@ class ConvertOptions(Options):
     device: Device = None
     seed: Seed = 0
     max_shard_size: ShardSize = None
+    push_to_hub: PushToHub = None
+    private: Private = False
     force: Force = False
     dry_run: DryRun = False
     as_json: ClassVar[AsJson] = False
@@ -160,6 +165,7 @@ class ConvertOptions(Options):
     def __post_init__(self, attention: tuple[str, ...] | None) -> None:
         super().__post_init__()
         self._check_target(attention)
+        check_private(self.push_to_hub, private=self.private)
         if attention is not None:
             if not isinstance(self.groups, int):
                 raise OptionError("--attention does not go with a --groups that names the kinds itself.")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mha2gqa.errors import CalibrationError
@@ -33,6 +34,10 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
     Raises:
         Mha2GqaError: The request is refused; nothing has been written.
     """
+    if options.push_to_hub is not None:
+        from mha2gqa.files.upload import check_account
+
+        check_account(options.push_to_hub)
     original = Original.find(options.model)
     chosen: dict[str, object] = {}
     if AUTO in (options.groups, options.window_layers):
@@ -68,7 +73,12 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             dry_run=options.dry_run,
             told=(made.told() if made else {}) | chosen,
         )
-        return carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
+        outcome = carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
+    if options.push_to_hub is None or options.dry_run:
+        return outcome
+    from mha2gqa.files.upload import push
+
+    return replace(outcome, pushed=push(output, options.push_to_hub, private=options.private))
 
 
 def _target(options: ConvertOptions) -> Target:

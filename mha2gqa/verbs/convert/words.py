@@ -52,6 +52,8 @@ def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
     if report.written:
         speed = report.bytes_read / max(report.seconds, 1e-9)
         yield "writing" if report.layers else "time", f"{report.seconds:.1f} s ({size(int(speed))}/s)"
+    if report.pushed is not None:
+        yield "uploaded", report.pushed
 
 
 def _taken_off(names: Iterable[str]) -> Iterator[str]:

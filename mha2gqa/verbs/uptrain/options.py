@@ -7,7 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from mha2gqa.errors import OptionError
 from mha2gqa.options import Defaults, Option, Options, at_least
-from mha2gqa.verbs.options import Against, Column, Context, Converted, DryRun, Page, Seed, ShardSize
+from mha2gqa.verbs.options import (
+    Against,
+    Column,
+    Context,
+    Converted,
+    DryRun,
+    Page,
+    Private,
+    PushToHub,
+    Seed,
+    ShardSize,
+    check_private,
+)
 
 Trained = Literal["attention", "all", "kv", "lora"]
 Objective = Literal["distil", "lm", "mix"]
@@ -131,6 +143,8 @@ class UptrainOptions(Options):
     seed: Seed = 0
     max_shard_size: ShardSize = None
     report: Page = None
+    push_to_hub: PushToHub = None
+    private: Private = False
     force: Annotated[bool, Option("Replace an earlier output, and an interrupted run.")] = False
     dry_run: DryRun = False
     as_json: ClassVar[
@@ -142,3 +156,7 @@ class UptrainOptions(Options):
             Defaults("YAML recipe: these options, and `trainer:` for transformers.TrainingArguments."),
         ]
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_private(self.push_to_hub, private=self.private)

@@ -83,6 +83,8 @@ class UptrainReport:
     """Of training, in this process."""
     tokens_per_second: float | None = None
     """Of training, measurements included, in this process."""
+    pushed: str | None = None
+    """Address of the repository that the result was uploaded to."""
 
     @property
     def is_worse(self) -> bool:

@@ -39,7 +39,7 @@ _OURS = {
     "label_names": "nothing: the columns are known",
     "label_smoothing_factor": "--objective",
     "eval_on_start": "nothing: it is measured",
-    "push_to_hub": "`hf upload`",
+    "push_to_hub": "--push-to-hub",
 }
 """Field -> what to use instead."""
 
@@ -48,7 +48,7 @@ _RATES = {"attention": 3e-3, "kv": 3e-3, "all": 1e-3, "lora": 3e-3}
 _BATCH_TOKENS = 4096
 _LONGEST = 100.0
 """Pre-trainings that an uptraining lasts, at most; papers take a twentieth of one."""
-_UNSAVED = {"output", "resume", "force", "dry_run", "report"}
+_UNSAVED = {"output", "resume", "force", "dry_run", "report", "push_to_hub", "private"}
 """Options that do not change the weights."""
 
 

