@@ -132,6 +132,10 @@ class TimingError(Mha2GqaError):
     """What was asked to be timed cannot be: it does not fit, is unknown, or its engine is not installed."""
 
 
+class EngineError(Mha2GqaError):
+    """An engine that others wrote is not installed, or does not take the checkpoint."""
+
+
 class SweepError(Mha2GqaError):
     """What a sweep is to try does not exist, or cannot be measured, or its results belong to another one."""
 

@@ -26,7 +26,7 @@ LAYERS = (
     "families",
     "files",
     "model",
-    "hosts",
+    "hosts engines",
     "texts",
     "targets",
     "record",

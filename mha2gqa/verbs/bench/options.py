@@ -9,7 +9,7 @@ from mha2gqa.verbs.options import LARGEST_SEED, Against, AsJson, ConfigFile, Con
 
 CacheKind = Literal["dynamic", "static"]
 Attention = Literal["eager", "sdpa", "grouped", "absorbed", "flash_attention_2"]
-Engine = Literal["transformers", "vllm", "llama.cpp"]
+Engine = Literal["transformers", "vllm", "llama.cpp", "mlx"]
 
 
 def _numbers(default: tuple[int, ...] = ()) -> Callable[[Any], tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """`mha2gqa export`: a finished checkpoint for others."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mha2gqa.files.reader import read_json

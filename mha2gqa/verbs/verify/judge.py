@@ -16,6 +16,7 @@ from mha2gqa.targets.target import Effect
 from mha2gqa.verbs.verify.levels import (
     Compared,
     EmbeddingsLevel,
+    EngineLevel,
     FileLevel,
     Finding,
     HeadLevel,
@@ -85,18 +86,24 @@ def _finding(guilty: str, problem: str) -> Finding:
 
 
 def judge(
-    file: FileLevel | None, load: LoadLevel | None, outputs: Compared | None, not_compared: str | None, effect: Effect
+    file: FileLevel | None,
+    load: LoadLevel | None,
+    engine: EngineLevel | None,
+    outputs: Compared | None,
+    not_compared: str | None,
+    effect: Effect,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Return the verdict on what was found, and the reasons for it as sentences.
 
     Args:
         file: The file level, if it was made.
         load: The load level, if it was made.
+        engine: What an engine makes of it, if one was asked for.
         outputs: The outputs level, if it was made.
         not_compared: Why it was not, where it was asked for.
         effect: What the conversion may do to outputs: equal tensors are the same model only where that is nothing.
     """
-    levels = [level for level in (file, load, outputs) if level is not None]
+    levels = [level for level in (file, load, engine, outputs) if level is not None]
     findings = [finding for level in levels for finding in level.findings]
     reasons = [f"{finding.guilty} {finding.problem}." for finding in findings]
     if outputs is None and not_compared is not None:

@@ -5,7 +5,7 @@ Losses and divergences are in nats a token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from mha2gqa.units import perplexity
 from mha2gqa.verbs.verify.options import Level
@@ -146,7 +146,7 @@ class Continuation:
 class Finding:
     """One thing that is wrong with the converted checkpoint."""
 
-    level: Level
+    level: Level | Literal["engine"]
     """The level that found it."""
     guilty: str
     """Name of the tensor, file or config key, or of the check that failed."""
@@ -286,6 +286,33 @@ class HeadLevel(_Read):
     """||converted - original|| / ||original|| over all outputs."""
     largest_difference: float
     """Of an output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLevel(_Ran):
+    """What an engine that others wrote makes of the converted checkpoint, beside what transformers makes of it."""
+
+    name: str
+    version: str
+    """Of its package."""
+    read: int
+    """Random tokens that both read."""
+    mean_difference: float
+    """Of the logarithms of the probabilities of the engine's likeliest tokens after each, nats."""
+    largest_difference: float
+    """The largest of them."""
+    written: int
+    """Tokens that both wrote after that, greedily."""
+    agreed: int
+    """Tokens before the first that differs."""
+    behind: float
+    """How much less likely than transformers' best a token was that the engine wrote, at most, in nats."""
+    cache: str
+    """What the engine says of its cache; empty where it says nothing."""
+    cache_measured: float | None
+    """Bytes that a token takes by that; None where it does not follow."""
+    cache_formula: int
+    """The same by the formula, in the dtype in which the model was run."""
 
 
 Compared: TypeAlias = OutputsLevel | EmbeddingsLevel | HeadLevel

@@ -159,7 +159,7 @@ _NOT_RUN = _Run((), None, None)
 def _run_both(models: Models, seed: int) -> _Run:
     before, original, converted = models.pair.original.architecture, models.original, models.converted
     layers, after = before.cached, models.pair.result.cached
-    ids_BT = _random_tokens(original, before.config_json, seed)
+    ids_BT = random_tokens(original, before.config_json, seed, _TOKENS)
     cached = min([_TOKENS, *(layer.window - 1 for layer in (*layers, *after) if layer.window)])
     seen = observe(original, ids_BT, cached)
     used = _cache_use(layers, original, seen, before)
@@ -174,13 +174,13 @@ def _run_both(models: Models, seed: int) -> _Run:
     return _Run((*checks, *_cross_cache_check(seen.cross_cache, now.cross_cache, formula)), used, cache)
 
 
-def _random_tokens(model: PreTrainedModel, config_json: ConfigJson, seed: int) -> torch.Tensor:
-    """Return tokens that mean nothing to the config: an image token would ask for an image."""
+def random_tokens(model: PreTrainedModel, config_json: ConfigJson, seed: int, tokens: int) -> torch.Tensor:
+    """Return blocks of as many tokens that mean nothing to the config: an image token would ask for an image."""
     size = getattr(model.config.get_text_config(decoder=True), "vocab_size", _LEAST_VOCABULARY)
     special = set(_token_ids(config_json)) | set(_token_ids(model.config.to_dict()))
     plain = torch.tensor([token for token in range(size) if token not in special])
     generator = torch.Generator().manual_seed(seed)
-    return plain[torch.randint(len(plain), (_BLOCKS, _TOKENS), generator=generator)]
+    return plain[torch.randint(len(plain), (_BLOCKS, tokens), generator=generator)]
 
 
 def _token_ids(content: Any, key: str = "") -> Iterator[int]:

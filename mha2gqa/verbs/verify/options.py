@@ -20,6 +20,7 @@ from mha2gqa.verbs.options import (
 )
 
 Level = Literal["file", "load", "outputs"]
+EngineName = Literal["llama.cpp", "vllm", "mlx"]
 _NO_TASK = "--tasks needs the name of a benchmark; --task-path says where more of them are"
 
 
@@ -67,6 +68,10 @@ class VerifyOptions(Options):
         float | None,
         Option("Least mean cosine of embeddings, for models without a head. Default: 0.99.", least=-1, most=1),
     ] = None
+    engine: Annotated[
+        EngineName | None, Option("Also have this engine run the result, and hold it against transformers.")
+    ] = None
+    """An engine of others that reads and writes a few tokens, too: `llama.cpp` the GGUF file beside the weights."""
     dtype: Dtype = None
     device: Device = None
     seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.", least=0, most=LARGEST_SEED)] = 0

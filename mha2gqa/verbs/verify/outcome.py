@@ -18,6 +18,7 @@ from mha2gqa.record.conversion import Conversion
 from mha2gqa.verbs.verify.levels import (
     Compared,
     EmbeddingsLevel,
+    EngineLevel,
     FileLevel,
     Finding,
     HeadLevel,
@@ -113,6 +114,8 @@ class Verification:
     """In place of `outputs` for models without a head."""
     head: HeadLevel | None = None
     """In place of `outputs` for models with the head of a task: labels, scores, spans."""
+    engine: EngineLevel | None = None
+    """None when no engine was asked for."""
     similarity: tuple[Similarity, ...] = ()
     """One for each attention module whose heads' similarity is known."""
     benchmarks: tuple[Benchmark, ...] = ()
@@ -126,7 +129,7 @@ class Verification:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong, of all levels."""
-        levels = (self.file, self.load, self.compared)
+        levels = (self.file, self.load, self.engine, self.compared)
         return tuple(one for level in levels if level for one in level.findings)
 
     def to_json(self) -> dict[str, Any]:

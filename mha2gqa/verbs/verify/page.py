@@ -89,7 +89,13 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
         scopes["load"] = f"{len(load.checks)} checks, {load.dtype} on {load.device}"
     if outputs := report.compared:
         scopes["outputs"] = f"{outputs.text.tokens:,} tokens, {outputs.dtype} on {outputs.device}"
-    for name, level in (("File", report.file), ("Load", report.load), ("Outputs", outputs)):
+    if engine := report.engine:
+        scopes["engine"] = (
+            f"{engine.name} ({engine.version}): probabilities off by {engine.mean_difference:.2g} nats in the mean, "
+            f"{engine.agreed} of {engine.written} tokens as transformers writes them"
+        )
+    asked = (("Engine", engine),) if engine else ()
+    for name, level in (("File", report.file), ("Load", report.load), *asked, ("Outputs", outputs)):
         passed, seconds = (not level.findings, level.seconds) if level else (None, None)
         if level is report.load and report.load and not any(check.passed for check in report.load.checks):
             passed = None if passed else passed

@@ -4,6 +4,8 @@ Standard benchmarks, the page and the card come on top where they are asked for.
 first byte is compared.
 """
 
+from mha2gqa.engines import check_installed
+from mha2gqa.errors import EngineError
 from mha2gqa.families.blueprint import asking
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_tokenizer
@@ -17,7 +19,7 @@ from mha2gqa.verbs.verify.embeddings_level import compare_embeddings
 from mha2gqa.verbs.verify.file_level import check_files
 from mha2gqa.verbs.verify.head_level import compare_head
 from mha2gqa.verbs.verify.judge import judge, limits_for
-from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, HeadLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, EngineLevel, HeadLevel, OutputsLevel
 from mha2gqa.verbs.verify.load_level import Models, check_loading
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
@@ -43,6 +45,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     pair = find_pair(options.converted, options.against)
     options = beyond_windows(pair, options)
     _check_places(options, pair)
+    _check_engine(options, pair)
     suite = find_tasks(options.tasks, options.task_path, pair.original.architecture.outline) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)
     limits = limits_for(pair.conversion, options)
@@ -54,6 +57,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     file = check_files(pair, progress.part("files")) if "file" in options.levels else None
     readable = file is None or file.readable
     load = check_loading(models, options.seed) if "load" in options.levels and readable else None
+    engine = _run_engine(models, options) if options.engine and readable else None
     compared: Compared | str | None = text if isinstance(text, str) else None
     if isinstance(text, EvaluationText):
         is_there = readable and (load is None or models.converted is not None)
@@ -61,7 +65,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         compared = _compare(*rest) if is_there else "the converted checkpoint cannot be run"
     not_compared, found = (compared, None) if isinstance(compared, str) else (None, compared)
     benchmarks = _score(suite, models, progress.part("benchmarks")) if suite is not None and readable else ()
-    verdict, reasons = judge(file, load, found, not_compared, pair.conversion.effect)
+    verdict, reasons = judge(file, load, engine, found, not_compared, pair.conversion.effect)
     if suite is not None and not benchmarks:
         why = _drawn(models) if models.drawn else "the converted checkpoint does not load"
         reasons = (*reasons, f"The benchmarks were not run: {why}.")
@@ -78,6 +82,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         outputs=found if isinstance(found, OutputsLevel) else None,
         embeddings=found if isinstance(found, EmbeddingsLevel) else None,
         head=found if isinstance(found, HeadLevel) else None,
+        engine=engine,
         similarity=head_similarity(pair) if options.report is not None else (),
         benchmarks=benchmarks,
     )
@@ -121,6 +126,26 @@ def _check_places(options: VerifyOptions, pair: Pair) -> None:
         check_place(options.report)
     if options.write_card:
         check_card(pair.converted)
+
+
+def _check_engine(options: VerifyOptions, pair: Pair) -> None:
+    if options.engine is None:
+        return
+    check_installed(options.engine)
+    kind = kind_of(pair.original.architecture.outline)
+    if kind.has_encoder or not (kind.predicts_next_token and kind.reads_tokens):
+        raise EngineError(
+            f"--engine {options.engine} runs decoders of text alone here, and {pair.converted} is none",
+            remedy="Leave --engine out",
+        )
+
+
+def _run_engine(models: Models, options: VerifyOptions) -> EngineLevel | None:
+    if models.converted is None or models.drawn or options.engine is None:
+        return None
+    from mha2gqa.verbs.verify.engine_level import check_engine_level
+
+    return check_engine_level(models, models.converted, options.engine, options.seed)
 
 
 def _score(suite: Suite, models: Models, advance: Advance) -> tuple[Benchmark, ...]:

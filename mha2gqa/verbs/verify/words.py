@@ -5,7 +5,15 @@ from collections.abc import Iterable, Iterator
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.sections import Column, Part, Row, Section
 from mha2gqa.verbs.verify.judge import LOSSY
-from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, FileLevel, HeadLevel, LoadLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import (
+    Compared,
+    EmbeddingsLevel,
+    EngineLevel,
+    FileLevel,
+    HeadLevel,
+    LoadLevel,
+    OutputsLevel,
+)
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 
 _STATES = {True: "passed", False: "FAILED", None: "open"}
@@ -25,6 +33,8 @@ def _sections(report: Verification) -> Iterator[Section]:
     yield _section((), _facts(report))
     if report.load is not None:
         yield _checks(report.load)
+    if report.engine is not None:
+        yield _engine(report.engine)
     if report.embeddings is not None:
         yield _cosines(report.embeddings)
         yield _layers(report.embeddings)
@@ -54,6 +64,8 @@ def _verdict(report: Verification) -> str:
 def _problem(report: Verification) -> str:
     """Return what is wrong first, and what to do about it, for somebody who has never met a limit."""
     first, limits, loss = report.findings[0], report.limits, report.outputs and report.outputs.loss
+    if first.level == "engine":
+        return f"{first.guilty} {first.problem}; serve it with another engine"
     if first.level != "outputs":
         return f"{first.guilty} {first.problem}; do not use the checkpoint, make it again"
     problem = f"{first.guilty} {first.problem}"
@@ -114,6 +126,22 @@ def _files(file: FileLevel) -> str:
 def _checks(load: LoadLevel) -> Section:
     rows = tuple((check.name, _STATES[check.passed], check.detail) for check in load.checks)
     return _section(("check", "", ""), rows)
+
+
+def _engine(engine: EngineLevel) -> Section:
+    cache = f"{engine.cache_formula:,} bytes a token by formula"
+    if engine.cache_measured is not None:
+        cache = f"{engine.cache_measured:,.0f} bytes a token, {cache}"
+    rows = [
+        (
+            "probabilities",
+            f"{engine.mean_difference:.2g} nats off in the mean, {engine.largest_difference:.2g} at most",
+        ),
+        ("greedy text", f"{engine.agreed} of {engine.written} tokens as transformers writes them"),
+        ("cache", cache),
+    ]
+    rows += [("cache, in its words", engine.cache)] if engine.cache else []
+    return _section((f"{engine.name} ({engine.version})", "beside transformers"), rows)
 
 
 def _outputs(outputs: OutputsLevel) -> Section:

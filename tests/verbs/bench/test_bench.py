@@ -16,7 +16,9 @@ from mha2gqa.verbs.bench.outcome import BenchReport
 from mha2gqa.verbs.bench.page import bench_page
 from mha2gqa.verbs.bench.subjects import find_subjects
 from mha2gqa.verbs.bench.transformers_engine import TransformersEngine, generate, going_on
+from mha2gqa.verbs.export.gguf import write_gguf
 from tests.families.tiny import save_tiny, tiny_config, tiny_model
+from tests.verbs.export.subjects import save_readable
 from tests.verbs.verify.subjects import converted
 
 QUICK = ("--tokens", 2, "--turns", 2, "--batch", "1,3", "--context", "8,24")
@@ -166,7 +168,7 @@ def test_names_from_outside_stay_text(report: BenchReport) -> None:
     [
         (("--context", 60), ("--context 60 does not fit the model", "at most 9 tokens")),
         (("--engine", "vllm"), ("needs the package vllm, which is not installed", "pip install vllm")),
-        (("--engine", "llama.cpp"), ("needs the package llama-cpp-python, which is not installed",)),
+        (("--engine", "mlx"), ("needs the package mlx-lm, which is not installed",)),
         (("--attention", "flash_attention_2", "--context", 4), ("cannot use --attention flash_attention_2",)),
         (("--device", "cuda"), ("There is no device 'cuda' here",)),
         (("--memory", "lots", "--context", 4), ("--memory lots is no size",)),
@@ -184,7 +186,7 @@ def test_what_cannot_be_timed_is_refused(refuse: Any, pair: tuple[Path, Path], a
         (("--batch", "1,x"), "no list of positive whole numbers"),
         (("--context", "0"), "no list of positive whole numbers"),
         (("--cache", "paged"), "'paged' is not one of dynamic, static"),
-        (("--engine", "ollama"), "'ollama' is not one of transformers, vllm, llama.cpp"),
+        (("--engine", "ollama"), "'ollama' is not one of transformers, vllm, llama.cpp, mlx"),
         (("--turns", "0"), "turns"),
     ],
 )
@@ -200,58 +202,28 @@ def test_an_encoder_cannot_be_timed(refuse: Any) -> None:
     refuse("bench", "--shape", "own.json", "-g", 1, says=("does not write text token by token",))
 
 
-MADE: list[Any] = []
-
-
-class Llama:
-    """What `llama_cpp.Llama` is asked for."""
-
-    def __init__(self, path: str, n_ctx: int, **options: Any) -> None:
-        self.path, self.n_ctx, self.tokens = path, n_ctx, 0
-        assert (options["type_k"], options["type_v"]) == (0, 0)
-        MADE.append(self)
-
-    def reset(self) -> None:
-        self.tokens = 0
-
-    def eval(self, ids: list[int]) -> None:
-        self.tokens += len(ids)
-        assert self.tokens <= self.n_ctx
-
-    def sample(self, temp: float) -> int:
-        assert temp == 0.0
-        return 7
-
-
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
     module = types.ModuleType(name)
     module.__dict__.update(content, __spec__=object())
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_llama_cpp_reads_the_gguf_beside_each_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, pair: tuple[Path, Path], cli: Any
-) -> None:
-    stand_in(monkeypatch, "llama_cpp", Llama=Llama)
-    monkeypatch.setattr("mha2gqa.verbs.bench.run.versions", lambda *more: dict.fromkeys(more, "0"))
-    arguments = ("bench", pair[1], "--engine", "llama.cpp", "--batch", 1, "--context", 8, "--turns", 2)
+def test_llama_cpp_decodes_the_gguf_beside_each_checkpoint(tmp_path: Path, cli: Any) -> None:
+    converted = save_readable(tmp_path)
+    arguments = ("bench", converted, "--engine", "llama.cpp", "--batch", 1, "--context", 8, "--turns", 2)
     missing = cli(*arguments)
     assert (missing.code, "There are 0 GGUF files in" in missing.err) == (1, True)
-    for directory in pair:
-        (directory / "model.gguf").write_bytes(b"")
-    MADE.clear()
+    for directory in (converted, tmp_path / "llama"):
+        write_gguf(directory, "f32", force=False)
     answer = cli(*arguments, "--json")
-    for directory in pair:
-        (directory / "model.gguf").unlink()
-    assert answer.code == 0, answer.err
+    assert (answer.code, answer.err) == (0, "")
     content = json.loads(answer.out)
-    assert [Path(one.path).parent for one in MADE] == list(pair)
-    assert content["setting"]["versions"] == {"llama-cpp-python": "0"}
-    assert [(row["cache"], row["original"]["count"]) for row in content["decode"]] == [("own", 16)]
-    assert content["decode"][0]["cache_measured"] == [None, None]
+    assert "xllamacpp" in content["setting"]["versions"]
+    (row,) = content["decode"]
+    assert (row["cache"], row["original"]["count"], row["cache_measured"]) == ("own", 2, [None, None])
+    assert row["converted"]["median"] > 0
     assert "no cache in float64" in cli(*arguments, "--dtype", "float64").err
-    refused = cli(*arguments, "--cache", "static")
-    assert "makes no use of --cache" in refused.err
+    assert "makes no use of --cache" in cli(*arguments, "--cache", "static").err
     assert "decodes one sequence" in cli(*arguments, "--batch", 2).err
 
 
@@ -272,7 +244,7 @@ def test_vllm_is_asked_for_the_first_token_and_for_more(
 
     clock = [0.0]
     stand_in(monkeypatch, "vllm", LLM=LLM, SamplingParams=dict)
-    monkeypatch.setattr("mha2gqa.verbs.bench.engines.time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("mha2gqa.engines.vllm.time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr("mha2gqa.verbs.bench.run.versions", lambda *more: dict.fromkeys(more, "0"))
     answer = cli(
         "bench", pair[1], "--engine", "vllm", "--batch", 2, "--context", 8, "--turns", 1, "--tokens", 4, "--json"
