@@ -1,3 +1,4 @@
+# Written and read, not built: there was no builder where this was written. Its one step is the set-up that CI runs.
 # docker build -t mha2gqa . && docker run --rm mha2gqa demo
 # docker run --rm -v "$PWD:/work" -w /work mha2gqa convert MODEL --groups 8
 # docker run --rm --entrypoint make mha2gqa demo

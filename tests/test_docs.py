@@ -1,6 +1,6 @@
 """The documents: tables are what the code says, and commands what the command line takes; those of a page run.
 
-A command whose comment names the Hub, a GPU or a minute is read by the command line, and not run.
+A command whose comment names the Hub, a GPU or a minute, or says "read only", is read by the command line, and not run.
 """
 
 import re
@@ -24,7 +24,7 @@ RUN = [ROOT / "README.md", DOCS / "quickstart.md", *sorted((DOCS / "commands").g
 COMMAND = re.compile(rf"mha2gqa ((?:{'|'.join(VERBS)})\b[^&]*)")
 OURS = re.compile(r"mha2gqa ")
 SHELL = re.compile(r"(\$ |torchrun .* -m )?mha2gqa ")
-ELSEWHERE = re.compile(r"Hub|GPU|minute")
+ELSEWHERE = re.compile(r"Hub|GPU|minute|read only")
 
 
 def code(page: Path) -> Iterator[list[str]]:

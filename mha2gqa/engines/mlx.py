@@ -65,6 +65,6 @@ class Mlx:
     def cache(self, printed: str) -> Cache:
         """Return the size of the cache after the last text, of which it prints nothing itself."""
         held = [layer.state for layer in self._last]
-        size = sum(one.nbytes for state in held for one in state if one is not None)
+        size = sum(one.nbytes for state in held for one in state if isinstance(one, self._mx.array))
         tokens = max(layer.offset for layer in self._last)
         return Cache(f"{size:,} bytes of {tokens} tokens", size / tokens)

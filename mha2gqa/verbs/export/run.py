@@ -52,7 +52,7 @@ def export(options: ExportOptions) -> Exported:
     pushed = options.push_to_hub and push(directory, options.push_to_hub, private=options.private)
     return Exported(
         checkpoint=str(directory),
-        gguf=file and str(file),
-        size=file and file.stat().st_size,
+        gguf=None if file is None else str(file),
+        size=None if file is None else file.stat().st_size,
         pushed=pushed,
     )
