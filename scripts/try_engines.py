@@ -2,7 +2,7 @@
 
     python -m scripts.try_engines make FOLDER            originals, conversions, and a GGUF file of each
     python -m scripts.try_engines run ENGINE FOLDER      `verify --engine` on each, where that engine is installed
-    python -m scripts.try_engines table FOLDER           docs/results/engines.md, of what has been run
+    python -m scripts.try_engines table FOLDER           docs/results/engines.md, and what cards say, of what was run
 
 `make engines` does all of it. What is in FOLDER already is not done again, so that a run goes on where it ended; an
 engine that takes its process down in a case has said so by then.
@@ -19,6 +19,7 @@ from typing import Any
 from mha2gqa import ConvertOptions, ExportOptions, VerifyOptions, convert, export, verify
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.files.reader import read_json
+from mha2gqa.record.card import ENGINES
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "engines.md"
 RESULTS = "{}.json"
@@ -148,6 +149,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 def table(folder: Path) -> None:
     """Put the table of what has been run into the page of the documents."""
     ran = {path.stem: _read(path) for path in sorted(folder.glob("*.json")) if path.name != GGUF}
+    _write(ENGINES, _right(folder, ran))
     lines = [f"| checkpoint | class | {' | '.join(_title(name, found) for name, found in ran.items())} |"]
     lines += ["| --- " * (2 + len(ran)) + "|"]
     lines += [f"| {' | '.join(_row(folder, case, ran))} |" for case in CASES]
@@ -155,6 +157,21 @@ def table(folder: Path) -> None:
     before, _, rest = text.partition("<!-- engines -->\n")
     after = rest.partition("<!-- end -->")[2]
     PAGE.write_text(before + "<!-- engines -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->" + after, encoding="utf-8")
+
+
+def _right(folder: Path, ran: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return by model type the engines that were right in every case of it."""
+    found: dict[str, list[str]] = {}
+    types = [str(read_json(_place(folder, case) / "config.json")["model_type"]) for case in CASES]
+    for model_type in dict.fromkeys(types):
+        names = [case.name for case, of in zip(CASES, types, strict=True) if of == model_type]
+        right = [engine for engine, rows in ran.items() if all(_is_right(rows.get(name)) for name in names)]
+        found |= {model_type: right} if right else {}
+    return found
+
+
+def _is_right(one: Mapping[str, Any] | None) -> bool:
+    return one is not None and "refused" not in one and not one["findings"]
 
 
 def _title(name: str, found: Mapping[str, Any]) -> str:

@@ -149,7 +149,7 @@ def test_the_three_ways_to_give_an_option_are_one(
     text, value = sample(verb, one)
     others: Mapping[str, Any] = BESIDE.get((verb, name), {})
     texts = {other: held[0] if isinstance(held, tuple) else str(held) for other, held in others.items()}
-    words = [word for other, beside in texts.items() for word in (f"--{other}", beside)]
+    words = [word for other, beside in texts.items() for word in (f"--{other.replace('_', '-')}", beside)]
     python = CLASSES[verb](**{**needed(verb, name), **others, name: value})
     assert python != CLASSES[verb](**{**REQUIRED.get(verb, {}), **others})
     assert given(verb, *required(verb, but=name), *words, *line(one, text))[0] == python

@@ -10,10 +10,13 @@ from typing import Any
 import yaml
 
 from mha2gqa.files.finish import CARD
+from mha2gqa.files.reader import read_json
 from mha2gqa.files.source import Source
 from mha2gqa.methods import AUTO, find_method
 from mha2gqa.record.conversion import Outcome
 
+ENGINES = Path(__file__).parents[1] / "engines" / "classes.json"
+"""Model type -> engines that run it."""
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
 _ORDER = (
     *("base_model", "datasets", "language", "library_name", "license", "license_name", "license_link"),
@@ -70,7 +73,7 @@ def card_of(outcome: Outcome, source: Source) -> str:
             f"\n| KV cache of {tokens:,} tokens, bytes | {before:,} | {after:,} |"
             for tokens, (before, after) in outcome.cache_at.items()
         ),
-        architecture=_architecture(outcome),
+        architecture=_architecture(outcome) + _engines(outcome.model_type),
         notes="".join(f"\n\n{note}" for note in outcome.notes),
         quality=_quality(outcome),
     )
@@ -123,6 +126,14 @@ def _architecture(outcome: Outcome) -> str:
         f"model written as `{outcome.model_type}`. Tensors that were re-ordered or computed for that, before "
         f"anything else was done to them: {computed}. All others{_OUTSIDE * is_fitted} are "
         "those of the original, under other names."
+    )
+
+
+def _engines(model_type: str) -> str:
+    """Return which engines were seen to run the class, by `make engines`."""
+    known = read_json(ENGINES).get(model_type, [])
+    return f"\n\nEngines that ran tiny checkpoints of `{model_type}` as transformers does: {', '.join(known)}." * bool(
+        known
     )
 
 
