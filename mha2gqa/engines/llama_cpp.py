@@ -1,8 +1,7 @@
 """llama.cpp, by the package xllamacpp, on the one GGUF file beside the weights (`mha2gqa export --gguf`).
 
 The package has llama.cpp's server, in this process and without a port. It answers with the likeliest tokens before
-sampling, but only for tokens that end a character: so one is asked for at a time, and is made to be a letter. In fp32
-its attention is the plain one, whose sums are fp32.
+sampling, but only for tokens that end a character: so one is asked for at a time, and is made to be a letter.
 """
 
 import re
@@ -45,8 +44,6 @@ class LlamaCpp:
         asked.model.path = str(path)
         asked.verbosity = _TELLS if setup.tells else _QUIET
         asked.n_ctx, asked.n_parallel = max(setup.length, _CELLS if setup.tells else 0), 1
-        if setup.dtype == "float32":
-            asked.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         asked.warmup = asked.fit_params = False
         asked.cache_type_k = asked.cache_type_v = getattr(xllamacpp.ggml_type, _TYPES[setup.dtype])
         asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = setup.threads

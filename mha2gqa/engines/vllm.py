@@ -5,11 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from mha2gqa.engines import Cache, Setup
 from mha2gqa.errors import EngineError
 
 _CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
-_MEMORY = re.compile(r"(?:Available KV cache memory|KV cache memory): ([\d.]+) GiB")
+_MEMORY = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
 _LIKELY = 64
 """Tokens whose probabilities it may be asked for."""
 
@@ -35,6 +37,7 @@ class Vllm:
                 enable_prefix_caching=False,
                 skip_tokenizer_init=True,
                 max_logprobs=_LIKELY,
+                enforce_eager=not torch.cuda.is_available(),  # a CPU compiles for minutes
                 seed=setup.seed,
             )
         except (RuntimeError, ValueError, TypeError, AttributeError, ImportError, KeyError) as error:
@@ -44,7 +47,12 @@ class Vllm:
     def _generate(self, prompts: Sequence[Sequence[int]], tokens: int, **more: Any) -> list[Any]:
         asked = self._sampling(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False, **more)
         given = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        answers: list[Any] = self._llm.generate(given, asked, use_tqdm=False)
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            answers: list[Any] = self._llm.generate(given, asked, use_tqdm=False)
+        except EngineDeadError as error:
+            raise EngineError("vLLM loads the checkpoint, and fails when it runs it") from error
         return answers
 
     def follow(self, ids: Sequence[int], top: int) -> list[dict[int, float]]:
@@ -59,7 +67,7 @@ class Vllm:
         return list(answer.outputs[0].token_ids)
 
     def cache(self, printed: str) -> Cache:
-        """Return what it prints of its cache: memory, rounded to hundredths of a gibibyte, and tokens in it."""
+        """Return what it prints of its cache: tokens, and on an accelerator memory, in hundredths of a gibibyte."""
         tokens, memory = _CACHE.search(printed), _MEMORY.search(printed)
         told = "; ".join(found[0] for found in (memory, tokens) if found)
         if tokens is None or memory is None:

@@ -9,7 +9,7 @@ Legend: T tokens, V vocabulary.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from mha2gqa.engines import Setup, distribution, open_engine
 from mha2gqa.engines.printed import heard
+from mha2gqa.errors import EngineError
 from mha2gqa.families.cache import cache_bytes
 from mha2gqa.model.feed import inputs
 from mha2gqa.model.load import context_length
@@ -58,7 +59,7 @@ def check_engine_level(models: Models, model: PreTrainedModel, engine: str, seed
         seed=seed,
         tells=True,
     )
-    with heard() as printed, contextlib.closing(open_engine(engine, setup)) as opened:
+    with _heard() as printed, contextlib.closing(open_engine(engine, setup)) as opened:
         likely = opened.follow(ids_T.tolist(), _LIKELIEST)
         written = opened.write(ids_T.tolist(), written_count)
         cache = opened.cache(printed())
@@ -86,6 +87,18 @@ def check_engine_level(models: Models, model: PreTrainedModel, engine: str, seed
         findings=(),
     )
     return replace(level, findings=tuple(_findings(level)))
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[Callable[[], str]]:
+    """Hear what an engine prints: what it says of an error is the better half of a refusal."""
+    with heard() as printed:
+        try:
+            yield printed
+        except EngineError as error:
+            said = next((line for line in printed().splitlines() if " error " in line or "Error:" in line), "")
+            more = f": {said[-300:]}" if said else ""
+            raise EngineError(error.problem + more, expected=error.expected, remedy=error.remedy) from error
 
 
 def _lengths(model: PreTrainedModel) -> tuple[int, int]:

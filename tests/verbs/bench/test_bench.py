@@ -244,6 +244,7 @@ def test_vllm_is_asked_for_the_first_token_and_for_more(
 
     clock = [0.0]
     stand_in(monkeypatch, "vllm", LLM=LLM, SamplingParams=dict)
+    stand_in(monkeypatch, "vllm.v1.engine.exceptions", EngineDeadError=RuntimeError)
     monkeypatch.setattr("mha2gqa.engines.vllm.time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr("mha2gqa.verbs.bench.run.versions", lambda *more: dict.fromkeys(more, "0"))
     answer = cli(

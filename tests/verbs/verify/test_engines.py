@@ -36,8 +36,8 @@ def test_llama_cpp_makes_of_a_result_what_transformers_makes_of_it(readable: Pat
     assert not run.err
     engine = json.loads(run.out)["engine"]
     assert (engine["name"], engine["agreed"], engine["findings"]) == ("llama.cpp", engine["written"], [])
-    assert 0 < engine["largest_difference"] < 1e-4
-    assert engine["behind"] == 0
+    assert 0 < engine["mean_difference"] < 0.003
+    assert engine["behind"] < 0.01
     assert (engine["cache_measured"], engine["cache_formula"]) == (512, 512)
     assert "1024 cells,   2 layers" in engine["cache"]
     told = cli("verify", readable, *ENGINE)
@@ -95,6 +95,8 @@ def test_vllm_is_asked_for_what_is_likely_after_each_token(monkeypatch: pytest.M
     module = types.ModuleType("vllm")
     module.__dict__.update(LLM=LLM, SamplingParams=dict, __spec__=object())
     monkeypatch.setitem(sys.modules, "vllm", module)
+    dead = types.SimpleNamespace(EngineDeadError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", dead)
     engine = open_engine("vllm", Setup(directory=tmp_path, dtype="float32", length=8))
     assert engine.follow([4, 5, 6], 2) == [{1: -1.0}, {2: -2.0}, {3: -3.0}]
     assert engine.write([4], 2) == [7, 8]
