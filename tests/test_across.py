@@ -70,7 +70,14 @@ def converted(source: Path, groups: int, name: str = "converted", **more: Any) -
 def uptrained(directory: Path, text: str, name: str = "uptrained", **more: Any) -> Path:
     """Train for three steps; the weights must have moved."""
     output = directory.parent / name
-    asked: dict[str, Any] = {"data": (text,), "held_out": (text,), "context": 32, "held_out_tokens": 256, "steps": 3}
+    asked: dict[str, Any] = {
+        "data": (text,),
+        "held_out": (text,),
+        "context": 32,
+        "held_out_tokens": 256,
+        "steps": 3,
+        "keep": "last",
+    }
     report = uptrain(UptrainOptions(converted=directory, output=output, trainer=QUICK, **asked | more))
     assert report is not None
     assert report.step == 3

@@ -152,8 +152,8 @@ def _is_rotary(value: Any) -> bool:
         return True
     if not isinstance(value, dict):
         return False
-    kinds = {value[key] for key in ("rope_type", "type") if isinstance(value.get(key), str)}
-    if len(kinds) > 1 or not kinds <= _SCALED.keys():
+    named = [value[key] for key in ("rope_type", "type") if key in value]
+    if not all(isinstance(kind, str) and kind in _SCALED for kind in named) or len(kinds := {*named}) > 1:
         return False
     more = _SCALED[next(iter(kinds), "default")]
     numbers = [one for key, one in value.items() if key not in ("rope_type", "type")]

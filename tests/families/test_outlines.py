@@ -96,6 +96,8 @@ def test_common_families_are_covered(model_type: str) -> None:
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
         {"rope_parameters": {"rope_type": "llama3", "factor": 4.0}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": -1.0}},
+        {"rope_parameters": {"rope_type": ["default"]}},
+        {"rope_scaling": {"type": None}},
         {"rms_norm_eps": float("nan")},
         {"initializer_range": 3},
         {"attention_bias": "yes"},
