@@ -128,7 +128,8 @@ def main(
     if unknown := [way for way in ways.split(",") if way not in WAYS]:
         sys.exit(f"error: no way is called {', '.join(unknown)}; there are {', '.join(WAYS)}")
     found = Results(json_file, threads)
-    found.say(f"python benchmarks/real.py {shlex.join(sys.argv[1:])}")
+    words = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:]]
+    found.say(f"python benchmarks/real.py {shlex.join(words)}")
     settings: dict[str, Any] = {
         "tokens": tokens,
         "eval_tokens": eval_tokens,

@@ -99,7 +99,6 @@ def measure(job: Job) -> dict[str, Any]:
             "peak": peak,
             "cache": outcome.cache_after,
             "cache_before": outcome.cache_before,
-            "text": outcome.text,
         }
 
 

@@ -12,10 +12,6 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 """Dtypes that a model can be run in, by their names on the command line."""
 
 
-_BESIDE = 1.5
-"""Memory that a model takes while it runs, in multiples of its weights."""
-
-
 @dataclass(frozen=True)
 class Placement:
     """Where and how a model is run."""
@@ -48,22 +44,6 @@ def placement(directory: Path, *, dtype: str | None = None, device: str | None =
     on_cpu = device == "cpu" or accelerator is None
     wanted = DTYPES[dtype] if dtype else torch.float32 if on_cpu else None
     return Placement(device, wanted)
-
-
-def fits(directory: Path, *, dtype: str | None = None, device: str | None = None) -> bool:
-    """Return whether a model and what it computes are likely to fit in the memory of where it would be run."""
-    import psutil
-
-    place = placement(directory, dtype=dtype, device=device)
-    size = sum(info.size * _growth(info.dtype, place.dtype) for info in read_checkpoint(directory).tensors)
-    on_cpu = place.device in ("cpu", "auto")
-    free = psutil.virtual_memory().available if on_cpu else torch.accelerator.get_memory_info(place.device)[0]
-    return _BESIDE * size <= free
-
-
-def _growth(stored: str, wanted: torch.dtype | None) -> float:
-    of_file = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(stored)
-    return wanted.itemsize / of_file if wanted is not None and of_file else 1.0
 
 
 def float64_device(wanted: str | None) -> torch.device:

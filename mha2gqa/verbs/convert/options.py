@@ -133,10 +133,7 @@ class ConvertOptions(Options):
     ] = None
     data: Annotated[
         tuple[str, ...],
-        Option(
-            "Calibration text: text, jsonl, csv, parquet, Hub data set, `self` or `none`; repeatable.",
-            is_repeatable=True,
-        ),
+        Option("Calibration text: files, Hub data sets, `self` or `none`; repeatable.", is_repeatable=True),
     ] = ()
     """Calibration text: files, Hub data sets, `self` for text that the model writes, `none` for none. Empty is some
     that the model writes where a method makes use of it, and where text is needed that of the reference checkpoint."""
@@ -246,10 +243,9 @@ class ConvertOptions(Options):
         recorded["seed"] = self.seed
         chooses = self.method == AUTO
         trains = self.refine in ("distil", "joint") or chooses
-        if self.data and not self.reads_text:
-            recorded["data"] = list(self.data)
-        elif self.data or self.is_latent or demand(self.method, self.grouping, self.refine).needs_text:
-            used: dict[str, object] = {"data": list(self.data), "refine": self.refine, "column": self.column}
+        recorded |= {"data": list(self.data)} if self.data else {}
+        if self.reads_text or self.is_latent or demand(self.method, self.grouping, self.refine).needs_text:
+            used: dict[str, object] = {"refine": self.refine, "column": self.column}
             used |= {"tokens": self.tokens, "context": self.context, "steps": self.steps if trains else None}
             used |= {"max-ppl-increase": self.max_ppl_increase if chooses else None}
             used |= {"dtype": self.dtype, "device": self.device}

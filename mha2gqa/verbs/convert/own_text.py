@@ -8,9 +8,12 @@ memory that is free tell whether it can be run here.
 import math
 from dataclasses import dataclass, replace
 
+import psutil
+import torch
+
 from mha2gqa.files.quantised import quantisation
 from mha2gqa.methods import demand, find_method
-from mha2gqa.model.devices import fits
+from mha2gqa.model.devices import placement
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length
 from mha2gqa.model.original import Original
@@ -23,6 +26,8 @@ _BLOCK = 256
 """Tokens that are written one behind the other: blocks are written side by side, and each token of one takes a step."""
 _SPEED = 2e10
 """Operations a second of one core of a processor, to tell how long it takes."""
+_BESIDE = 1.5
+"""Memory that a model takes while it runs, in multiples of its weights."""
 _TIMES = 3
 """To write and to read, in forward passes of as many tokens."""
 
@@ -74,6 +79,20 @@ def _hindrance(options: ConvertOptions, original: Original) -> str:
         return f"a {kind.name} does not continue text"
     if quantisation(original.config_json) is not None:
         return "the weights are quantised"
-    if not fits(original.directory, dtype=options.dtype, device=options.device):
+    if not _fits(options, original):
         return "the model does not fit into the memory that is free here"
     return ""
+
+
+def _fits(options: ConvertOptions, original: Original) -> bool:
+    """Return whether a model and what it computes are likely to fit in the memory of where it would be run."""
+    place = placement(original.directory, dtype=options.dtype, device=options.device)
+    size = sum(info.size * _growth(info.dtype, place.dtype) for info in original.tensors)
+    on_cpu = place.device in ("cpu", "auto")
+    free = psutil.virtual_memory().available if on_cpu else torch.accelerator.get_memory_info(place.device)[0]
+    return _BESIDE * size <= free
+
+
+def _growth(stored: str, wanted: torch.dtype | None) -> float:
+    of_file = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(stored)
+    return wanted.itemsize / of_file if wanted is not None and of_file else 1.0

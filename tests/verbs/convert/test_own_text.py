@@ -53,7 +53,7 @@ def test_what_cannot_write_is_guessed(model_type: str, why: str, tmp_path: Path,
 
 
 def test_a_model_that_does_not_fit_is_not_run(tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mha2gqa.model.devices._BESIDE", 1e12)
+    monkeypatch.setattr("mha2gqa.verbs.convert.own_text._BESIDE", 1e12)
     (note,) = made(cli, save_source(tmp_path / "source"))["notes"]
     assert "does not fit into the memory" in note
 
