@@ -59,8 +59,9 @@ def measure(directory: Path, tokens: int) -> Iterator[DemoRow]:
         for method, refine in (*WAYS, *BASELINES) if groups == 1 else WAYS:
             name = method if refine is None else f"{method}-{refine}"
             output = _output(directory, groups, name)
+            unread = ("none",) if refine is None and method == "aligned" else ()  # what a refinement reads is beside it
             options = ConvertOptions(
-                groups=groups, method=method, refine=refine, tokens=CALIBRATION, output=output, force=True
+                groups=groups, method=method, refine=refine, data=unread, tokens=CALIBRATION, output=output, force=True
             )
             yield DemoRow(output.name, groups, name, convert(options).cache_after, held_out_loss(output, tokens))
 
