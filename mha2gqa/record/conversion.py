@@ -50,6 +50,11 @@ class Conversion:
     """Each training that followed: what it was and what it won."""
 
     @property
+    def asks_for_heads(self) -> bool:
+        """Whether a number of KV heads was asked for, be it that of the original: a method goes with that alone."""
+        return not {"kv_heads", "heads_by_layer"}.isdisjoint(self.targets)
+
+    @property
     def method(self) -> str | None:
         """How the heads of a group became one, as asked for; None where nothing was merged."""
         return self.options.get("method")

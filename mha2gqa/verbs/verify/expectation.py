@@ -114,7 +114,7 @@ def _contradictions(pair: Pair, plan: Plan, *, is_known: bool) -> Iterator[str]:
     if conversion.model_type != plan.result.model_type:
         made = plan.result.model_type
         yield f"says that the result is of class {conversion.model_type!r}, and this conversion makes {made!r}"
-    if conversion.method is not None and not plan.groups:
+    if conversion.method is not None and not conversion.asks_for_heads:
         yield f"says that heads were merged by {conversion.method!r}, and this conversion merges none"
     if {*conversion.dropped} != {*plan.pieces.dropped}:
         yield "lists other tensors that were left out than this conversion leaves out"

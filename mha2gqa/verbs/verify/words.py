@@ -76,10 +76,9 @@ def _problem(report: Verification) -> str:
 
 
 def _remedy(made: Conversion) -> str:
-    has_fewer_heads = not {"kv_heads", "heads_by_layer"}.isdisjoint(made.targets)
-    more = "take more KV heads" if has_fewer_heads else "keep more of the cache"
+    more = "take more KV heads" if made.asks_for_heads else "keep more of the cache"
     refined = {None: "refine it", "refit": "distil it"}.get(made.refinement, "uptrain it")
-    next_step = refined if has_fewer_heads else "uptrain it"
+    next_step = refined if made.asks_for_heads else "uptrain it"
     return f"{'uptrain it longer' if made.uptrain else next_step}, or {more}"
 
 

@@ -187,7 +187,9 @@ def test_a_record_comes_back_as_it_was_written(
         text="text from c.txt",
         layers=[layer],
         trials=trials,
-        uptrain=[{"train": "all"}],
+        uptrain=[
+            {"train": "all", "objective": "lm", "length": {"steps": 5, "tokens": 9}, "losses": None, "recipe": {}}
+        ],
         divergence=divergence,
         rehosted_from="gpt2",
     )
