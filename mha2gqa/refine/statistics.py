@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
@@ -186,12 +186,20 @@ def _weights(output: Any, heads: int, keys: torch.Tensor) -> torch.Tensor | None
 @contextlib.contextmanager
 def eager(model: PreTrainedModel) -> Iterator[None]:
     """Let a model compute attention plainly for a while, so that its modules hand out attention weights."""
-    before = model.config._attn_implementation
+    before = _implementations(model.config)
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def _implementations(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return how each part of a model computes attention, as `set_attn_implementation` takes it: some can but one."""
+    parts = {name: getattr(config, name) for name in config.sub_configs}
+    inner = {name: _implementations(part) for name, part in parts.items() if part is not None}
+    own = config._attn_implementation
+    return inner if own is None else {"": own, **inner}  # a part without a model of its own has none
 
 
 @torch.no_grad()
