@@ -5,6 +5,7 @@ sampling, but only for tokens that end a character: so one is asked for at a tim
 its attention is the plain one: the fused one rounds to 16 bits on a CPU, for SmolLM2-135M 0.07 nats in the mean.
 """
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ class LlamaCpp:
         if setup.dtype not in _TYPES:
             raise EngineError(f"llama.cpp has no cache in {setup.dtype}", expected=f"--dtype {', '.join(_TYPES)}")
         path = _file(setup.directory)
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # at a failed assertion it waits for a debugger otherwise
         asked: Any = xllamacpp.CommonParams()
         asked.model.path = str(path)
         asked.verbosity = _TELLS if setup.tells else _QUIET
