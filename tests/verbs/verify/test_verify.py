@@ -12,7 +12,7 @@ from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.targets.kv_heads import heads_change
 from mha2gqa.targets.target import Change
-from mha2gqa.texts import blocks
+from mha2gqa.texts import written
 from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
 from mha2gqa.verbs.verify.outcome import Limits
 from tests.conftest import Run
@@ -98,7 +98,7 @@ def test_numbers_that_json_lacks_are_null(subject: Path) -> None:
 
 
 def test_without_text_the_original_writes_it(cli: Cli, subject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_BATCH", 2)
+    monkeypatch.setattr(written, "_BATCH", 2)
     arguments = ("verify", "converted", "--context", 16, "--tokens", 64, "--level", "outputs", "--json")
     reports = [json.loads(cli(*arguments, *seed).out) for seed in ((), ("--seed", 0), ("--seed", 1))]
     for report in reports:
