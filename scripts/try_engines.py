@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mha2gqa import ConvertOptions, ExportOptions, VerifyOptions, convert, export, verify
+from mha2gqa.engines.llama_cpp import gguf_path
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.files.reader import read_json
 from mha2gqa.record.card import ENGINES
@@ -72,7 +73,7 @@ def make(folder: Path) -> None:
         output = _place(folder, case)
         if not output.exists():
             _convert(folder, case, output)
-        if case.name in refused or list(output.glob("*.gguf")):
+        if case.name in refused or gguf_path(output, "f32").exists():
             continue
         try:
             export(ExportOptions(converted=output, gguf="f32"))

@@ -1,4 +1,4 @@
-"""llama.cpp, by the package xllamacpp, on the one GGUF file beside the weights (`mha2gqa export --gguf`).
+"""llama.cpp, by the package xllamacpp, on the one GGUF file beside the checkpoint (`mha2gqa export --gguf`).
 
 The package has llama.cpp's server, in this process and without a port. It answers with the likeliest tokens before
 sampling, but only for tokens that end a character: so one is asked for at a time, and is made to be a letter. In fp32
@@ -23,6 +23,8 @@ _SURE = 1e4
 """Added to the logit of the token that is to come."""
 _CELLS = 1024
 """Tokens at least in a cache whose size is printed in hundredths of a mebibyte."""
+GGUF_DTYPES = ("f16", "bf16", "f32")
+"""By llama.cpp's names."""
 _LAST_WORDS = 0.1
 """Seconds for the thread that prints its log to end."""
 _TELLS, _QUIET = 4, 0
@@ -33,7 +35,7 @@ class LlamaCpp:
     """A model that llama.cpp runs."""
 
     def __init__(self, setup: Setup) -> None:
-        """Load the one GGUF file in the directory.
+        """Load the one GGUF file beside the directory.
 
         Raises:
             EngineError: There is none, or more than one; or llama.cpp has no such dtype, or does not load the file.
@@ -114,11 +116,20 @@ class LlamaCpp:
         time.sleep(_LAST_WORDS)
 
 
+def gguf_path(directory: Path, dtype: str) -> Path:
+    """Return where the GGUF file of a checkpoint lies: `<name>-<dtype>.gguf`, beside the directory.
+
+    In there it would be weights that no record speaks of.
+    """
+    place = directory.resolve()  # `.` has no name of its own
+    return place.with_name(f"{place.name}-{dtype}.gguf")
+
+
 def _file(directory: Path) -> Path:
-    found = sorted(directory.glob("*.gguf"))
+    found = [path for dtype in GGUF_DTYPES if (path := gguf_path(directory, dtype)).is_file()]
     if len(found) != 1:
         raise EngineError(
-            f"There are {len(found)} GGUF files in {directory}",
+            f"There are {len(found)} GGUF files beside {directory}",
             expected="one, which llama.cpp reads",
             remedy=f"Make it: mha2gqa export {directory} --gguf f16",
         )

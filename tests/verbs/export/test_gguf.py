@@ -1,14 +1,16 @@
 """GGUF files say what the checkpoint is, and what llama.cpp does not know is refused without a trace."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
 from tokenizers import Regex, pre_tokenizers
+from transformers import AutoTokenizer
 
-from mha2gqa.verbs.export.converter import _BY_EXPRESSION, pre_tokenizer
+from mha2gqa.verbs.export.converter import _BY_EXPRESSION, pre_tokenizer, without_code
 from tests.conftest import Run
 from tests.verbs.export.subjects import VOCABULARY, save_byte_tokenizer, save_readable
 
@@ -25,7 +27,7 @@ def says(reader: GGUFReader, name: str) -> object:
 def test_a_file_holds_the_heads_that_the_checkpoint_has(tmp_path: Path, cli: Cli) -> None:
     directory = save_readable(tmp_path)
     report = json.loads(cli("export", directory, "--gguf", "f16", "--json").out)
-    path = directory / "llama-2-f16.gguf"
+    path = tmp_path / "llama-2-f16.gguf"
     assert (report["gguf"], report["size"]) == (str(path), path.stat().st_size)
     reader = GGUFReader(path)
     shapes = {tensor.name: tuple(tensor.shape.tolist()) for tensor in reader.tensors}
@@ -40,7 +42,7 @@ def test_a_model_written_as_phi_is_not_taken_for_phi_2(tmp_path: Path, cli: Cli)
     theta = {"rope_theta": 5000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
     directory = save_readable(tmp_path, "gpt_neox", rope_parameters=theta)
     assert cli("export", directory, "--gguf", "f32").code == 0
-    reader = GGUFReader(directory / "gpt_neox-2-f32.gguf")
+    reader = GGUFReader(tmp_path / "gpt_neox-2-f32.gguf")
     assert says(reader, "attention.head_count_kv") == 2
     assert (
         says(reader, "feed_forward_length") == json.loads((directory / "config.json").read_text())["intermediate_size"]
@@ -50,30 +52,65 @@ def test_a_model_written_as_phi_is_not_taken_for_phi_2(tmp_path: Path, cli: Cli)
 
 def test_a_file_that_is_there_is_replaced_by_force_alone(tmp_path: Path, cli: Cli, tree: Tree) -> None:
     directory = save_readable(tmp_path)
-    path = directory / "llama-2-bf16.gguf"
+    path = tmp_path / "llama-2-bf16.gguf"
     path.write_text("mine")
-    before = tree(directory)
+    before = tree(tmp_path)
     run = cli("export", directory, "--gguf", "bf16")
     assert (run.code, "Replace it with --force" in run.err) == (1, True)
-    assert tree(directory) == before
+    assert tree(tmp_path) == before
     assert cli("export", directory, "--gguf", "bf16", "--force").code == 0
-    assert tree(directory).keys() == before.keys()
+    assert tree(tmp_path).keys() == before.keys()
+    assert tree(directory) == {name.removeprefix("llama-2/"): one for name, one in before.items() if "llama-2/" in name}
     assert GGUFReader(path).tensors
 
 
-def test_what_llama_cpp_does_not_know_is_refused_without_a_trace(
-    tmp_path: Path, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_a_result_that_was_exported_is_the_same_result(tmp_path: Path, cli: Cli) -> None:
+    directory = save_readable(tmp_path)
+    assert cli("export", directory, "--gguf", "f16").code == 0
+    assert cli("verify", directory, "--level", "file").code == 0
+
+
+@pytest.mark.parametrize("place", ["llama-2-f16.gguf", ".llama-2-f16.gguf.partial"])
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_is_in_the_way_is_neither_followed_nor_taken_away(
+    tmp_path: Path, refuse: Callable[..., None], tree: Tree, place: str, kind: str
 ) -> None:
     directory = save_readable(tmp_path)
-    save_byte_tokenizer(directory, pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()]))
-    refuse("export", directory, "--gguf", "f16", says=("no name for what its tokenizer does before its merges",))
-    config = directory / "config.json"
-    config.write_text(config.read_text().replace("LlamaForCausalLM", "NoSuchForCausalLM"))
-    refuse("export", directory, "--gguf", "f16", says=("NoSuchForCausalLM is not supported",))
-    monkeypatch.setattr("mha2gqa.verbs.export.gguf.find_spec", lambda name: None)
-    refuse(
-        "export", directory, "--gguf", "f16", says=("which is not installed. Install it: pip install 'mha2gqa[gguf]'",)
-    )
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/precious").write_text("kept")
+    in_the_way = tmp_path / place
+    if kind == "link":
+        in_the_way.symlink_to("theirs/precious" if place.startswith("llama") else "theirs")
+    else:
+        shutil.copytree(tmp_path / "theirs", in_the_way)
+    before = tree(tmp_path)
+    refuse("export", directory, "--gguf", "f16", "--force", says=(place,))
+    assert tree(tmp_path) == before
+
+
+def test_no_module_of_the_folder_is_taken_for_one_of_the_converters(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_readable(tmp_path)
+    (tmp_path / "conversion.py").write_text("raise SystemExit('the code of the folder was run')\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli("export", directory, "--gguf", "f16").code == 0
+
+
+def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
+    save_byte_tokenizer(tmp_path)
+    (tmp_path / "tokenization_own.py").write_text("raise LookupError('the code of the checkpoint was run')\n")
+    settings = tmp_path / "tokenizer_config.json"
+    auto_map = {"AutoTokenizer": ["tokenization_own.Own", "tokenization_own.Own"]}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"auto_map": auto_map}))
+
+    class Loader(AutoTokenizer):
+        pass
+
+    with pytest.raises(LookupError):
+        Loader.from_pretrained(tmp_path, trust_remote_code=True)
+    without_code(Loader)
+    assert len(Loader.from_pretrained(tmp_path, trust_remote_code=True)) == VOCABULARY
 
 
 @pytest.mark.parametrize("expression", _BY_EXPRESSION)

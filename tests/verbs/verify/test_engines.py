@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mha2gqa.engines import Setup, open_engine
+from mha2gqa.engines.llama_cpp import gguf_path
 from mha2gqa.engines.printed import heard
 from mha2gqa.engines.vllm import Vllm
 from mha2gqa.verbs.export.gguf import write_gguf
@@ -47,10 +48,11 @@ def test_llama_cpp_makes_of_a_result_what_transformers_makes_of_it(readable: Pat
 
 def test_a_file_of_another_model_is_found_out(readable: Path, cli: Cli, tmp_path: Path) -> None:
     other = save_readable(tmp_path, groups=4)
-    (readable / "llama-2-f32.gguf").rename(tmp_path / "kept.gguf")
-    shutil.copyfile(write_gguf(other, "f32", force=False), readable / "llama-2-f32.gguf")
+    file = gguf_path(readable, "f32")
+    file.rename(tmp_path / "kept.gguf")
+    shutil.copyfile(write_gguf(other, "f32", force=False), file)
     run = cli("verify", readable, *ENGINE)
-    (tmp_path / "kept.gguf").replace(readable / "llama-2-f32.gguf")
+    (tmp_path / "kept.gguf").replace(file)
     assert run.code == 3
     assert "llama.cpp finds other probabilities" in run.out
     assert "keeps 1,024 bytes a token; the formula says 512" in run.out
@@ -63,8 +65,8 @@ def test_what_an_engine_cannot_run_is_refused(
     assert cli("convert", tiny(), "-g", 2, "-o", "made").code == 0
     made = tmp_path / "made"
     refuse("verify", made, "--engine", "vllm", says=("needs the package vllm, which is not installed",))
-    refuse("verify", made, *ENGINE, says=("There are 0 GGUF files in", "Make it: mha2gqa export"))
-    (made / "model.gguf").write_bytes(b"GGUF")
+    refuse("verify", made, *ENGINE, says=("There are 0 GGUF files beside", "Make it: mha2gqa export"))
+    gguf_path(made, "f16").write_bytes(b"GGUF")
     refuse("verify", made, *ENGINE, says=("llama.cpp does not load",))
 
 
