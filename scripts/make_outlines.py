@@ -276,8 +276,9 @@ class Family:
             pairs = [(config, _read(one, key)) for config, one in asked]
             if all(value is _ABSENT for _, value in pairs):
                 data["absent"].append(key)
-            elif all(_same(config[key], value) if config.get(key) else value is _ABSENT for config, value in pairs):
-                data["optional"].append(key)
+            elif any(value is _ABSENT for _, value in pairs):
+                if all(_same(config[key], value) if config.get(key) else value is _ABSENT for config, value in pairs):
+                    data["optional"].append(key)
             elif self._is_fitted(key, pairs, data):
                 data["known"].append(key)
         if "layer_types" in self.fields and data["cycle"] is None:
