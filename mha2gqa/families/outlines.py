@@ -206,8 +206,9 @@ class Settings:
     def __init__(self, data: Values, values: Values, read: Callable[[], Any]) -> None:
         self.attribute_map: Values = data["aliases"]
         known = {"head_dim": _sizes(values)["head_dim"], **values}
-        self._known = {name: known[name] for name in data["known"] if name in known}
-        self._absent, self._read = frozenset(data["absent"]), read
+        said = [name for name in data["optional"] if values.get(name) is not None]
+        self._known = {name: known[name] for name in (*data["known"], *said) if name in known}
+        self._absent, self._read = frozenset([*data["absent"], *data["optional"]]) - {*said}, read
 
     def get_text_config(self, *, decoder: bool) -> "Settings":
         """Return itself: these families read text alone."""
