@@ -173,7 +173,7 @@ class Family:
     def without(self, config: Config) -> Config:
         """Return a config that leaves to its class what it can."""
         filled = {"head_dim", "num_key_value_heads"} & {key for key, value in self.fields.items() if value is None}
-        filled |= {key for key in ("bos_token_id", "eos_token_id") if self.keys.get(key) != "token"}
+        filled |= {"bos_token_id", "eos_token_id"}  # a class may have others in the place of None
         return {key: value for key, value in config.items() if key not in filled}
 
     def find_keys(self) -> None:
