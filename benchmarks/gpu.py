@@ -41,7 +41,7 @@ from mha2gqa.verbs.bench.transformers_engine import now
 Found = dict[str, Any]
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "B200": 2250e12}
 """FLOP/s in bf16 without sparsity by the makers' data sheets, by what a device's name contains."""
-TINY = {
+TINY: Found = {
     "num_hidden_layers": 2,
     "vocab_size": 128,
     "hidden_size": 64,
@@ -75,7 +75,10 @@ def rates(setup: Setup) -> Iterator[tuple[str, Any]]:
     device, size = torch.device(setup.device), 256 if setup.miniature else 8192
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         one = torch.randn(size, size, device=device).to(dtype)
-        yield f"{dtype}".removeprefix("torch.") + ", FLOP/s", 2 * size**3 / _seconds(lambda one=one: one @ one, device)
+        yield (
+            f"{dtype}".removeprefix("torch.") + ", FLOP/s",
+            2 * size**3 / _seconds(partial(torch.matmul, one, one), device),
+        )
     large = torch.zeros(size**2 * 8, device=device)  # 2 GB, beyond every cache
     other = torch.empty_like(large)
     yield "memory, B/s", 2 * large.nbytes / _seconds(lambda: other.copy_(large), device)
@@ -134,7 +137,12 @@ def _subject(setup: Setup) -> Path:
     folder, output = setup.folder, setup.folder / "converted"
     if output.exists():
         return output
-    large = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16}
+    large: Found = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    }
     large |= {"num_hidden_layers": 14, "vocab_size": 32_000, "max_position_embeddings": 2048}
     sizes = TINY | {"vocab_size": 4096, "max_position_embeddings": 32} if setup.miniature else large
     with torch.device(setup.device):
@@ -165,12 +173,12 @@ def decode(setup: Setup, **options: Any) -> Iterator[tuple[str, Any]]:
         shape.write_text(json.dumps(content))
         options |= {"shape": str(shape), "batch": (2,), "context": (32,), "turns": 1, "tokens": 2, "memory": "1GB"}
         options |= {"latent": 24, "rope_width": 8} if "latent" in options else {"groups": min(2, options["groups"])}
-    defaults = {"shape": "llama-2-7b", "dtype": "bfloat16", "turns": 3, "tokens": 16, "prefill_tokens": 4096}
+    defaults: Found = {"shape": "llama-2-7b", "dtype": "bfloat16", "turns": 3, "tokens": 16, "prefill_tokens": 4096}
     yield "report", bench(BenchOptions(**defaults | options, device=setup.device)).to_json()
 
 
 def _decode(budget: int, attention: str, cache: str, batch: tuple[int, ...], **target: int) -> Part:
-    options = {"attention": attention, "cache": (cache,), "batch": batch, "context": (4096,), **target}
+    options: Found = {"attention": attention, "cache": (cache,), "batch": batch, "context": (4096,), **target}
     return Part(budget, partial(decode, **options))
 
 

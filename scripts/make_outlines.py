@@ -28,7 +28,7 @@ from transformers.models.auto import modeling_auto
 
 import mha2gqa.families
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.families import outlines
+from mha2gqa.families import outlines, tried
 from mha2gqa.families.built import Asked, build
 from mha2gqa.families.table import TABLE
 from mha2gqa.model.architecture import Architecture
@@ -291,7 +291,7 @@ class Family:
         if key == "rope_parameters" and key in self.fields:
             theta = self.class_.default_theta
             turned = values[0].get("partial_rotary_factor") if isinstance(values[0], dict) else None
-            read = [outlines._rope_parameters(config, {"theta": theta, "turned": turned}) for config, _ in pairs]
+            read = [tried.rope_parameters(config, {"theta": theta, "turned": turned}) for config, _ in pairs]
             is_plain = isinstance(theta, float | int) and read == [{key: value} for value in values]
             data |= {"theta": theta, "turned": turned} if is_plain else {}
             return is_plain
@@ -391,7 +391,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _fill(config: Config, key: str, form: str) -> Any:
-    return config[key] if config.get(key) is not None else outlines._filled(config, form)
+    return config[key] if config.get(key) is not None else tried.filled(config, form)
 
 
 def _cycle(lists: list[list[str]]) -> list[str] | None:
@@ -543,7 +543,7 @@ def check(family: Family, data: dict[str, Any]) -> None:
         config = family.config(point, architectures=[name], **more)
         config = config if share else family.without(config)
         asked = build.__wrapped__(json.dumps(config))
-        said = outlines._values(config, data)
+        said = tried.read_values(config, data)
         if said is None:
             raise UnfitError(f"the data does not cover {config}")
         found: Any = outlines.Outlined(name, data, said, functools.partial(build, json.dumps(config)))

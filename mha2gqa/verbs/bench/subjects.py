@@ -219,4 +219,5 @@ def _random(subject: Subject, dtype: torch.dtype, like: PreTrainedModel | None =
         else:
             torch.nn.init.normal_(parameter, std=_STD)
     set_plain_generation(model)
-    return model.eval()
+    model.eval()
+    return model

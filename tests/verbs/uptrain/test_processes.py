@@ -129,8 +129,8 @@ def test_two_processes_that_were_killed_go_on_as_if_they_had_not_been(
     words = _words(subject, "killed", 2, PAIRS, every)
     processes = world(words, tmp_path / "killed", _port(), 2)
     processes[0].wait_for(f'"step": {STEPS - 1}')
-    for one in processes:
-        one.kill()
+    for process in processes:
+        process.kill()
     begun = newest_checkpoint(workspace_of(tmp_path / "killed"))
     assert begun is not None
     assert not (tmp_path / "killed").exists()
