@@ -146,7 +146,9 @@ def based(whole: Values) -> tuple[list[Any], list[str]]:
 
 
 def _shapes(tensors: Iterable[Any], sizes: Values, place: str) -> Iterator[tuple[str, Shape]]:
-    return ((name, _shape(one, sizes)) for name, one in _expand((one for one in tensors if place in one[3]), sizes))
+    there = [one for one in tensors if place in one[3]]
+    shapes = {id(one): _shape(one, sizes) for one in there}  # once for all layers
+    return ((name, shapes[id(one)]) for name, one in _expand(there, sizes))
 
 
 def _shape(tensor: Any, sizes: Values) -> Shape:
