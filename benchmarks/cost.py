@@ -62,19 +62,31 @@ def main() -> None:
         print(f"{name:44s} {statistics.median(times):8.2f} ({min(times):.2f}-{max(times):.2f}){more}", flush=True)
 
 
-def measured(options: argparse.Namespace) -> Iterator[tuple[str, list[float], int]]:
-    """Yield the name of each step, its seconds, and on an accelerator the most bytes that were allocated meanwhile."""
+def measured(
+    options: argparse.Namespace, failed: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, list[float], int]]:
+    """Yield the name of each step, its seconds, and on an accelerator the most bytes that were allocated meanwhile.
+
+    Args:
+        options: Of the command line.
+        failed: Told of the steps of a block in which something is raised, which else ends it all.
+    """
     *blocks, slow = steps(options)
-    for block in blocks:
+    turns = [(block, options.repeat + 1) for block in blocks] + [({name: step}, 1) for name, step in slow.items()]
+    for block, count in turns:
         times: dict[str, list[tuple[float, int]]] = {name: [] for name in block}
-        for _ in range(options.repeat + 1):
-            for name, step in block.items():
-                times[name].append(_timed(step, options.device))
-        for name, (_, *kept) in times.items():  # the first time of each warms up
+        try:
+            for _ in range(count):
+                for name, step in block.items():
+                    times[name].append(_timed(step, options.device))
+        except Exception:  # of a device that nobody has tried: the other steps may run
+            if failed is None:
+                raise
+            failed(", ".join(block))
+            continue
+        for name, found in times.items():
+            kept = found[1:] or found  # the first time of several warms up
             yield name, [seconds for seconds, _ in kept], max(peak for _, peak in kept)
-    for name, step in slow.items():
-        seconds, peak = _timed(step, options.device)
-        yield name, [seconds], peak
 
 
 def arithmetic(options: argparse.Namespace) -> dict[str, float]:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cost
 import gpu
 import pytest
 from gpu import PARTS, Part, Setup
+from gpu_results import format_tables
 
 
 def here(name: str, setup: Setup, seconds: float) -> None:
@@ -28,7 +30,7 @@ def test_every_part_runs(known: dict[str, Any], name: str) -> None:
 
 
 def test_the_tables_show_what_was_found(known: dict[str, Any]) -> None:
-    text = gpu.format_tables(known)
+    text = format_tables(known)
     assert text.count("| 2 | 32 |") == sum("report" in one for one in known["parts"].values()) >= 4
     for words in ("refit of values and outputs", "bfloat16, FLOP/s", "| distil, attention |", "| cpu | 0."):
         assert words in text
@@ -57,6 +59,15 @@ def test_what_fails_keeps_what_it_had_and_the_rest_goes_on(tmp_path: Path, monke
     found = gpu.run_all(setup, results, 1, lambda name, setup, seconds: asked.append(name))
     assert asked == ["one"]
     assert found["parts"]["three"] == {"failed": "no time was left"}
+
+
+def test_a_step_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [{"good": lambda: None}, {"bad": lambda: 1 / 0}, {"slow": lambda: None}]
+    monkeypatch.setattr(cost, "steps", lambda options: blocks)
+    gpu.do("layer", Setup("cpu", tmp_path, miniature=True))
+    found = json.loads((tmp_path / "layer.json").read_text())
+    assert list(found) == ["good", "slow", "failed"]
+    assert "bad: Traceback" in found["failed"]
 
 
 def test_a_part_is_killed_when_its_time_is_over_and_is_told_of(tmp_path: Path) -> None:
