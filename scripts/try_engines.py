@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from mha2gqa import ConvertOptions, ExportOptions, VerifyOptions, convert, export, verify
 from mha2gqa.engines.llama_cpp import gguf_path
 from mha2gqa.errors import Mha2GqaError
@@ -28,6 +30,12 @@ GGUF = "gguf.json"
 """What the converter refused: case -> its message."""
 CRASHED = "ended the process"
 _VOCABULARY = 384
+_WIDTHS = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), 128),
+    "head_dim": 32,
+}
+"""Twice those of the tests' tiny configs, by the names that model types have for them: vLLM's attention on a CPU takes
+no narrower heads."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ CASES = (
     Case("llama with biases", "llama", overrides={"attention_bias": True}),
     Case("falcon, MQA", "falcon", {"groups": 1}),
     *(Case(name, name) for name in _WRITTEN_OTHERWISE),
-    Case("gpt2, MQA", "gpt2", {"groups": 1}, {"n_inner": 256}),
+    Case("gpt2, MQA", "gpt2", {"groups": 1}, {"n_inner": 512}),
     *(Case(name, name) for name in _SHIPPED),
     Case("llama by layer", "llama", {"groups": (1, 2)}, {"intermediate_size": 256}),
     Case("llama, window", "llama", {"window": 16}),
@@ -86,9 +94,14 @@ def _convert(folder: Path, case: Case, output: Path) -> None:
     from tests.families.tiny import save_tiny
 
     source = folder / "originals" / output.name
-    save_tiny(case.model_type, source, vocab_size=_VOCABULARY, **case.overrides)
+    save_tiny(case.model_type, source, vocab_size=_VOCABULARY, **_widths(case.model_type), **case.overrides)
     _save_tokenizers(source)
     convert(ConvertOptions(model=str(source), output=output, **case.become))
+
+
+def _widths(model_type: str) -> dict[str, int]:
+    known = {one.name for one in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    return {name: width for name, width in _WIDTHS.items() if name in known}
 
 
 def _save_tokenizers(directory: Path) -> None:

@@ -2,7 +2,8 @@
 
 The package has llama.cpp's server, in this process and without a port. It answers with the likeliest tokens before
 sampling, but only for tokens that end a character: so one is asked for at a time, and is made to be a letter. In fp32
-its attention is the plain one: the fused one rounds to 16 bits on a CPU, for SmolLM2-135M 0.07 nats in the mean.
+its attention is the plain one. With the fused one, SmolLM2-135M at one KV head by the mean was 0.08 nats off in the mean
+on a CPU and 1.6 at most, with the plain one 0.0001 and 0.001; it seems to round to 16 bits, whatever the cache has.
 """
 
 import os

@@ -55,7 +55,7 @@ ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes t
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Convert a checkpoint to fewer KV heads, to a sliding window, or to both; or to a latent."""
+    """Convert a checkpoint to fewer KV heads, a window or a latent."""
 
     model: Model = None
     groups: Annotated[

@@ -10,7 +10,7 @@ from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 from mha2gqa.verbs.verify.levels import Loss
 
-HEADER = ("KV heads", "way", "cache a token", "of now", "loss", "perplexity", "increase", "KL", "same token", "s", "")
+HEADER = ("KV heads", "way", "cache a token", "of original", "loss", "perplexity", "increase", "KL", "top-1", "s", "")
 _RECOMMENDED, _ON_FRONTIER = "recommended", "frontier"
 
 

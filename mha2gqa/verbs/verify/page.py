@@ -251,13 +251,13 @@ def agreement_rows(outputs: Compared, limits: Limits) -> Iterator[AgreementRow]:
     yield AgreementRow("KL divergence, mean, nats a token", f"at most {limits.max_kl:g}", f"{kl.mean:.4g}")
     yield AgreementRow("KL divergence, 99th percentile", "", f"{kl.p99:.4g}")
     yield AgreementRow("KL divergence, largest", "", f"{kl.largest:.4g}")
-    yield AgreementRow("same most likely token", f"at least {share(limits.min_top1)}", share(outputs.top1))
-    yield AgreementRow("five most likely tokens in common", "", share(outputs.top5))
+    yield AgreementRow("top-1 agreement", f"at least {share(limits.min_top1)}", share(outputs.top1))
+    yield AgreementRow("top-5 overlap", "", share(outputs.top5))
     if one := outputs.answers:
         yield AgreementRow("KL divergence of answers, mean, nats a token", "", f"{one.kl:.4g}")
-        yield AgreementRow("same most likely token of answers", "", share(one.top1))
+        yield AgreementRow("top-1 agreement of answers", "", share(one.top1))
     for length, part in outputs.agreement.items():
-        yield AgreementRow(f"greedy answers alike to {length} tokens", "", share(part))
+        yield AgreementRow(f"identical greedy text over {length} tokens", "", share(part))
     yield AgreementRow("largest logit difference", "", f"{outputs.largest_logit_difference:.4g}")
 
 
