@@ -197,7 +197,7 @@ def _title(name: str, found: Mapping[str, Any]) -> str:
 
 def _row(folder: Path, case: Case, ran: Mapping[str, Any]) -> Iterator[str]:
     yield case.name
-    yield f"`{read_json(_place(folder, case) / 'config.json')['architectures'][0]}`"
+    yield str(read_json(_place(folder, case) / "config.json")["architectures"][0]).removesuffix("ForCausalLM")
     for found in ran.values():
         yield _cell(found.get(case.name))
 
@@ -208,10 +208,10 @@ def _cell(one: Mapping[str, Any] | None) -> str:
     if "refused" in one:
         return "refused" if one["refused"] != CRASHED else CRASHED
     if one["findings"]:
-        return f"**wrong**: {one['findings'][0]}"
+        return f"**wrong**: {one['mean_difference']:.2g} in the mean"
     measured, formula = one["cache_measured"], one["cache_formula"]
-    cache = "" if measured is None else f"; cache {measured:,.0f} of {formula:,}"
-    return f"{one['largest_difference']:.1g} nats; {one['agreed']}/{one['written']}{cache}"
+    cache = "" if measured is None else f"; {measured:,.0f}/{formula:,} B"
+    return f"{one['largest_difference']:.0e}; {one['agreed']}/{one['written']}{cache}"
 
 
 def main() -> None:
