@@ -72,10 +72,11 @@ _LOST = (
 )
 _QWEN = Windowed(
     keys=_switched,
-    engines=f"vLLM honours it where all layers have the window, and for qwen2 also where some have; {_LOST}",
+    engines="vLLM honours it where all layers have the window (run, with qwen2), and for qwen2 also where some have; "
+    + _LOST,
 )
 CLASSES: Mapping[str, Windowed] = {
-    "mistral": Windowed(keys=_plain, by_layer=False, engines=f"vLLM and TensorRT-LLM honour it; {_LOST}"),
+    "mistral": Windowed(keys=_plain, by_layer=False, engines=f"vLLM (run) and TensorRT-LLM honour it; {_LOST}"),
     "phi3": Windowed(keys=_plain, by_layer=False, engines=_NOT_LOOKED_UP),
     "starcoder2": Windowed(keys=_plain, by_layer=False, engines=_NOT_LOOKED_UP),
     "mixtral": Windowed(keys=_plain, by_layer=False, engines=_NOT_LOOKED_UP),

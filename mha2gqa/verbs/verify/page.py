@@ -74,7 +74,7 @@ def _tiles(report: Verification) -> Iterator[Tile]:
     if loss := outputs.loss:
         original, converted = loss.perplexities
         yield Tile("Perplexity", f"{original:.4g}", f"{converted:.4g}", signed(loss.increase, ".2%"))
-    yield Tile("Same most likely token", "", share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
+    yield Tile("Top-1 agreement", "", share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
     yield Tile("KL divergence", "", f"{outputs.kl.mean:.3g}", "nats a token, mean")
 
 
@@ -82,7 +82,7 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
     scopes = {"file": "every tensor and file, as bytes", "load": "both models run by transformers", "outputs": ""}
     if file := report.file:
         scopes["file"] = (
-            f"{file.compared:,} tensors equal to the original's, {file.recomputed:,} made again, {file.checksummed:,} "
+            f"{file.compared:,} tensors equal to the original's, {file.recomputed:,} recomputed, {file.checksummed:,} "
             f"by checksum; {file.files:,} other files; {format_size(file.size)} of weights"
         )
     if load := report.load:
@@ -137,7 +137,7 @@ def _listed(values: Any) -> str:
 
 
 def _text(text: ComparedText) -> str:
-    blocks = f"{text.blocks:,} blocks of {text.context:,} tokens"
+    blocks = f"{text.blocks:,} block{'s' * (text.blocks > 1)} of {text.context:,} tokens"
     return f"On {text.description}: {blocks}, each read without those before it."
 
 
