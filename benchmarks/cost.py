@@ -6,15 +6,18 @@
 The arithmetic is in multiply-adds times two, for all layers; the projection for a GPU divides it by rates that
 it names. The measurement takes random weights of one layer; the steps of a block take turns, `--repeat` times, and
 the median and the range of their processor seconds are printed, so that what others do on the machine counts
-less. Steps on text are measured on `--tokens` tokens in blocks of `--context`; the refit of values and outputs, which
-takes minutes, once.
+less. Steps on text are measured on `--tokens` tokens in blocks of `--context`; what takes minutes, the refit of values
+and outputs and the grouping, once. On an accelerator (`--device`) the model is in bf16, times are those of a clock
+that is read when all work is done, and the peak of the allocator stands beside them; activations wait in the host's
+memory, as in a conversion.
 """
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,24 +48,33 @@ and outputs, and conjugate gradients in each: as many as there may be."""
 
 def main() -> None:
     """Print the arithmetic, the projection and the measurement."""
-    options = _options()
+    options = read_options()
     torch.set_num_threads(options.threads)
     print(f"{options.layers} layers, width {options.width}, {options.heads} -> {options.groups} heads", end="")
     print(f" of {options.width // options.heads}, {options.calibration:,} tokens of text")
     for name, number in arithmetic(options).items():
         print(f"{name:52s} {number / 1e12:12.2f} TFLOP")
     print(f"\nprojection for an H200, aligned and distil: {projection(options):.0f} s")
-    print(f"\none layer, {torch.get_num_threads()} threads, processor seconds, median (range) of {options.repeat}")
+    where = f"{torch.get_num_threads()} threads, processor" if options.device == "cpu" else options.device
+    print(f"\none layer, {where} seconds, median (range) of {options.repeat}")
+    for name, times, peak in measured(options):
+        more = f", {peak / 1e9:.1f} GB at most" if peak else ""
+        print(f"{name:44s} {statistics.median(times):8.2f} ({min(times):.2f}-{max(times):.2f}){more}", flush=True)
+
+
+def measured(options: argparse.Namespace) -> Iterator[tuple[str, list[float], int]]:
+    """Yield the name of each step, its seconds, and on an accelerator the most bytes that were allocated meanwhile."""
     *blocks, slow = steps(options)
     for block in blocks:
-        times: dict[str, list[float]] = {name: [] for name in block}
+        times: dict[str, list[tuple[float, int]]] = {name: [] for name in block}
         for _ in range(options.repeat + 1):
             for name, step in block.items():
-                times[name].append(_timed(step))
+                times[name].append(_timed(step, options.device))
         for name, (_, *kept) in times.items():  # the first time of each warms up
-            print(f"{name:44s} {statistics.median(kept):8.2f} ({min(kept):.2f}-{max(kept):.2f})", flush=True)
+            yield name, [seconds for seconds, _ in kept], max(peak for _, peak in kept)
     for name, step in slow.items():
-        print(f"{name:44s} {_timed(step):8.2f}, once", flush=True)
+        seconds, peak = _timed(step, options.device)
+        yield name, [seconds], peak
 
 
 def arithmetic(options: argparse.Namespace) -> dict[str, float]:
@@ -137,13 +149,17 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
         num_key_value_heads=options.heads,
         architectures=["LlamaForCausalLM"],
     )
-    model = LlamaForCausalLM(config).eval().requires_grad_(requires_grad=False)
+    device = torch.device(options.device)
+    with device:
+        model = LlamaForCausalLM(config).eval().requires_grad_(requires_grad=False)
+    if device.type != "cpu":
+        model = model.bfloat16()
     content = config.to_dict()
     source = Architecture(content)
     moves = [(count, options.groups) for count in source.counts]
     (layer,) = source.attention_layers(moves)
     weights = {name: tensor.bfloat16() for name, tensor in own_tensors(model, layer).items()}
-    prior = Prior(model.model.embed_tokens.weight, options.width, torch.device("cpu"))
+    prior = Prior(model.model.embed_tokens.weight, options.width, device)
     merges: dict[str, Callable[[], object]] = {
         "mean": lambda: merge("mean", "contiguous", layer, weights),
         "aligned, inputs taken as uncorrelated": lambda: merge("aligned", "contiguous", layer, weights),
@@ -151,9 +167,8 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
     }
     once: dict[str, Callable[[], object]] = {
         "the guess of the embedding, once a model": lambda: Prior(
-            model.model.embed_tokens.weight, options.width, torch.device("cpu")
+            model.model.embed_tokens.weight, options.width, device
         ),
-        "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
     ids = torch.randint(32000, (options.tokens // options.context, options.context))
     student = build_student(model, source.with_heads(moves).config, [layer])
@@ -167,18 +182,19 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
             strict=True,
         )
     )
-    module, device = student.get_submodule(layer.module), torch.device("cpu")
-    step = Descent(steps=1)
+    module, step = student.get_submodule(layer.module), Descent(steps=1)
+    trained = copy.deepcopy(module).float()  # as a refinement trains it, whatever the model is in
     passes: dict[str, Callable[[], object]] = {
-        f"plain forward ({options.tokens:,} tokens)": lambda: model.model(ids, use_cache=False),
+        f"plain forward ({options.tokens:,} tokens)": lambda: _forward(model.model, ids.to(device)),
         "the same with statistics": lambda: gather_statistics(model.model, [_inner(layer)], [ids], lambda *_: None),
     }
     once |= {
         "refit of the outputs alone": lambda: refit(module, "o_proj", examples, device),
-        "distil, one step": lambda: distil(module, layer.changed, examples, step, device),
+        "distil, one step": lambda: distil(trained, layer.changed, examples, step, device),
     }
     slow: dict[str, Callable[[], object]] = {
-        "refit of values and outputs": lambda: refit_values(module, "o_proj", examples, device, merged)
+        "refit of values and outputs": lambda: refit_values(module, "o_proj", examples, device, merged),
+        "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
     return [merges, passes, once, slow]
 
@@ -201,13 +217,27 @@ def _inner(layer: AttentionLayer) -> AttentionLayer:
     return replace(layer, module=layer.module.removeprefix("model."))
 
 
-def _timed(step: Callable[[], object]) -> float:
-    started = time.process_time()
+@torch.no_grad()
+def _forward(model: torch.nn.Module, ids: torch.Tensor) -> None:
+    model(ids, use_cache=False)
+
+
+def _timed(step: Callable[[], object], device: str) -> tuple[float, int]:
+    """Return the seconds of a step, and the most bytes that an accelerator held meanwhile."""
+    if device == "cpu":
+        started = time.process_time()
+        step()
+        return time.process_time() - started, 0
+    torch.accelerator.memory.reset_peak_memory_stats()
+    torch.accelerator.synchronize()
+    started = time.perf_counter()
     step()
-    return time.process_time() - started
+    torch.accelerator.synchronize()
+    return time.perf_counter() - started, torch.accelerator.memory.max_memory_allocated()
 
 
-def _options() -> argparse.Namespace:
+def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {
         "layers": 32,
@@ -222,7 +252,8 @@ def _options() -> argparse.Namespace:
         "threads": 1,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    return parser.parse_args()
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def measure(arguments: str) -> dict[str, Any]:
             converted=Path(content["converted"]),
             output=Path(folder) / "out",
             steps=content["steps"],
+            data=tuple(content.get("data", ())),
             objective=objective or "lm",  # type: ignore[arg-type]
             train=train,  # type: ignore[arg-type]
             trainer=trainer,

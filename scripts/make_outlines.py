@@ -28,7 +28,7 @@ from transformers.models.auto import modeling_auto
 
 import mha2gqa.families
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.families import outlines
+from mha2gqa.families import outlines, tried
 from mha2gqa.families.built import Asked, build
 from mha2gqa.families.table import TABLE
 from mha2gqa.model.architecture import Architecture
@@ -122,7 +122,7 @@ class UnfitError(Exception):
 class Family:
     """A model type, and what was found of it."""
 
-    def __init__(self, model_type: str) -> None:
+    def __init__(self, model_type: str, *, has_width: bool) -> None:
         self.model_type = model_type
         self.class_ = CONFIG_MAPPING[model_type]
         own = {field.name: field for field in dataclasses.fields(self.class_)}
@@ -131,6 +131,8 @@ class Family:
         needed = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size"}
         if not needed <= self.fields.keys() or self.class_.sub_configs_defaults:
             raise UnfitError("its config has other keys")
+        if has_width and "head_dim" not in self.fields and self._mentions("head_dim"):
+            self.fields["head_dim"] = None  # read where a config has it
         self.sizes = [name for name in SIZES if name in self.fields and self.fields[name] is not False]
         causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
         names = [causal, modeling_auto.MODEL_MAPPING_NAMES.get(model_type)]
@@ -171,7 +173,7 @@ class Family:
     def without(self, config: Config) -> Config:
         """Return a config that leaves to its class what it can."""
         filled = {"head_dim", "num_key_value_heads"} & {key for key, value in self.fields.items() if value is None}
-        filled |= {key for key in ("bos_token_id", "eos_token_id") if self.keys.get(key) != "token"}
+        filled |= {"bos_token_id", "eos_token_id"}  # a class may have others in the place of None
         return {key: value for key, value in config.items() if key not in filled}
 
     def find_keys(self) -> None:
@@ -268,12 +270,15 @@ class Family:
         configs = [self.config(point) for point in POINTS]
         configs += [self.without(one) for one in configs[:2]]
         asked = [({**defaults, **config}, build.__wrapped__(json.dumps(config))) for config in configs]
-        data: dict[str, Any] = {"filled": {}, "fixed": {}, "known": [], "absent": [], "cycle": None}
+        data: dict[str, Any] = {"filled": {}, "fixed": {}, "known": [], "absent": [], "optional": [], "cycle": None}
         data |= {"theta": None, "turned": None}
         for key in READ:
             pairs = [(config, _read(one, key)) for config, one in asked]
             if all(value is _ABSENT for _, value in pairs):
                 data["absent"].append(key)
+            elif any(value is _ABSENT for _, value in pairs):
+                if all(_same(config[key], value) if config.get(key) else value is _ABSENT for config, value in pairs):
+                    data["optional"].append(key)
             elif self._is_fitted(key, pairs, data):
                 data["known"].append(key)
         if "layer_types" in self.fields and data["cycle"] is None:
@@ -286,7 +291,7 @@ class Family:
         if key == "rope_parameters" and key in self.fields:
             theta = self.class_.default_theta
             turned = values[0].get("partial_rotary_factor") if isinstance(values[0], dict) else None
-            read = [outlines._rope_parameters(config, {"theta": theta, "turned": turned}) for config, _ in pairs]
+            read = [tried.rope_parameters(config, {"theta": theta, "turned": turned}) for config, _ in pairs]
             is_plain = isinstance(theta, float | int) and read == [{key: value} for value in values]
             data |= {"theta": theta, "turned": turned} if is_plain else {}
             return is_plain
@@ -386,7 +391,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _fill(config: Config, key: str, form: str) -> Any:
-    return config[key] if config.get(key) is not None else outlines._filled(config, form)
+    return config[key] if config.get(key) is not None else tried.filled(config, form)
 
 
 def _cycle(lists: list[list[str]]) -> list[str] | None:
@@ -538,15 +543,30 @@ def check(family: Family, data: dict[str, Any]) -> None:
         config = family.config(point, architectures=[name], **more)
         config = config if share else family.without(config)
         asked = build.__wrapped__(json.dumps(config))
-        said = outlines._values(config, data)
+        said = tried.read_values(config, data)
         if said is None:
             raise UnfitError(f"the data does not cover {config}")
         found: Any = outlines.Outlined(name, data, said, functools.partial(build, json.dumps(config)))
         if _facts(found) != _facts(asked):
             raise UnfitError("the data says something else than transformers")
-        for key in (*data["known"], *data["absent"]):
+        for key in (*data["known"], *data["absent"], *data["optional"]):
             if not _same(_read(asked, key), getattr(found.settings, key, _ABSENT)):
                 raise UnfitError(f"{key} is {_read(asked, key)!r}, not {getattr(found.settings, key, _ABSENT)!r}")
+
+
+def _made(name: str) -> dict[str, Any] | None:
+    """Return what is found of a model type; None, and why, where it has no form that the data has."""
+    for has_width in (True, False):  # whether a width of heads that a class does not name is read all the same
+        try:
+            family = Family(name, has_width=has_width)
+            data = family.data()
+            check(family, data)
+        except (UnfitError, Mha2GqaError) as reason:
+            if not has_width:
+                print(f"{name}: {reason}", flush=True)  # noqa: T201
+        else:
+            return data
+    return None
 
 
 def main(names: Sequence[str]) -> None:
@@ -556,12 +576,8 @@ def main(names: Sequence[str]) -> None:
     kept = json.loads(PATH.read_text(encoding="utf-8"))["types"] if names and PATH.exists() else {}
     for name in names or [name for name, row in TABLE.items() if not row.refusal and name in CONFIG_MAPPING]:
         kept.pop(name, None)
-        try:
-            family = Family(name)
-            data = family.data()
-            check(family, data)
-        except (UnfitError, Mha2GqaError) as reason:
-            print(f"{name}: {reason}", flush=True)  # noqa: T201
+        data = _made(name)
+        if data is None:
             continue
         kept[name] = data
         _write(kept)

@@ -49,6 +49,15 @@ def test_tables_have_titles_only_where_there_are_some(shown: Callable[..., str])
     assert shown(Section((), ())) == "\n"
 
 
+def test_long_tables_look_as_short_ones(shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (("a", "1"), ("[bb]", "100"), ("\x1b[31m", "2"))
+    for part in (Section(numbers("name", "number"), rows), Section((Column(), Column()), rows)):
+        monkeypatch.setattr(console, "_LONG", 3)
+        short = shown(part)
+        monkeypatch.setattr(console, "_LONG", 2)
+        assert shown(part) == short
+
+
 def test_cells_that_are_too_long_are_cut_or_go_on_below(shown: Callable[..., str]) -> None:
     rows = (("a" * 12, "b" * 12),)
     assert shown(Section((Column(folds=True), Column()), rows), width=20) == "aaaa  bbbbbbbbbbbb\naaaa\naaaa\n"

@@ -1,7 +1,7 @@
 """What transformers expects for configs of common families, without torch: from data that was made by asking.
 
 `outlines.json` (`scripts/make_outlines.py` writes it) says of a model type which keys a config may have and which
-values (`_DOMAINS`), what transformers reads of them, and the tensors of its classes: names with loops, shapes as sums
+values (`tried.py`), what transformers reads of them, and the tensors of its classes: names with loops, shapes as sums
 of products of sizes. It was made by building classes of many configs, holds for that version of transformers alone, and
 tests hold it to `built.py` for every family.
 
@@ -18,26 +18,15 @@ from collections.abc import Set as AbstractSet
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mha2gqa.families.expected import Attention, Blueprint, ConfigJson, Parameter, Shape
 from mha2gqa.families.limits import check_counts
+from mha2gqa.families.tried import Values, named_class, read_values, with_width
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
-
-Values: TypeAlias = Mapping[str, Any]
-
-_MOST = 1 << 22
-"""Sizes above this are left to transformers."""
-_SCALED: Mapping[str, AbstractSet[str]] = {
-    "default": frozenset(),
-    "linear": frozenset(["factor"]),
-    "llama3": frozenset(["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]),
-}
-"""Kind of rotary embedding -> what it must say besides."""
-_ROTARY = frozenset(["rope_type", "type", "rope_theta", "partial_rotary_factor"])
 
 
 def outlined(config_json: ConfigJson, build: Callable[[], Blueprint]) -> Blueprint | None:
@@ -55,8 +44,8 @@ def outlined(config_json: ConfigJson, build: Callable[[], Blueprint]) -> Bluepri
     if data is None:
         return None
     check_counts(config_json)
-    values = _values(config_json, data)
-    architecture = _architecture(config_json, data)
+    values = read_values(config_json, data)
+    architecture = named_class(config_json, data)
     if values is None or architecture is None:
         return None
     return Outlined(architecture, data, values, build)
@@ -69,133 +58,6 @@ def _types() -> Mapping[str, Any]:
     return content["types"] if content["transformers"] == version("transformers") else {}
 
 
-def _architecture(config_json: ConfigJson, data: Values) -> str | None:
-    named = config_json.get("architectures") or [data["default"]]
-    return named[0] if isinstance(named, list) and named[0] in [*data["classes"]] else None
-
-
-def _values(config_json: ConfigJson, data: Values) -> dict[str, Any] | None:
-    """Return what transformers reads of a config; None where it says something that was not tried."""
-    values = {**data["defaults"], **config_json}
-    for key, name in data["filled"].items():
-        if values.get(key) is None:
-            values[key] = _filled(values, name)
-    domains = {**data["keys"], **_COMMON}
-    for key, value in values.items():
-        if key not in domains or not _is_tried(key, value, domains[key], values, data):
-            return None
-    if not _is_sound(values, data):
-        return None
-    made = _layer_types(values, data) | _rope_parameters(values, data)
-    return {**values, **data["fixed"], **made}
-
-
-def _filled(values: Values, name: str) -> int | None:
-    """Return what a class takes in the place of None: another size, or the quotient of two."""
-    found = [values.get(part) for part in name.split("//")]
-    sizes = [one for one in found if type(one) is int and one > 0]
-    return functools.reduce(int.__floordiv__, sizes) if len(sizes) == len(found) else None
-
-
-def _is_tried(key: str, value: Any, domain: Any, values: Values, data: Values) -> bool:
-    if key in data["defaults"] and type(value) is type(data["defaults"][key]) and value == data["defaults"][key]:
-        return domain != "token" or _is_token(value, values)
-    if domain == "rope":
-        return _is_rotary(value)
-    if domain == "token":
-        return _is_token(value, values)
-    if domain == "kinds":
-        return isinstance(value, list) and len(value) == values["num_hidden_layers"] and {*value} <= {*data["kinds"]}
-    if domain == "activation":
-        return value in data["activations"]
-    check = _DOMAINS.get(domain)
-    return check is not None and check(value)
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-_DOMAINS: Mapping[str, Callable[[Any], bool]] = {
-    "size": lambda value: type(value) is int and 1 <= value <= _MOST,
-    "size?": lambda value: value is None or (type(value) is int and 1 <= value <= _MOST),
-    "switch": lambda value: type(value) is bool,
-    "share": lambda value: _number(value) and 0 <= value <= 1,
-    "part": lambda value: type(value) is float and 0 <= value <= 1,
-    "number": lambda value: _number(value) and value > 0,
-    "float": lambda value: type(value) is float and math.isfinite(value) and value > 0,
-    "id": lambda value: value is None or type(value) is int,
-    "ids": lambda value: value is None or all(type(one) is int for one in (value if type(value) is list else [value])),
-    "text": lambda value: isinstance(value, str),
-    "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
-    "names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-    "map": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
-}
-"""Name in the data -> what a value may be. Those that depend on other values are in `_is_tried`."""
-_COMMON = {
-    **dict.fromkeys(("model_type", "transformers_version", "_name_or_path"), "text"),
-    **dict.fromkeys(("dtype", "torch_dtype"), "dtype"),
-    "architectures": "names",
-    "auto_map": "map",
-    "use_cache": "switch",
-}
-"""What every config may say."""
-
-
-def _is_token(value: Any, values: Values) -> bool:
-    return value is None or (type(value) is int and 0 <= value < values["vocab_size"])
-
-
-def _is_rotary(value: Any) -> bool:
-    """Return whether a config says its rotation in one of the forms that were tried."""
-    if value is None:
-        return True
-    if not isinstance(value, dict):
-        return False
-    named = [value[key] for key in ("rope_type", "type") if key in value]
-    if not all(isinstance(kind, str) and kind in _SCALED for kind in named) or len(kinds := {*named}) > 1:
-        return False
-    more = _SCALED[next(iter(kinds), "default")]
-    numbers = [one for key, one in value.items() if key not in ("rope_type", "type")]
-    is_whole = more <= value.keys() <= more | _ROTARY and all(_number(one) and one > 0 for one in numbers)
-    is_growing = value.get("low_freq_factor", 1) < value.get("high_freq_factor", 4) and value.get("factor", 1) >= 1
-    return is_whole and is_growing and value.get("partial_rotary_factor", 1) <= 1
-
-
-def _is_sound(values: Values, data: Values) -> bool:
-    """Return whether sizes are there, and heads divide what they must; of others transformers has its own to say."""
-    if any(values[key] is None for key in data["sizes"] if key != "head_dim"):
-        return False
-    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
-    width = _sizes(values)["head_dim"]
-    return not any((values["hidden_size"] % heads, heads % kv_heads, width % 2))
-
-
-def _sizes(values: Values) -> Values:
-    """Return the sizes, that of a head also where a config does not say it."""
-    return {**values, "head_dim": values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]}
-
-
-def _layer_types(values: Values, data: Values) -> dict[str, Any]:
-    """Return the kinds of layers that a class takes where a config names none."""
-    if data["cycle"] is None or values.get("layer_types") is not None:
-        return {}
-    cycle = data["cycle"]
-    return {"layer_types": [cycle[layer % len(cycle)] for layer in range(values["num_hidden_layers"])]}
-
-
-def _rope_parameters(values: Values, data: Values) -> dict[str, Any]:
-    """Return how a class reads what a config says of its rotation in old and in new keys."""
-    if data["theta"] is None:
-        return {}
-    said = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
-    said.setdefault("rope_theta", values.get("rope_theta", data["theta"]))
-    if (turned := values.get("partial_rotary_factor", data["turned"])) is not None:
-        said.setdefault("partial_rotary_factor", turned)
-    said.setdefault("rope_type", said.get("type", "default"))
-    return {"rope_parameters": said}
-
-
 class Settings:
     """A config as transformers reads it; what is not known of it is asked of transformers."""
 
@@ -205,9 +67,10 @@ class Settings:
 
     def __init__(self, data: Values, values: Values, read: Callable[[], Any]) -> None:
         self.attribute_map: Values = data["aliases"]
-        known = {"head_dim": _sizes(values)["head_dim"], **values}
-        self._known = {name: known[name] for name in data["known"] if name in known}
-        self._absent, self._read = frozenset(data["absent"]), read
+        known = {"head_dim": with_width(values)["head_dim"], **values}
+        said = [name for name in data["optional"] if values.get(name) is not None]
+        self._known = {name: known[name] for name in (*data["known"], *said) if name in known}
+        self._absent, self._read = frozenset([*data["absent"], *data["optional"]]) - {*said}, read
 
     def get_text_config(self, *, decoder: bool) -> "Settings":
         """Return itself: these families read text alone."""
@@ -238,7 +101,7 @@ class Outlined(Blueprint):
         settings: Any = Settings(data, values, lambda: self.config)
         self.settings = settings
         there = [one for one in tensors if all(values[key] == value for key, value in one[4].items())]
-        self._parameters, self._sizes = [one for one in there if "p" in one[3]], _sizes(values)
+        self._parameters, self._sizes = [one for one in there if "p" in one[3]], with_width(values)
         self.shapes = dict(_shapes(there, self._sizes, "s"))
         self.module_shapes = dict(_shapes(there, self._sizes, "m"))
         self._numbered = frozenset(attention)
@@ -283,7 +146,9 @@ def based(whole: Values) -> tuple[list[Any], list[str]]:
 
 
 def _shapes(tensors: Iterable[Any], sizes: Values, place: str) -> Iterator[tuple[str, Shape]]:
-    return ((name, _shape(one, sizes)) for name, one in _expand((one for one in tensors if place in one[3]), sizes))
+    there = [one for one in tensors if place in one[3]]
+    shapes = {id(one): _shape(one, sizes) for one in there}  # once for all layers
+    return ((name, shapes[id(one)]) for name, one in _expand(there, sizes))
 
 
 def _shape(tensor: Any, sizes: Values) -> Shape:

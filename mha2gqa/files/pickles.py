@@ -9,35 +9,24 @@ was described in the same way.
 """
 
 import io
-import logging
-import math
 import os
 import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mha2gqa.errors import CheckpointError
-from mha2gqa.files.dtypes import DTYPES
+from mha2gqa.files.described import NAMES, check_state_dict, describe
 from mha2gqa.files.pieces import MemoryFile, TensorInfo
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _LARGEST_PICKLE = 16 << 20
 """Bytes that describe the tensors: 100 each; unpickling more would take longer than half a minute."""
 _MEMORY = 64 << 20
@@ -57,93 +46,6 @@ def read_pickle(file: Path) -> list[TensorInfo]:
         with file.open("rb") as stream:
             is_archive = stream.read(4) == _ZIP
         return list(_Archive.read(file) if is_archive else _stream(file))
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What a pickle says of a tensor; numbers of elements, unless said otherwise."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    start: int
-    """Within its storage."""
-    storage: int
-    """Bytes of the storage."""
-    place: int
-    """Where the storage's member is in the archive that was unpickled; -1 in a stream."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def span(self) -> int:
-        """Elements from the first to the last one of it in the storage."""
-        if not self.size:
-            return 0
-        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-
-    @property
-    def is_contiguous(self) -> bool:
-        wanted = 1
-        for size, step in zip(self.shape[::-1], self.stride[::-1], strict=True):
-            if size > 1 and step != wanted:
-                return False
-            wanted *= size
-        return True
-
-    def info(self, file: Path | MemoryFile, offset: int) -> TensorInfo:
-        return TensorInfo(self.name, _NAMES[self.dtype], self.shape, file, offset, self.size)
-
-    def gathered(self, content: memoryview, file: Path) -> TensorInfo:
-        """Return it held in memory; `content` begins with its first element."""
-        flat = torch.frombuffer(content, dtype=self.dtype)
-        whole = flat.as_strided(self.shape, self.stride).contiguous().reshape(-1).view(torch.uint8)
-        return self.info(MemoryFile(file, whole.numpy().data), 0)
-
-
-def _describe(stream: IO[bytes], file: Path) -> list[_Described]:
-    """Unpickle without memory for the tensors."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")  # prints the traceback of what it also raises
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with FakeTensorMode():
-            content = torch.load(stream, map_location="cpu", weights_only=True)
-    finally:
-        logger.disabled = disabled
-    _check_state_dict(content, file)
-    return [_described(name, tensor, file) for name, tensor in content.items()]
-
-
-def _described(name: str, tensor: torch.Tensor, file: Path) -> _Described:
-    if tensor.dtype not in _NAMES:
-        raise CheckpointError(f"Tensor {name!r} of {file} has dtype {tensor.dtype}", expected="a plain dtype")
-    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
-        raise CheckpointError(f"Tensor {name!r} of {file} is no plain one", expected="a dense tensor as it is stored")
-    storage = tensor.untyped_storage()
-    place = getattr(storage, "_checkpoint_offset", None)
-    start, stride = int(tensor.storage_offset()), tuple(map(int, tensor.stride()))
-    shape, place = tuple(map(int, tensor.shape)), -1 if place is None else int(place)
-    found = _Described(name, tensor.dtype, shape, stride, start, storage.nbytes(), place)
-    if min((start, *found.shape, *stride)) < 0:
-        raise ValueError(f"tensor {name!r} has a negative size")
-    return found
-
-
-def _check_state_dict(content: Any, file: Path) -> None:
-    is_named = isinstance(content, Mapping) and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
-    )
-    if not is_named:
-        keys = ", ".join(map(repr, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{file} is not a state dict (it holds {keys})",
-            expected="tensors by name, as save_pretrained writes them",
-            remedy="Unwrap it: torch.save(torch.load(file, weights_only=True)['state_dict'], file)",
-        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +69,7 @@ class _Archive:
     def _tensors(self) -> Iterator[TensorInfo]:
         self._check_order()
         index, members = self._index()
-        described = _describe(index, self.file)
+        described = describe(index, self.file)
         storages = {one.name: members[one.place] for one in described}
         for one in described:
             storage = storages[one.name].file_size
@@ -259,17 +161,17 @@ def _is_packed(member: zipfile.ZipInfo) -> bool:
 def _stream(file: Path) -> Iterable[TensorInfo]:
     """Return the tensors of a file that is older than the archives."""
     with file.open("rb") as stream:
-        described = _describe(io.BytesIO(stream.read(_LARGEST_PICKLE)), file)
+        described = describe(io.BytesIO(stream.read(_LARGEST_PICKLE)), file)
     held = max(sum(one.size for one in described), max((one.storage for one in described), default=0))
     _check_memory(file, held)
     content = torch.load(file, map_location="cpu", weights_only=True)
-    _check_state_dict(content, file)
+    check_state_dict(content, file)
     return [_held(name, tensor, file) for name, tensor in content.items()]
 
 
 def _held(name: str, tensor: torch.Tensor, file: Path) -> TensorInfo:
     content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return TensorInfo(name, _NAMES[tensor.dtype], tuple(tensor.shape), MemoryFile(file, content), 0, len(content))
+    return TensorInfo(name, NAMES[tensor.dtype], tuple(tensor.shape), MemoryFile(file, content), 0, len(content))
 
 
 def _check_memory(file: Path, held: int) -> None:

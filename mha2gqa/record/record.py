@@ -7,6 +7,7 @@ is done to it later.
 """
 
 import contextlib
+import functools
 import platform
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +175,10 @@ def checksum(sources: Sources, info: TensorInfo) -> str:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
+
+
+_version = functools.cache(version)  # 25 ms each, which a sweep or a test pays for every checkpoint
 
 
 def read_record(directory: Path) -> Record:

@@ -39,8 +39,9 @@ def errors(case: Case, conversion: Conversion, original: PreTrainedModel) -> tor
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_on_random_heads(case: Case) -> None:
     conversion, config = conversion_of(case), tiny_config(case.model_type, **case.overrides)
-    mean, moved = sum(errors(case, conversion, tiny_model(config, seed)) for seed in (0, 1, 2))
     is_free = all(layer.values == "free" for layer in conversion.layers)
+    seeds = (0,) if is_free else (0, 1, 2)  # what may go either way by chance is judged by several
+    mean, moved = sum(errors(case, conversion, tiny_model(config, seed)) for seed in seeds)
     assert moved <= mean * (1.0 if is_free else _CHANCE) or not conversion.layers
 
 

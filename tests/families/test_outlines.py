@@ -62,7 +62,8 @@ def assert_same(config: ConfigJson) -> bool:
         return False
     wanted = asked(config)
     assert facts(found) == facts(wanted)
-    for key in (*TYPES[config["model_type"]]["known"], *TYPES[config["model_type"]]["absent"]):
+    data = TYPES[config["model_type"]]
+    for key in (*data["known"], *data["absent"], *data["optional"]):
         assert getattr(found.settings, key, "absent") == getattr(wanted.config, key, "absent"), key
     return True
 

@@ -10,20 +10,8 @@ from typing import Any
 
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.targets.kv_heads import heads_change
-from mha2gqa.verbs.verify.levels import (
-    CacheUse,
-    Check,
-    ComparedText,
-    Continuation,
-    Divergence,
-    FileLevel,
-    Finding,
-    LayerError,
-    LoadLevel,
-    Loss,
-    OutputsLevel,
-    PositionLoss,
-)
+from mha2gqa.verbs.verify.levels import CacheUse, Check, FileLevel, Finding, LoadLevel, OutputsLevel
+from mha2gqa.verbs.verify.measures import ComparedText, Continuation, Divergence, LayerError, Loss, PositionLoss
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Similarity, Verification
 
 GROUPS = ((0, 1), (2, 3), (4, 5), (6, 7))

@@ -85,8 +85,9 @@ class Subjects:
         """Load both, ready to run."""
         if self.random_weights:
             torch.manual_seed(seed)
-            first = _on(self.device, _random(self.original, self.dtype))
-            return first, _on(self.device, _random(self.converted, self.dtype, like=first))
+            with torch.device(self.device):  # drawn there: billions of numbers take a CPU a minute
+                first = _random(self.original, self.dtype)
+                return first, _random(self.converted, self.dtype, like=first)
         name = str(self.dtype).removeprefix("torch.")
         first, second = (load_model(Path(str(one.directory)), dtype=name, device=self.device) for one in self.both)
         return first, second
@@ -204,11 +205,6 @@ def _dtype(wanted: str | None, device: str, model: Architecture) -> torch.dtype:
     return named if device != "cpu" and isinstance(named, torch.dtype) else torch.float32
 
 
-def _on(device: str, model: Any) -> PreTrainedModel:
-    moved: PreTrainedModel = model.to(device)
-    return moved
-
-
 def _random(subject: Subject, dtype: torch.dtype, like: PreTrainedModel | None = None) -> PreTrainedModel:
     """Return a model with random weights, of which those that `like` has in the same shape are its own."""
     outline = subject.model.outline
@@ -223,4 +219,5 @@ def _random(subject: Subject, dtype: torch.dtype, like: PreTrainedModel | None =
         else:
             torch.nn.init.normal_(parameter, std=_STD)
     set_plain_generation(model)
-    return _on("cpu", model.eval())
+    model.eval()
+    return model

@@ -88,8 +88,8 @@ class TransformersEngine:
 
     def runs(self, batch: int, filled: Filled) -> bool:
         """Return whether a batch with as many tokens in its caches can be decoded without running out of memory."""
-        try:
-            self.start(batch, filled, "static", 3).turn(1)
+        try:  # not compiled, which every other batch would be anew: graphs hold little beside weights and cache
+            self.start(batch, filled, "static", 3).turn(1, disable_compile=True)
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -162,9 +162,9 @@ class CachedBatch:
         self._model, self._ids_BT, self._inputs = model, ids_BT, inputs
         self.cache_bytes = cache_bytes
 
-    def turn(self, tokens: int) -> list[float]:
+    def turn(self, tokens: int, **more: Any) -> list[float]:
         """Decode one token that is not counted (`generate` sets itself up), and return the seconds of `tokens` more."""
-        self._ids_BT, times = generate(self._model, tokens + 1, self._inputs(self._ids_BT))
+        self._ids_BT, times = generate(self._model, tokens + 1, self._inputs(self._ids_BT) | more)
         return [after - before for before, after in pairwise(times)]
 
 

@@ -21,7 +21,7 @@ from mha2gqa.model.load import drawn, load_unchecked
 from mha2gqa.model.original import Original
 from mha2gqa.progress import Advance
 from mha2gqa.verbs.sweep.outcome import Measured
-from mha2gqa.verbs.verify.levels import ComparedText
+from mha2gqa.verbs.verify.measures import ComparedText
 from mha2gqa.verbs.verify.metrics import LayerErrors
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outputs_level import batches, describe_text, find_text, read_both

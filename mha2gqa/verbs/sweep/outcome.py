@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mha2gqa.verbs.verify.levels import ComparedText, Loss
+from mha2gqa.verbs.verify.measures import ComparedText, Loss
 from mha2gqa.verbs.verify.outcome import plain
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
-from mha2gqa.verbs.verify.levels import Loss
+from mha2gqa.verbs.verify.measures import Loss
 
 HEADER = ("KV heads", "way", "cache a token", "of original", "loss", "perplexity", "increase", "KL", "top-1", "s", "")
 _RECOMMENDED, _ON_FRONTIER = "recommended", "frontier"

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from mha2gqa.model.feed import attempt, inputs
 from mha2gqa.progress import Advance
 from mha2gqa.verbs.verify.judge import cosine_findings
-from mha2gqa.verbs.verify.levels import Cosines, EmbeddingsLevel
+from mha2gqa.verbs.verify.levels import EmbeddingsLevel
 from mha2gqa.verbs.verify.load_level import Models
+from mha2gqa.verbs.verify.measures import Cosines
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits
 from mha2gqa.verbs.verify.outputs_level import EvaluationText, batches, describe_text, layer_errors, read_pairs

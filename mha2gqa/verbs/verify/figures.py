@@ -12,7 +12,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from mha2gqa.pages.figures import BAD, CONVERTED, INK, MUTED, ORIGINAL, Plot, drawing, legend
 from mha2gqa.units import format_size
-from mha2gqa.verbs.verify.levels import Divergence, LayerError, LoadLevel, PositionLoss
+from mha2gqa.verbs.verify.levels import LoadLevel
+from mha2gqa.verbs.verify.measures import Divergence, LayerError, PositionLoss
 from mha2gqa.verbs.verify.outcome import Similarity
 
 _NAMED_HEADS = 16

@@ -23,7 +23,7 @@ from torch import nn
 
 from mha2gqa.model.divergence import divergence_terms
 from mha2gqa.model.feed import Logits
-from mha2gqa.verbs.verify.levels import AnswerTokens, Divergence, LayerError, Loss, PositionLoss
+from mha2gqa.verbs.verify.measures import AnswerTokens, Divergence, LayerError, Loss, PositionLoss
 
 _CHUNK = 1 << 24
 """Logits that are looked at together, at least: 32 MB in 16 bits, 64 MB in fp32. The C library gives blocks of that

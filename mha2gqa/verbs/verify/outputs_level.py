@@ -23,8 +23,9 @@ from mha2gqa.progress import Advance
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import Blocks, find_blocks
 from mha2gqa.verbs.verify.judge import limit_findings
-from mha2gqa.verbs.verify.levels import ComparedText, OutputsLevel
+from mha2gqa.verbs.verify.levels import OutputsLevel
 from mha2gqa.verbs.verify.load_level import Models
+from mha2gqa.verbs.verify.measures import ComparedText
 from mha2gqa.verbs.verify.metrics import LayerErrors, Sums
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits

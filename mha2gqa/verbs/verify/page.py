@@ -16,7 +16,8 @@ from mha2gqa.pages.page import render
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.units import format_size
 from mha2gqa.verbs.verify import figures
-from mha2gqa.verbs.verify.levels import Compared, ComparedText, Continuation, EmbeddingsLevel, HeadLevel, OutputsLevel
+from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, HeadLevel, OutputsLevel
+from mha2gqa.verbs.verify.measures import ComparedText, Continuation
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
 from mha2gqa.verbs.verify.words import with_error
 

@@ -19,7 +19,7 @@ from mha2gqa.errors import TextError
 from mha2gqa.model.feed import attempt
 from mha2gqa.model.kind import kind_of
 from mha2gqa.texts.spans import render
-from mha2gqa.verbs.verify.levels import Continuation
+from mha2gqa.verbs.verify.measures import Continuation
 
 LENGTHS = (16, 64, 256)
 """Tokens to which answers may agree."""

@@ -16,7 +16,7 @@ from mha2gqa.verbs.sweep.page import sweep_page
 from mha2gqa.verbs.sweep.store import read_results, write_results
 from mha2gqa.verbs.sweep.texts import divide, split
 from mha2gqa.verbs.sweep.words import verdict
-from mha2gqa.verbs.verify.levels import ComparedText, Loss
+from mha2gqa.verbs.verify.measures import ComparedText, Loss
 from tests.pages.sample import HOSTILE
 from tests.pages.test_page import Elements
 from tests.texts.chats import turns, write_rows

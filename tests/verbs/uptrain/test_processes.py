@@ -1,11 +1,11 @@
 """Two processes, with DDP, with FSDP2 and on two nodes, learn as one with the same global batch, and refuse as one.
 
 Each of the two tasks, running text and pairs, is run in two of these ways; losses agree to 1e-4, and weights to a
-thousandth of what training moves them.
+thousandth of what training moves them. `torchrun` starts the first of these ways and the refusal; processes that are
+told what `torchrun` tells them are the others.
 """
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,18 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import yaml
 
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, workspace_of
+from tests.verbs.uptrain.forked import Forked, end_all, world
 from tests.verbs.uptrain.pair_subjects import save_pair_subject
 from tests.verbs.uptrain.subjects import QUICK, save_subject
 
 pytestmark = pytest.mark.slow
 
 STEPS = 4
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+_TORCHRUN += ["-m", "mha2gqa"]
 RUNNING_TEXT, PAIRS = {"context": 32}, {"context": 24, "target_context": 12, "train": "all"}
 
 
@@ -43,17 +45,19 @@ def _fsdp(layer: str) -> dict[str, Any]:
 def _train(
     subject: tuple[Path, Path], name: str, processes: int, nodes: int = 1, *, read: dict[str, Any], **trainer: Any
 ) -> dict[str, Any]:
-    """Train in processes of a launcher on each of the nodes, all on this machine, and return the report."""
-    words, world = _words(subject, name, processes * nodes, read, trainer), processes * nodes
-    launched = [
-        _start([*(launcher if world > 1 else []), *words], stderr=subprocess.PIPE)
-        for launcher in _launchers(processes, nodes)
-    ]
-    ends = [process.communicate(timeout=600) for process in launched]
-    for process, (_, errors) in zip(launched, ends, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    report: dict[str, Any] = json.loads(ends[0][0].splitlines()[-1])
-    assert report["processes"] == world
+    """Train in processes on each of the nodes, all on this machine, and return the report."""
+    words, size = _words(subject, name, processes * nodes, read, trainer), processes * nodes
+    output = subject[0].parent / name
+    if name == "ddp":
+        launched = subprocess.run([*_TORCHRUN, *words], capture_output=True, text=True, timeout=600)
+        assert launched.returncode == 0, launched.stderr[-3000:]
+        lines = launched.stdout.splitlines()
+    elif size > 1:
+        lines = end_all(world(words, output, _port(), processes, nodes))
+    else:
+        lines = Forked(words, output.with_suffix(".out")).end()
+    report: dict[str, Any] = json.loads(lines[-1])
+    assert report["processes"] == size
     return report
 
 
@@ -66,29 +70,17 @@ def _words(
     content = {"data": [str(subject[1])], "steps": STEPS, "held_out_tokens": 200, "keep": "last"} | read
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(content | {"trainer": settings | trainer}))
-    return ["-m", "mha2gqa", "uptrain", str(subject[0]), "-o", str(folder / name), "--config", str(recipe), "--json"]
+    return ["uptrain", str(subject[0]), "-o", str(folder / name), "--config", str(recipe), "--json"]
 
 
-def _start(words: list[str], **pipes: Any) -> "subprocess.Popen[str]":
-    quiet = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=quiet, **pipes)
-
-
-def _launchers(processes: int, nodes: int) -> list[list[str]]:
-    """Return the words of torchrun for each node, the first of which meets the others."""
-    words = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    if nodes == 1:
-        return [[*words, "--master-port=0", "--standalone"]]
+def _port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    words += [f"--nnodes={nodes}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    return [[*words, f"--node-rank={node}"] for node in range(nodes)]
+        return int(server.getsockname()[1])
 
 
 def test_a_refusal_of_two_processes_is_one_message(tmp_path: Path) -> None:
-    words = ["-m", "mha2gqa", "uptrain", str(tmp_path / "absent"), "--steps", "2"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    done = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=600)
+    words = ["uptrain", str(tmp_path / "absent"), "--steps", "2"]
+    done = subprocess.run([*_TORCHRUN, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert done.stderr.count("No such directory") == 1
 
@@ -134,21 +126,15 @@ def test_two_processes_that_were_killed_go_on_as_if_they_had_not_been(
     """With dropout, so that the random numbers of both have to go on as well."""
     subject, every = save_pair_subject(tmp_path, dropout_rate=0.2), {"save_steps": 1}
     whole = _train(subject, "whole", 2, read=PAIRS, **every)
-    words, launcher = _words(subject, "killed", 2, PAIRS, every), _launchers(2, 1)[0]
-    process = _start([*launcher, *words])
-    assert process.stdout is not None
-    while json.loads(process.stdout.readline()).get("step") != STEPS - 1:
-        pass
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for one in (*workers, process):
-        one.kill()
-    process.wait()
+    words = _words(subject, "killed", 2, PAIRS, every)
+    processes = world(words, tmp_path / "killed", _port(), 2)
+    processes[0].wait_for(f'"step": {STEPS - 1}')
+    for process in processes:
+        process.kill()
     begun = newest_checkpoint(workspace_of(tmp_path / "killed"))
     assert begun is not None
     assert not (tmp_path / "killed").exists()
-    resumed = _start([*launcher, *words, "--resume"])
-    lines = resumed.communicate(timeout=600)[0].splitlines()
-    assert resumed.returncode == 0
+    lines = end_all(world([*words, "--resume"], tmp_path / "resumed", _port(), 2))
     rest = [json.loads(line)["step"] for line in lines if json.loads(line).get("kind") == "training"]
     assert rest == list(range(int(begun.name.partition("-")[2]) + 1, STEPS + 1))
     report = json.loads(lines[-1])

@@ -1,11 +1,7 @@
 """A run that was killed goes on as if it had not been: the same losses, bit for bit, and the same files."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ import yaml
 from mha2gqa.errors import TrainingError
 from mha2gqa.verbs.uptrain import train as training_run
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, workspace_of
+from tests.verbs.uptrain.forked import Forked
 from tests.verbs.uptrain.pair_subjects import save_pair_subject
 from tests.verbs.uptrain.subjects import QUICK, save_subject, trained
 
@@ -37,18 +34,14 @@ def _recipe(subject: tuple[Path, Path]) -> Path:
     return path
 
 
-def _command(subject: tuple[Path, Path], output: Path, *more: str) -> list[str]:
+def _start(subject: tuple[Path, Path], output: Path, *more: str) -> Forked:
     words = ["uptrain", str(subject[0]), "-o", str(output), "--config", str(_recipe(subject)), "--json", *more]
-    return [sys.executable, "-m", "mha2gqa", *words]
+    return Forked(words, output.with_name(f"{output.name}{'-again' * bool(more)}.out"))
 
 
-def _losses(lines: str) -> dict[int, float]:
-    events = [json.loads(line) for line in lines.splitlines()]
+def _losses(lines: Iterable[str]) -> dict[int, float]:
+    events = [json.loads(line) for line in lines]
     return {event["step"]: event["loss"] for event in events if event.get("kind") == "training"}
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 @pytest.mark.slow
@@ -57,26 +50,16 @@ def test_a_killed_run_goes_on_bit_for_bit(
     save: Callable[[Path], tuple[Path, Path]], tmp_path: Path, tree: Callable[[Path], dict[str, bytes | None]]
 ) -> None:
     subject = save(tmp_path)
-    whole = subprocess.run(
-        _command(subject, tmp_path / "whole"), capture_output=True, text=True, env=_environment(), check=True
-    )
+    whole = _start(subject, tmp_path / "whole").end()
     output = tmp_path / "killed"
-    process = subprocess.Popen(_command(subject, output), stdout=subprocess.PIPE, text=True, env=_environment())
-    assert process.stdout is not None
-    early = []
-    for line in process.stdout:
-        early.append(line)
-        if json.loads(line).get("step") == 5 and json.loads(line)["kind"] == "training":
-            break
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = _start(subject, output)
+    early = process.wait_for('"step": 5')
+    process.kill()
     assert not output.exists()
     begun = newest_checkpoint(workspace_of(output))
     assert begun is not None
-    rest = subprocess.run(
-        _command(subject, output, "--resume"), capture_output=True, text=True, env=_environment(), check=True
-    )
-    wanted, before, after = _losses(whole.stdout), _losses("".join(early)), _losses(rest.stdout)
+    rest = _start(subject, output, "--resume").end()
+    wanted, before, after = map(_losses, (whole, early, rest))
     assert list(wanted) == list(range(1, STEPS + 1))
     assert before == {step: wanted[step] for step in range(1, 6)}
     first = int(begun.name.partition("-")[2]) + 1
@@ -84,7 +67,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert after == {step: wanted[step] for step in range(first, STEPS + 1)}
     one, other = tree(tmp_path / "whole"), tree(output)
     assert one["model.safetensors"] == other["model.safetensors"]
-    last = [json.loads(lines.splitlines()[-1]) for lines in (whole.stdout, rest.stdout)]
+    last = [json.loads(lines[-1]) for lines in (whole, rest)]
     assert last[0]["losses"] == last[1]["losses"]
     series = [[entry.get("eval_loss", entry.get("loss")) for entry in report["history"]] for report in last]
     assert series[0] == series[1] or series[0] == series[1][: len(series[0])]

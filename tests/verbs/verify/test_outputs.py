@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mha2gqa import VerifyOptions, verify
 from mha2gqa.verbs.verify import metrics, side_by_side
-from mha2gqa.verbs.verify.levels import Continuation, OutputsLevel
+from mha2gqa.verbs.verify.levels import OutputsLevel
+from mha2gqa.verbs.verify.measures import Continuation
 from mha2gqa.verbs.verify.metrics import LayerErrors, Sums, bootstrap
 from tests.texts.chats import CHATML, character_tokenizer
 from tests.verbs.verify.subjects import BOS, converted, save_source, save_text
