@@ -4,7 +4,8 @@ It knows a byte-level tokenizer by what one text becomes in it, and so only thos
 one does before its merges is the same where it names the same expression, and is told here; the converter asks no more.
 Of Phi it takes for granted what Phi 2 has: a KV head for each query head, a feed-forward of four widths, and the usual
 frequencies. Our results written as Phi have other numbers, which their config says. And of heads by layer it takes for
-granted a tokenizer of Llama's, where a result keeps that of its original.
+granted a tokenizer of Llama's, where a result keeps that of its original. Latents are of a DeepSeek class, which it
+does not find, and which llama.cpp loads with a latent of the queries alone.
 
 It also loads tokenizers with `trust_remote_code`: not here, where no code of a checkpoint is run.
 """
@@ -76,6 +77,8 @@ def with_query_latent(model_class: Any) -> None:
     )
 
     def set_parameters(model: Any) -> None:
+        if model.rope_parameters.get("rope_type") == "longrope":
+            raise NotImplementedError("llama.cpp gives latents no speeds of longrope: convert with portable ones")
         model.hparams["q_lora_rank"] = model.hparams.get("q_lora_rank") or model.hparams["hidden_size"]
         parameters(model)
 
