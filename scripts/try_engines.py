@@ -71,6 +71,7 @@ CASES = (
     Case("qwen2, window", "qwen2", {"window": 16}),
     Case("llama, latent", "llama", _LATENT),
     Case("qwen2, latent", "qwen2", _LATENT),
+    Case("llama, latent, free speeds", "llama", _LATENT | {"rope_frequencies": "free"}),
 )
 
 

@@ -57,7 +57,11 @@ class LlamaCpp:
         asked.swa_full = False
         if setup.dtype == "float32":
             asked.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._by_layer = "block_configs" in read_json(setup.directory / "config.json")
+        config = read_json(setup.directory / "config.json")
+        self._by_layer = "block_configs" in config
+        # Where yarn's ramp lies is in the file, too, but read from the command line alone; not said, it is 32 to 1.
+        for name in {"beta_fast", "beta_slow"} & (config.get("rope_parameters") or {}).keys():
+            setattr(asked, f"yarn_{name}", config["rope_parameters"][name])
         try:
             self._server: Any = xllamacpp.Server(asked)
         except RuntimeError as error:
