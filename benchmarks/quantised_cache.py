@@ -20,7 +20,8 @@ def rounded(x_BHTF: torch.Tensor, bits: int) -> torch.Tensor:
 def _rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
     least, largest = x.float().aminmax(dim=-1, keepdim=True)
     step = ((largest - least) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-    return (((x.float() - least) / step).round() * step + least).to(x.dtype)
+    near: torch.Tensor = ((x.float() - least) / step).round() * step + least
+    return near.to(x.dtype)
 
 
 class QuantisedCache(DynamicCache):

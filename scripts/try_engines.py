@@ -100,7 +100,7 @@ def _convert(folder: Path, case: Case, output: Path) -> None:
     convert(ConvertOptions(model=str(source), output=output, **case.become))
 
 
-def _widths(model_type: str) -> dict[str, int]:
+def _widths(model_type: str) -> dict[str, Any]:
     known = {one.name for one in dataclasses.fields(CONFIG_MAPPING[model_type])}
     return {name: width for name, width in _WIDTHS.items() if name in known}
 
@@ -141,7 +141,7 @@ def _tried(engine: str, folder: Path, case: Case) -> dict[str, Any]:
     if engine == "llama.cpp" and (why := _read(folder / GGUF).get(case.name)):
         return {"refused": why}
     try:
-        report = verify(VerifyOptions(converted=directory, levels=("load",), engine=engine))  # type: ignore[arg-type]
+        report = verify(VerifyOptions(converted=directory, levels=("load",), engine=engine))
     except Mha2GqaError as error:
         return {"refused": str(error)}
     level = report.engine
