@@ -30,6 +30,7 @@ from mha2gqa.refine.activations import Activations
 from mha2gqa.refine.descend import Descent, distil
 from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.prior import Prior
+from mha2gqa.refine.refine import keep_aside
 from mha2gqa.refine.refit import refit
 from mha2gqa.refine.refit_values import refit_values, rows_of_mixtures
 from mha2gqa.refine.replay import Replay
@@ -41,9 +42,11 @@ SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 second between its memory and the host's."""
 DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 """Seconds it is taken to need for the eigenvectors of one Gram matrix of values, and to start one round of the fit."""
-FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS = 20, 8, 30, 10
-"""Rounds of the fit over distances and of the search for values, about what small models took; of the refit of values
-and outputs, and conjugate gradients in each: as many as there may be."""
+FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS, RIDGES = 20, 8, 3, 2, 5
+"""Rounds of the fit over distances, of the search for values, and of the refit of values and outputs, about what small
+models took; conjugate gradients in each of the latter; ridges that are tried."""
+MIXED = 8192
+"""Tokens over which values are refitted, and over which that is measured, at most."""
 
 
 def main() -> None:
@@ -94,7 +97,7 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     layers, width, heads, groups = options.layers, options.width, options.heads, options.groups
     head, shared, tokens = width // heads, heads // groups, options.calibration
     stack, half = shared * head, (5 / 8 if shared * head >= 512 else 1)
-    mixed = heads * rows_of_mixtures(heads, head, shared)
+    mixed, few = heads * rows_of_mixtures(heads, head, shared), min(7 / 8 * tokens, MIXED) + min(1 / 8 * tokens, MIXED)
     forward = 2 * tokens * layers * (4 * width**2 + 3 * width * options.mlp)
     attention = 2 * tokens * (4 * width**2) + 2 * tokens * 2 * options.context * width
     whole = 2 / 3 * stack**3 + 4 * stack**3 + 9 * stack**3  # a root, two products, eigenvectors
@@ -112,11 +115,14 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
         "grouping: values and keys of every pair": layers
         * (heads * (heads - 1) / 2)
         * (17 * (2 * head) ** 3 + FIT_ROUNDS * _fit_round(2 * head, head)),
-        "refit: attention on the rows that values are mixed of": layers * mixed / width * attention,
-        "refit: s sᵀ and y sᵀ": layers * tokens * (5 / 4 * mixed**2 + 2 * width * mixed),
+        "refit: attention on the rows that values are mixed of": layers * mixed / width * attention * few / tokens,
+        "refit: s sᵀ and y sᵀ": layers * few * (5 / 4 * mixed**2 + 2 * width * mixed),
         "refit: values and outputs in turn": layers * REFIT_ROUNDS * _refit_round(heads, head, mixed),
+        "refit: what outputs read, over the other tokens": layers * (tokens - few) / tokens * attention,
+        "refit: z zᵀ and y zᵀ": layers * (tokens - few) * (5 / 4 + 2) * width**2,
+        "refit: outputs held more or less firmly": layers * 2 * RIDGES * (2 / 3 + 2) * width**3,
         "distil (300 steps of 4096 tokens)": layers * 3 * attention / tokens * 4096 * 300,
-        "refinement's own passes (teacher, student twice)": 3 * forward,
+        "refinement's own passes (teacher and student)": 2 * forward,
     }
 
 
@@ -138,9 +144,9 @@ def projection(options: argparse.Namespace) -> float:
     half, single, double = (
         sum(number for name, number in work.items() if name.startswith(kind))
         for kind in (
-            ("distil", "refinement", "refit: attention"),
-            ("statistics", "rows of q, k and v in that", "Gram", "refit: s"),
-            ("keys", "refit: values"),
+            ("distil", "refinement", "refit: attention", "refit: what"),
+            ("statistics", "rows of q, k and v in that", "Gram", "refit: s", "refit: z"),
+            ("keys", "refit: values", "refit: outputs"),
         )
     )
     # Of every token: inputs and outputs kept, then read to merge, to refit and to measure; four outputs of blocks.
@@ -189,11 +195,12 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
     memory = Activations(8 << 30, Path(tempfile.gettempdir()))
     examples = list(
         zip(
-            Replay(student, [ids], memory).calls(layer.module),
-            Replay(model, [ids], memory).outputs(layer.module),
+            Replay(student, ids.split(1), memory).calls(layer.module),
+            Replay(model, ids.split(1), memory).outputs(layer.module),
             strict=True,
         )
     )
+    aside, training = keep_aside(examples)
     module, step = student.get_submodule(layer.module), Descent(steps=1)
     trained = copy.deepcopy(module).float()  # as a refinement trains it, whatever the model is in
     passes: dict[str, Callable[[], object]] = {
@@ -201,11 +208,13 @@ def steps(options: argparse.Namespace) -> list[dict[str, Callable[[], object]]]:
         "the same with statistics": lambda: gather_statistics(model.model, [_inner(layer)], [ids], lambda *_: None),
     }
     once |= {
-        "refit of the outputs alone": lambda: refit(module, "o_proj", examples, device),
-        "distil, one step": lambda: distil(trained, layer.changed, examples, step, device),
+        "refit of the outputs alone": lambda: refit(module, "o_proj", training, aside, device),
+        f"distil, one step of {options.context:,} tokens": lambda: distil(
+            trained, layer.changed, training, step, device
+        ),
     }
     slow: dict[str, Callable[[], object]] = {
-        "refit of values and outputs": lambda: refit_values(module, "o_proj", examples, device, merged),
+        "refit of values and outputs": lambda: refit_values(module, "o_proj", training, aside, device, merged),
         "aligned, similar": lambda: merge("aligned", "similar", layer, weights),
     }
     return [merges, passes, once, slow]

@@ -1,13 +1,14 @@
 """The ways to shrink a cache that `latent.py` measures, each as a model in memory.
 
-Subject    a checkpoint, its texts, and what they tell
-MAKERS     way -> what makes the model of a cache; None where the way has none of that size
+Subject         a checkpoint, its texts, and what they tell
+token_losses    what a model loses, token by token
+MAKERS          way -> what makes the model of a cache; None where the way has none of that size
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 import torch
 from latent_baselines import joint_pca, low_rank
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from mha2gqa.model.feed import inputs
 from mha2gqa.model.load import context_length, load_model, load_tokenizer
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET
@@ -32,8 +35,10 @@ from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.targets.latent.config import head_widths
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
+from mha2gqa.targets.latent.rope import named_key
 from mha2gqa.targets.latent.widths import like_groups, rotary_widths
 from mha2gqa.texts.blocks import mean_loss, pack
+from mha2gqa.verbs.convert.layerwise import batches
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 
@@ -41,7 +46,6 @@ _EVALUATED = 0.4
 """Share of a text that is evaluated on, its last part."""
 _ASIDE = 8
 """One block in so many of the calibration text, the last, chooses R."""
-_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Subject:
     options: argparse.Namespace
     trials: dict[int, Trial] = field(default_factory=dict)
     """Cache -> the rotary key that was chosen for it."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.directory.name if self.options.checkpoint else "reference"
 
     @cached_property
     def documents(self) -> tuple[list[str], list[str]]:
@@ -76,19 +85,22 @@ class Subject:
     @cached_property
     def evaluation(self) -> list[torch.Tensor]:
         """Batches to evaluate on."""
-        return list(self._blocks(self.documents[1], self.options.eval_tokens).split(_BATCH))
+        return list(batches(self._blocks(self.documents[1], self.options.eval_tokens)))
+
+    @cached_property
+    def original_losses(self) -> torch.Tensor:
+        """What the original loses there, `[N, T - 1]`."""
+        return token_losses(self.original, self.evaluation)
 
     @cached_property
     def calibration(self) -> list[torch.Tensor]:
         """Batches to learn from, all of one shape."""
-        blocks_NT = self._calibration[: -self._kept]
-        size = min(_BATCH, len(blocks_NT))
-        return [batch for batch in blocks_NT.split(size) if len(batch) == size]
+        return list(batches(self._calibration[: -self._kept], whole=True))
 
     @cached_property
     def aside(self) -> list[torch.Tensor]:
         """Batches to choose R on."""
-        return list(self._calibration[-self._kept :].split(_BATCH))
+        return list(batches(self._calibration[-self._kept :]))
 
     @cached_property
     def known(self) -> Known:
@@ -126,11 +138,27 @@ class Subject:
             self.trials[cache] = choose(self.known, divisions, self._score, free=is_free)
         return self.trials[cache]
 
+    def take(self, cache: int, *, width: int, name: str, aside: float) -> None:
+        """Take a rotary key that was chosen for a cache before."""
+        source = self.source
+        key = named_key(name, source.rotary, width // 2, theta=source.theta, context=source.context)
+        self.trials[cache] = Trial(key, cache - width, aside)
+
     def _score(self, key: RotaryKey, latent: int) -> Trial:
         model = fitted(self, LatentHost(self.source, key, latent))
         trial = Trial(key, latent, mean_loss(model, self.aside))
         print(f"    R {key.width:4d}, {key.kind}: {trial.loss:.4f} on text kept aside", flush=True)
         return trial
+
+
+@torch.inference_mode()
+def token_losses(model: PreTrainedModel, batches_BT: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return what a model loses at each token but the first of each block, nats, fp64 `[N, T - 1]`."""
+    found = []
+    for ids_BT in batches_BT:
+        logits_BVT = model(**inputs(model, ids_BT)).logits[:, :-1].mT
+        found.append(functional.cross_entropy(logits_BVT, ids_BT[:, 1:], reduction="none").double())
+    return torch.cat(found)
 
 
 def fitted(subject: Subject, host: LatentHost) -> PreTrainedModel:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 from quality import describe_machine
-from real_job import WAYS, Job, run
+from real_job import BITS, WAYS, Job, run
 
 _EVALUATION = 0.4
 """Share of the text, at its end, that is evaluated on."""
@@ -71,10 +71,14 @@ def table(content: dict[str, Any]) -> str:
         runs = [one for one in content["runs"] if (one["asked"]["model"], one["asked"]["groups"]) == (model, groups)]
         mean = next((one["loss"] - one["original"] for one in runs if one["asked"]["way"] == "mean"), None)
         original, before = runs[0]["original"], runs[0]["cache_before"]
-        lines += [f"{model}, {groups} KV heads; original {original:.3f} nats a token, {before:,} bytes a token", ""]
+        columns = ["way", "loss", *(f"{bits}-bit cache" for bits in BITS)]
+        columns += ["KL", "top-1", "same tokens", "bytes", "s", "peak MB"]
         lines += [
-            "| way | loss | KL | top-1 | same tokens | bytes | s | peak MB |",
-            "|---|---|---|---|---|---|---|---|",
+            f"{model}, {groups} KV heads; original {original:.3f} nats a token, {before:,} bytes a token",
+            "",
+            f"| {' | '.join(columns)} |",
+            f"|{'---|' * len(columns)}",
+            f"| the original | | {' | '.join(_quantised(runs[0], 'original_quantised'))} | | | | {before:,} | | |",
         ]
         lines += [_row(one, mean) for one in runs]
         lines.append("")
@@ -83,11 +87,16 @@ def table(content: dict[str, Any]) -> str:
 
 def _row(one: dict[str, Any], mean: float | None) -> str:
     above = one["loss"] - one["original"]
-    share = f" ({above / mean:.1%})" if mean else ""
-    return (
-        f"| {WAYS[one['asked']['way']].label} | {above:+.3f}{share} | {one['kl']:.3f} | {one['top1']:.1%} | "
-        f"{one['same_tokens']:.1f} | {one['cache']:,} | {one['seconds']:.0f} | {one['peak'] / 1e6:.0f} |"
-    )
+    cells = [WAYS[one["asked"]["way"]].label, f"{above:+.3f}{f' ({above / mean:.1%})' if mean else ''}"]
+    cells += [*_quantised(one, "quantised"), f"{one['kl']:.3f}", f"{one['top1']:.1%}", f"{one['same_tokens']:.1f}"]
+    cells += [f"{one['cache']:,}", f"{one['seconds']:.0f}", f"{one['peak'] / 1e6:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _quantised(one: dict[str, Any], key: str) -> list[str]:
+    # Runs of earlier versions did not measure it.
+    losses = one.get(key, {})
+    return [f"{losses[str(bits)] - one['original']:+.3f}" if losses else "" for bits in BITS]
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

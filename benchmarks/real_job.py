@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from quality_job import peak_memory
+from quantised_cache import QuantisedCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ _BEGINNING = 32
 """Tokens of text in the place of a question, where a model does not chat."""
 _ANSWER = 64
 """Tokens of an answer."""
+BITS = (8, 4)
+"""Of a quantised cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,8 @@ class Known:
     logprobs: Path
     """Directory with the log-probabilities of each block, fp16 `[T, V]`: precise to 0.01 where they matter least."""
     loss: float
+    quantised: dict[str, float]
+    """Its loss with a cache of so many bits."""
     answers: list[tuple[int, list[int]]]
     """Length of each question in tokens, and the tokens of question and answer."""
 
@@ -139,7 +144,7 @@ def _of_original(job: Job, directory: Path) -> Known:
     folder = Path(job.work) / directory.name
     if (folder / "known.json").exists():
         content = json.loads((folder / "known.json").read_text())
-        return Known(torch.load(folder / "blocks.pt"), folder, content["loss"], content["answers"])
+        return Known(torch.load(folder / "blocks.pt"), folder, **content)
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(directory), load_tokenizer(directory)
     text = Path(job.evaluation).read_text(encoding="utf-8")
@@ -149,11 +154,14 @@ def _of_original(job: Job, directory: Path) -> Known:
         logprobs_TV = _logprobs(model, ids_T)
         losses.append(_loss(logprobs_TV, ids_T))
         torch.save(logprobs_TV.half(), folder / f"{number}.pt")
-    answers = [(len(ids), _answer(model, ids)) for ids in _questions(tokenizer, blocks_NT)]
-    loss = sum(losses) / len(losses)
+    content = {
+        "loss": sum(losses) / len(losses),
+        "quantised": _quantised_losses(model, blocks_NT),
+        "answers": [(len(ids), _answer(model, ids)) for ids in _questions(tokenizer, blocks_NT)],
+    }
     torch.save(blocks_NT, folder / "blocks.pt")
-    (folder / "known.json").write_text(json.dumps({"loss": loss, "answers": answers}))
-    return Known(blocks_NT, folder, loss, answers)
+    (folder / "known.json").write_text(json.dumps(content))
+    return Known(blocks_NT, folder, **content)
 
 
 def _questions(tokenizer: Any, blocks_NT: torch.Tensor) -> list[list[int]]:
@@ -187,6 +195,8 @@ def _compare(directory: Path, known: Known) -> dict[str, Any]:
     return {
         "loss": loss,
         "original": known.loss,
+        "quantised": _quantised_losses(model, known.blocks),
+        "original_quantised": known.quantised,
         "kl": divergence,
         "top1": same,
         "same_tokens": sum(tokens) / len(tokens),
@@ -194,9 +204,18 @@ def _compare(directory: Path, known: Known) -> dict[str, Any]:
     }
 
 
-def _logprobs(model: Any, ids_T: torch.Tensor) -> torch.Tensor:
-    """Return log-probabilities, fp32 `[T - 1, V]`, on the CPU."""
-    logits: torch.Tensor = model(input_ids=ids_T[None].to(model.device), use_cache=False).logits[0, :-1]
+def _quantised_losses(model: Any, blocks_NT: torch.Tensor) -> dict[str, float]:
+    found = {}
+    for bits in BITS:
+        losses = [_loss(_logprobs(model, ids_T, QuantisedCache(bits)), ids_T) for ids_T in blocks_NT]
+        found[str(bits)] = sum(losses) / len(losses)
+    return found
+
+
+def _logprobs(model: Any, ids_T: torch.Tensor, cache: Any = None) -> torch.Tensor:
+    """Return log-probabilities, fp32 `[T - 1, V]`, on the CPU; keys and values are read from the cache, if any."""
+    read = model(input_ids=ids_T[None].to(model.device), past_key_values=cache, use_cache=cache is not None)
+    logits: torch.Tensor = read.logits[0, :-1]
     return logits.float().log_softmax(dim=-1).cpu()
 
 

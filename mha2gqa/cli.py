@@ -29,7 +29,8 @@ from mha2gqa.errors import KEPT, Interrupted, Mha2GqaError, OptionError, is_text
 from mha2gqa.options import Defaults, Options, Parameter, Parser, parameters, read, written
 from mha2gqa.terminal import open_streams, told_output
 
-VERBS = ("bench", "convert", "demo", "expand", "export", "inspect", "sweep", "uptrain", "verify")
+VERBS = ("inspect", "convert", "verify", "uptrain", "sweep", "bench", "expand", "export", "demo")
+"""In the order in which a newcomer meets them; `--help` lists them so."""
 _FROM_FILE = "mha2gqa.file"
 """Key of a command's context: what a YAML file has for options that are mappings."""
 
@@ -37,7 +38,7 @@ _FROM_FILE = "mha2gqa.file"
 def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
     """Return the app with a command for each verb."""
     made = typer.Typer(
-        help="Convert a multi-head attention checkpoint to grouped-query (GQA) or multi-query attention (MQA).",
+        help="Convert a trained transformer to attention that keeps less KV cache, and verify the result.",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,

@@ -25,6 +25,7 @@ import yaml
 
 from mha2gqa.cli import main
 from mha2gqa.files.working import working_directory
+from tests.verbs.export.subjects import save_readable
 from tests.verbs.uptrain.subjects import QUICK, save_documents
 from tests.verbs.verify.subjects import converted, save_source, save_text
 
@@ -61,6 +62,7 @@ WAYS = {
     "aligned": Way(("convert", "source", "-g", "2", "--method", "aligned", "--data", "none", "-o", "out"), 8),
     "refined": Way(("convert", "source", "-g", "2", *LEARNING, "-o", "out"), 6, spared=2),
     "sweep": Way((*SWEEP, "--no-sensitivity", "--keep", "kept", "-o", "s.json"), 6, "s.json", spared=2),
+    "export": Way(("export", "llama-2", "--gguf", "f32"), 3, "llama-2-f32.gguf"),
     "uptrain": Way((*UPTRAIN, "--config", "recipe.yaml", "-o", "out"), 6, spared=2),
 }
 
@@ -113,13 +115,14 @@ def child(directory: Path, arguments: tuple[str, ...], fatal: int = 0) -> tuple[
 @pytest.fixture(scope="session")
 def _whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     FORKS.set_forkserver_preload(
-        [f"mha2gqa.verbs.{verb}.run" for verb in ("convert", "expand", "sweep", "uptrain")]
+        [f"mha2gqa.verbs.{verb}.run" for verb in ("convert", "expand", "export", "sweep", "uptrain")]
         + ["mha2gqa.console", "mha2gqa.verbs.convert.conversion", "mha2gqa.verbs.uptrain.train", "tests.test_kills"]
         + ["transformers.models.llama.modeling_llama"]
     )
     directory = tmp_path_factory.mktemp("kills")
     save_source(directory / "source")
     converted(directory / "source", directory / "two", 2)
+    save_readable(directory)
     save_text(directory / "text.txt", 2000)
     save_documents(directory / "documents.jsonl")
     (directory / "recipe.yaml").write_text(yaml.safe_dump({"trainer": QUICK}))
@@ -142,6 +145,8 @@ def result(path: Path) -> Any:
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         return [[{**point, "seconds": 0} for point in content["points"]], content["recommended"], content["text"]]
+    if path.is_file():
+        return path.read_bytes()
     timed = ("README.md", "mha2gqa.json") if "uptrain" in (path / "mha2gqa.json").read_text() else ()
     return {one.name: one.read_bytes() for one in path.iterdir() if one.name not in timed}
 
@@ -187,6 +192,11 @@ def start_anew(work: Path, way: Way) -> None:
         shutil.copytree(work / "two", work / way.output)
 
 
+def asks_for_force(output: Path, way: Way) -> bool:
+    """Whether a run was killed when all was done but for what is tidied up; a sweep goes on from its file."""
+    return output.exists() and output.suffix != ".json" and not way.replaces
+
+
 def check_nothing_false(output: Path, made: list[Any]) -> None:
     """Whatever stands in the place of the output is whole."""
     if output.suffix == ".json":
@@ -205,7 +215,7 @@ def test_a_killed_run_leaves_nothing_false_and_is_made_again(name: str, work: Pa
     expected, tidy, killed = result(output), names(work), 0
     times = moments(int((work / "events").read_text()), way.kills, name)
     for number, moment in enumerate(times):
-        if number % IN_A_ROW == 0 or (output.is_dir() and not way.replaces):
+        if number % IN_A_ROW == 0 or asks_for_force(output, way):
             start_anew(work, way)
         killed += again(work, way, moment) != 0
         check_nothing_false(output, [expected, *before])
@@ -213,8 +223,8 @@ def test_a_killed_run_leaves_nothing_false_and_is_made_again(name: str, work: Pa
         if number % IN_A_ROW == 0 and left.is_dir() and (way.replaces or not output.exists()):
             put_a_link(work, left, way.arguments)
         if number % IN_A_ROW == IN_A_ROW - 1 or number == way.kills - 1:
-            replaces = output.is_dir() and not way.replaces  # killed when all was done but for what is tidied up
-            assert again(work, replace(way, arguments=(*way.arguments, "--force")) if replaces else way) == 0
+            forced = replace(way, arguments=(*way.arguments, "--force"))
+            assert again(work, forced if asks_for_force(output, way) else way) == 0
             assert result(output) == expected
             assert names(work) == tidy
     assert {path: path.read_bytes() for path in others} == others

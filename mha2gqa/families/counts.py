@@ -130,11 +130,11 @@ def rewrite(config_json: ConfigJson, moves: Sequence[Move]) -> ConfigJson:
             _enter(result, path[:-1])[path[-1]] = heads
     for part in dict.fromkeys(count.decoder.path for count, heads in moves if count.heads != heads):
         held = _look(result, part)
-        _add_former_keys(held if isinstance(held, dict) else result)
+        add_former_keys(held if isinstance(held, dict) else result)
     return result
 
 
-def _add_former_keys(config: dict[str, Any]) -> None:
+def add_former_keys(config: dict[str, Any]) -> None:
     """Write the rotary settings of a part in the keys of former versions, too; what is there stays.
 
     transformers 5 keeps the base of the rotation in `rope_parameters` alone, and reads both forms as the same. Its

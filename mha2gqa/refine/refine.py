@@ -10,7 +10,7 @@ A finished layer is written at once; a run that was interrupted goes on behind i
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.model.layers import LayerFiles
 from mha2gqa.progress import Progress
@@ -96,15 +95,18 @@ class Refiner:
         Raises:
             CalibrationError: An activation is not finite.
         """
-        for number, layer in enumerate(layers):
-            if self._files.has(number):
-                tensors = self._files.read_back(number, layer)
-                install(self._student.get_submodule(layer.module), tensors)
-            else:
-                self._advance(layer)
-                self._files.write(number, layer, *self._layer(layer))
-            report = self._files.report(number)
-            progress.layer(report["module"], report["errors"], number + 1, len(layers))
+        # Plainly throughout, not where weights are asked for alone: a run that goes on behind an interruption computes
+        # finished blocks anew, and is to round as the first one did.
+        with eager(self._original):
+            for number, layer in enumerate(layers):
+                if self._files.has(number):
+                    tensors = self._files.read_back(number, layer)
+                    install(self._student.get_submodule(layer.module), tensors)
+                else:
+                    self._advance(layer)
+                    self._files.write(number, layer, *self._layer(layer))
+                report = self._files.report(number)
+                progress.layer(report["module"], report["errors"], number + 1, len(layers))
 
     def _advance(self, layer: AttentionLayer) -> None:
         """Finish the blocks before the layer's, which no later pass needs to compute again."""
@@ -118,12 +120,13 @@ class Refiner:
         module = self._student.get_submodule(layer.module)
         source = self._files.read(layer)
         # In: what the converted layers before hand on, so that this one may make up for their errors. Out: what the
-        # original makes of its own inputs, so that errors are not learned.
-        examples = list(
-            zip(self._student_run.calls(layer.module), self._teacher_run.outputs(layer.module), strict=True)
-        )
-        _check_finite(layer, examples)
-        merged = self._merged(layer, source.keys(), examples)
+        # original makes of its own inputs, so that errors are not learned; heads are merged by these inputs, too.
+        moments = Moments(layer)
+        with moments.watching(self._original):
+            outputs = list(self._teacher_run.outputs(layer.module))
+        examples = list(zip(self._student_run.calls(layer.module), outputs, strict=True))
+        original = own_tensors(self._original, layer)
+        merged = self._merge(layer, {name: original[name] for name in source}, moments.statistics())
         tensors = merged.tensors
         steps = Steps(module, examples, {name: source[name].dtype for name in tensors}, self._student.device)
         steps.take("merged", lambda: install(module, tensors))
@@ -138,24 +141,6 @@ class Refiner:
         )
         return tensors, vars(report)
 
-    def _merged(self, layer: AttentionLayer, names: Iterable[str], examples: Sequence[Example]) -> Merged:
-        """Merge by the statistics of what the original's module is given when it reads the student's inputs."""
-        # What reaches the projections may be made inside the module (a norm, another sequence's keys), so the module is
-        # run, and with the original's weights: those of the student are what is to be found.
-        moments = Moments(layer)
-        original = self._original.get_submodule(layer.module)
-        handles = moments.watch(self._original)
-        try:
-            with torch.no_grad(), eager(self._original):
-                # Masks are what each way to compute attention wants them to be, and none may be one of them.
-                for own, (call, _) in zip(self._teacher_run.calls(layer.module), examples, strict=True):
-                    call.masked_as(own).run(original, self._original.device)
-        finally:
-            for handle in handles:
-                handle.remove()
-        tensors = own_tensors(self._original, layer)
-        return self._merge(layer, {name: tensors[name] for name in names}, moments.statistics())
-
     def _uses(self, module: nn.Module) -> int:
         """Return how many layers share a module's weights (zamba): one layer's text is not enough to train for all."""
         place = next(module.parameters()).data_ptr()
@@ -165,18 +150,20 @@ class Refiner:
     def _refits(self, merged: Merged, module: nn.Module, steps: "Steps") -> list[Callable[[], object]]:
         """Return the ways to refit, the best first: values may be mixed anew only where they are free."""
         output = merged.layer.output.removesuffix(".weight")
-        given = (module, output, self._of_projection(merged.layer, output, module, steps), self._student.device)
+        examples, aside = self._of_projection(merged.layer, output, module, steps)
+        given = (module, output, examples, aside, self._student.device)
         outputs, both = partial(refit, *given), partial(refit_values, *given, merged)
         return [both, outputs] if merged.layer.values == "free" else [outputs]
 
     def _of_projection(
         self, layer: AttentionLayer, output: str, module: nn.Module, steps: "Steps"
-    ) -> Sequence[Example]:
-        """Return the calls to learn from, with what the output projection should return."""
+    ) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Return the calls to learn from and those kept aside, with what the output projection should return."""
         if ends_in(module, output, steps.training[0][0], self._student.device):
-            return steps.training
-        _, wanted = keep_aside(list(self._teacher_run.outputs(f"{layer.module}.{output}")))
-        return [(call, one) for (call, _), one in zip(steps.training, wanted, strict=True)]
+            return steps.training, steps.aside
+        outputs = self._teacher_run.outputs(f"{layer.module}.{output}")
+        aside, training = keep_aside([(call, one) for (call, _), one in zip(steps.examples, outputs, strict=True)])
+        return training, aside
 
     def _distil(self, layer: AttentionLayer, module: nn.Module, steps: "Steps", rate: float) -> None:
         # Steps of a thousandth of an entry are below what 16 bits resolve: trained in fp32, rounded once at the end.
@@ -192,7 +179,8 @@ class Steps:
     def __init__(
         self, module: nn.Module, examples: Sequence[Example], dtypes: Mapping[str, torch.dtype], device: torch.device
     ) -> None:
-        self._aside, self.training = keep_aside(examples)
+        self.examples = examples
+        self.aside, self.training = keep_aside(examples)
         self.errors: dict[str, float] = {}
         self._module, self._dtypes, self._device = module, dtypes, device
 
@@ -219,7 +207,7 @@ class Steps:
     def _error(self) -> float:
         errors = [
             relative_error(call.run(self._module, self._device), wanted.to(self._device)).item()
-            for call, wanted in self._aside
+            for call, wanted in self.aside
         ]
         return sum(errors) / len(errors)
 
@@ -228,12 +216,3 @@ def keep_aside(batches: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]
     """Return the batches that measure, and those that are learned from; a single one is both."""
     aside = max(1, len(batches) // _KEPT_ASIDE) if len(batches) > 1 else 0
     return batches[:aside] or batches, batches[aside:]
-
-
-def _check_finite(layer: AttentionLayer, examples: Sequence[Example]) -> None:
-    if not all(torch.isfinite(wanted).all() for _, wanted in examples):
-        raise CalibrationError(
-            f"The outputs of {layer.module} are not finite on the calibration text",
-            expected="finite activations in every attention layer",
-            remedy="Try --dtype float32, or other text",
-        )

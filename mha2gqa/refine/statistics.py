@@ -27,9 +27,8 @@ from mha2gqa.errors import CalibrationError
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.heads.attention import Statistics
 from mha2gqa.heads.metric import Full, symmetric_product
-from mha2gqa.model.feed import inputs
 from mha2gqa.progress import Advance
-from mha2gqa.refine.replay import first_tensor, never_called
+from mha2gqa.refine.replay import first_tensor, never_called, run_to_head
 
 _ONE = 1e-2
 """What a row of attention weights may add up to beyond 1 by rounding; a sink that is no token leaves less."""
@@ -56,14 +55,20 @@ class Moments:
         self._read: _Read | None = _Read(layer)
         """None as soon as the module has handed out no attention weights."""
 
-    def watch(self, model: PreTrainedModel) -> list[torch.utils.hooks.RemovableHandle]:
-        """Add up whatever the model's own module of the layer is given from now on."""
+    @contextlib.contextmanager
+    def watching(self, model: PreTrainedModel) -> Iterator[None]:
+        """Add up whatever the model's own module of the layer is given in the meantime."""
         module = model.get_submodule(self._layer.module)
-        projections = [
+        handles = [
             module.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: self._add(name, args[0]))
             for name in dict.fromkeys(self._layer.projections)
         ]
-        return [*projections, module.register_forward_hook(lambda _m, _args, output: self._leave(output))]
+        handles.append(module.register_forward_hook(lambda _m, _args, output: self._leave(output)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def statistics(self) -> Statistics:
         """Return the statistics, shrunk towards the identity as far as the text is short.
@@ -224,10 +229,9 @@ def gather_statistics(
     heads = max((layer.query_heads for layer in layers), default=1)
     with eager(model), contextlib.ExitStack() as hooks:
         for one in moments.values():
-            for handle in one.watch(model):
-                hooks.callback(handle.remove)
+            hooks.enter_context(one.watching(model))
         for ids_BT in batches_BT:
             for part_BT in ids_BT.split(max(1, _WEIGHTS // (heads * ids_BT.shape[1] ** 2))):
-                model(**inputs(model, part_BT))
+                run_to_head(model, part_BT)
             advance(1, len(batches_BT))
     return {module: one.statistics() for module, one in moments.items()}

@@ -21,7 +21,7 @@ from mha2gqa.targets.target import Aim, Change, Fact, Pieces
 
 _MOST_LAYERS = 10_000
 _IGNORED = (
-    "That was read in their sources, not run. "
+    "What is not said to be run was read in their sources. "
     "An engine that ignores the window answers as the model without it, and saves nothing by it."
 )
 

@@ -73,6 +73,30 @@ def pack_marked(
     return packed_NT, marks_NT if marks_NT.any() else None
 
 
+def random_blocks(
+    tokenizer: PreTrainedTokenizerBase, *, vocabulary: int, context: int, tokens: int, seed: int
+) -> torch.Tensor:
+    """Draw tokens that are no special ones, each as likely as any other; blocks begin as those of texts do.
+
+    Args:
+        tokenizer: Of the model that will read the blocks.
+        vocabulary: Tokens that the model knows.
+        context: T.
+        tokens: How many to draw.
+        seed: Of the random numbers.
+
+    Returns:
+        int64 `[N, T]`, `tokens` rounded down to whole blocks, but at least one block.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    usual = torch.tensor([token for token in range(min(len(tokenizer), vocabulary)) if token not in special])
+    generator = torch.Generator().manual_seed(seed)
+    blocks_NT = usual[torch.randint(len(usual), (max(1, tokens // context), context), generator=generator)]
+    if (opening := opening_token(tokenizer)) is not None:
+        blocks_NT[:, 0] = opening
+    return blocks_NT
+
+
 def opening_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the BOS token of a tokenizer that begins every text with it; else None."""
     bos = tokenizer.bos_token_id

@@ -1,7 +1,8 @@
 """Decides which text a command works on, and says where it comes from.
 
 What the user named with --data; else, for the reference checkpoint, its own held-out or calibration
-text; else (or for the word `self`) text that the model writes itself.
+text; else (or for the word `self`) text that the model writes itself. For what only runs through the layers of a model
+and is not learned from, tokens drawn at random may do.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from mha2gqa.errors import TextError
 from mha2gqa.files.source import Source
 from mha2gqa.progress import Advance
 from mha2gqa.reference import corpus
-from mha2gqa.texts.blocks import pack_marked
+from mha2gqa.texts.blocks import pack_marked, random_blocks
 from mha2gqa.texts.chats import Document
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.tables import Purpose
@@ -24,6 +25,8 @@ SELF = "self"
 """What --data says to have the model write the text."""
 NONE = "none"
 """What --data says to do without text."""
+RANDOM = "random"
+"""What --data says to draw tokens at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,10 @@ def find_blocks(
     """Find the text for a purpose, as blocks.
 
     Args:
-        data: Files or Hub data sets, or `self` alone; empty chooses by the source.
+        data: Files or Hub data sets, or `self` or `random` alone; empty chooses by the source.
         source: The original; the reference checkpoint has text of its own.
         tokenizer: The original's.
-        model: Gives the original; called only when it has to write the text.
+        model: Gives the original; called only when it has to write the text, or tokens are drawn of its vocabulary.
         context: Tokens of a block, T.
         tokens: How many tokens to take at most.
         purpose: `evaluation` or `calibration`; the reference's texts for the two do not overlap.
@@ -70,10 +73,17 @@ def find_blocks(
         advance: Told of the tokens that the model writes.
 
     Raises:
-        TextError: The text is missing, unreadable or too short.
+        TextError: The text is missing, unreadable or too short, or would be evaluated on and is none.
     """
     check_words(data)
     documents: Iterable[Document]
+    if RANDOM in data:
+        if purpose == "evaluation":
+            raise TextError("Nothing is said by a model about random tokens", remedy="Give --data text, or `self`")
+        known = model().config.get_text_config(decoder=True).vocab_size
+        wanted = max(tokens, least * context)
+        drawn_NT = random_blocks(tokenizer, vocabulary=known, context=context, tokens=wanted, seed=seed)
+        return Blocks(tokens_NT=drawn_NT, description=f"tokens drawn at random (seed {seed})", sampled=False)
     if not data and source.is_reference:
         is_held_out = purpose == "evaluation"
         files = corpus.held_out_files() if is_held_out else corpus.calibration_files()
@@ -95,11 +105,11 @@ def find_blocks(
 
 
 def check_words(data: Sequence[str]) -> None:
-    """Refuse `self` and `none` beside other text.
+    """Refuse `self`, `none` and `random` beside other text.
 
     Raises:
         TextError: One of them does not stand alone.
     """
-    for word in (SELF, NONE):
+    for word in (SELF, NONE, RANDOM):
         if word in data and len(data) > 1:
             raise TextError(f"--data {word} stands beside other text", expected=f"either {word} or files and data sets")

@@ -32,28 +32,28 @@ def check_private(push_to_hub: str | None, *, private: bool) -> None:
 
 Model = Annotated[
     str | None,
-    Option("Directory or Hub id (org/name, org/name@revision). Default: the reference.", is_argument=True),
+    Option("Directory or Hub id (org/name, org/name@revision). Default: the bundled reference.", is_argument=True),
 ]
 """Local directory or Hub id (`org/name`, `org/name@revision`); None is the reference checkpoint."""
 Converted = Annotated[
-    Path | None, Option("Converted checkpoint. Default: the one directory here with a record.", is_argument=True)
+    Path | None, Option("Converted checkpoint. Default: the only one in this directory.", is_argument=True)
 ]
-Against = Annotated[str | None, Option("Original. Default: what the record names.")]
+Against = Annotated[str | None, Option("Original checkpoint. Default: the one that it was converted from.")]
 Column = Annotated[str | None, Option("Column of tables that holds the text, or the messages; prompt+completion.")]
 """Column of tables that holds the text, a conversation, or `input_ids`; two with a plus between them for what is given
 and what is answered. None takes the one that is there of these, else the only one with strings."""
-Context = Annotated[int | None, Option("Tokens of a block. Default: the model's, up to 2048.")]
+Context = Annotated[int | None, Option("Tokens per block of text. Default: the model's context, up to 2048.")]
 """Tokens of a block of text; None is as many as the model reads, up to 2048."""
-BatchSize = Annotated[int | None, Option("Blocks at a time. Default: 2048 tokens.", least=1)]
+BatchSize = Annotated[int | None, Option("Blocks per batch. Default: as many as hold 2048 tokens.", least=1)]
 """Blocks that are run at a time; None is as many as 2048 tokens hold, and at least one."""
-Dtype = Annotated[str | None, Option("To run in.", parse=one_of(_DTYPES), metavar="|".join(_DTYPES))]
+Dtype = Annotated[str | None, Option("Dtype to run in.", parse=one_of(_DTYPES), metavar="|".join(_DTYPES))]
 """Dtype to run models in; None is the checkpoint's own on an accelerator, and float32 on a CPU."""
-Device = Annotated[str | None, Option("To run on. Default: an accelerator, else the CPU.")]
+Device = Annotated[str | None, Option("Device to run on. Default: an accelerator, else the CPU.")]
 """Device to run models on; None takes an accelerator when there is one."""
-Seed = Annotated[int, Option("Seed of everything that draws numbers.", least=0, most=LARGEST_SEED)]
+Seed = Annotated[int, Option("Random seed.", least=0, most=LARGEST_SEED)]
 ShardSize = Annotated[str | None, Option("Largest weight file, such as 5GB. Default: divided as the source is.")]
 """Largest weight file, for example `5GB`; None keeps the source's division into files."""
-Page = Annotated[Path | None, Option("Write the page report.html into this directory.", metavar="DIR")]
+Page = Annotated[Path | None, Option("Write an HTML report (report.html) into this directory.", metavar="DIR")]
 Force = Annotated[bool, Option("Replace an output that an earlier run made.")]
 PushToHub = Annotated[
     str | None,

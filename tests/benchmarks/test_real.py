@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import real
+import torch
+from quantised_cache import GROUP, rounded
 from real_job import WAYS, Job, measure
 
 from tests.verbs.verify.subjects import save_source, save_text
@@ -30,6 +32,9 @@ def test_a_result_is_compared_with_the_original(groups: int, is_same: bool, tmp_
     assert found["evaluated"] == 60
     if is_same:
         assert found["loss"] == pytest.approx(found["original"], abs=1e-5)
+        assert found["quantised"] == pytest.approx(found["original_quantised"], abs=1e-4)
+        off = [abs(found["quantised"][bits] - found["loss"]) for bits in ("4", "8")]
+        assert off[0] > 5 * off[1] > 0
         assert found["kl"] == pytest.approx(0, abs=1e-3) and found["top1"] > 0.99 and found["same_tokens"] == 64
     else:
         assert found["kl"] > 0.01 and found["top1"] < 1 and found["cache"] * 4 == found["cache_before"]
@@ -37,13 +42,31 @@ def test_a_result_is_compared_with_the_original(groups: int, is_same: bool, tmp_
 
 def run(way: str, loss: float) -> dict[str, Any]:
     measured = {"loss": loss, "original": 2.0, "kl": 0.1, "top1": 0.5, "same_tokens": 3.0, "cache": 10}
+    measured |= {"quantised": {"8": loss, "4": loss + 0.25}, "original_quantised": {"8": 2.0, "4": 2.125}}
     return {"asked": {"model": "m", "groups": 1, "way": way}, "cache_before": 30, "seconds": 5, "peak": 1e8, **measured}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_of_a_cache_are_rounded_to_few_bits_group_by_group(dtype: torch.dtype) -> None:
+    x_BHTF = torch.randn(1, 2, 3, GROUP + 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = rounded(x_BHTF, 4)
+    assert found.dtype == dtype
+    for index in range(6):
+        for part in (slice(0, GROUP), slice(GROUP, None)):
+            numbers = x_BHTF.flatten(0, 2)[index, part].tolist()
+            least, step = min(numbers), (max(numbers) - min(numbers)) / 15
+            wanted = torch.tensor([least + round((one - least) / step) * step for one in numbers]).to(dtype)
+            torch.testing.assert_close(found.flatten(0, 2)[index, part], wanted)
+    assert torch.equal(rounded(torch.full((1, 1, 1, 4), 3.0), 4), torch.full((1, 1, 1, 4), 3.0))
 
 
 def test_shares_are_of_the_mean(tmp_path: Path) -> None:
     content = {"runs": [run("mean", 6.0), run("data", 2.4)]}
     rows = real.table(content).splitlines()
-    assert rows[-1].startswith(f"| {WAYS['data'].label} | +0.400 (10.0%) | 0.100 | 50.0% | 3.0 | 10 | 5 | 100 |")
+    assert rows[-1].startswith(
+        f"| {WAYS['data'].label} | +0.400 (10.0%) | +0.400 | +0.650 | 0.100 | 50.0% | 3.0 | 10 | 5 | 100 |"
+    )
+    assert rows[-3].startswith("| the original | | +0.000 | +0.125 |")
     real.draw(content, tmp_path / "real.png")
     assert (tmp_path / "real.png").stat().st_size > 1000
 

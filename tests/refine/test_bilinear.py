@@ -44,8 +44,10 @@ def planted() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_the_error_is_that_of_the_tokens() -> None:
     s_BHN, mixing_GFN, before_DZ, _ = planted()
     y_BD = draw(5)(TOKENS, OUTPUTS)
-    output_DZ, error = sums(s_BHN, y_BD).outputs(mixing_GFN, before_DZ)
-    assert error == pytest.approx((y_BD - answers(s_BHN, mixing_GFN, output_DZ)).square().sum().item(), rel=1e-9)
+    known = sums(s_BHN, y_BD)
+    output_DZ, _ = known.seen(mixing_GFN).fit(before_DZ, known.seen(mixing_GFN))
+    expected = (y_BD - answers(s_BHN, mixing_GFN, output_DZ)).square().sum() / y_BD.square().sum()
+    assert known.seen(mixing_GFN).error(output_DZ) == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_mixtures_are_least_squares_for_the_output_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +68,19 @@ def test_mixtures_are_least_squares_for_the_output_that_is_held(monkeypatch: pyt
 def test_a_planted_answer_is_found_where_refitted_outputs_alone_do_not_help_much() -> None:
     s_BHN, mixing_GFN, output_DZ, y_BD = planted()
     known, start_GFN = sums(s_BHN, y_BD), mixing_GFN + draw(6)(GROUPS, WIDTH, ROWS)
-    _, alone = known.outputs(start_GFN, output_DZ)
-    found_GFN, read_DZ = known.solve(start_GFN, output_DZ)
+    read_DZ, _ = known.seen(start_GFN).fit(output_DZ, known.seen(start_GFN))
+    alone = known.seen(start_GFN).error(read_DZ)
+    found_GFN, read_DZ = known.solve(start_GFN, output_DZ, known)
     left = (y_BD - answers(s_BHN, found_GFN, read_DZ)).square().sum().item()
-    assert alone > 0.1 * known.energy
+    assert alone > 0.1
     assert left < 0.001 * known.energy
 
 
 def test_rows_that_nobody_uses_change_nothing_and_leave_it_finite() -> None:
     s_BHN, mixing_GFN, output_DZ, y_BD = planted()
     s_BHN[..., -1] = 0
-    found_GFN, read_DZ = sums(s_BHN, y_BD).solve(mixing_GFN, output_DZ)
+    known = sums(s_BHN, y_BD)
+    found_GFN, read_DZ = known.solve(mixing_GFN, output_DZ, known)
     assert torch.isfinite(found_GFN).all()
     assert torch.isfinite(read_DZ).all()
     torch.testing.assert_close(found_GFN[..., -1], mixing_GFN[..., -1])

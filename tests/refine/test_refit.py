@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mha2gqa.refine.refit import RIDGE, ends_in, refit
+from mha2gqa.refine.refit import RIDGES, ends_in, refit
 from mha2gqa.refine.replay import Call
 
 WIDTH, INNER, TOKENS = 6, 10, 40
@@ -43,13 +43,39 @@ def test_it_is_ridge_regression_towards_what_was_there(bias: bool) -> None:
     offset = module.o_proj.bias.clone().numpy() if bias else 0.0
     inputs = np.concatenate([module.heads(call.args[0]).flatten(0, 1).numpy() for call, _ in pairs])
     targets = np.concatenate([wanted.flatten(0, 1).numpy() for _, wanted in pairs]) - offset
-    root = np.sqrt(RIDGE * np.square(inputs).sum() / INNER)
+    root = np.sqrt(RIDGES[-1] * np.square(inputs).sum() / INNER)
     rows = np.concatenate([inputs, root * np.eye(INNER)])
     expected = np.linalg.lstsq(rows, np.concatenate([targets, root * before.T]), rcond=None)[0].T
-    refit(module, "o_proj", pairs, CPU)
+    refit(module, "o_proj", pairs, pairs, CPU)
     assert module.o_proj.weight.numpy() == pytest.approx(expected, abs=1e-10)
     if bias:
         assert np.array_equal(module.o_proj.bias.numpy(), offset)
+
+
+def test_it_believes_text_as_far_as_other_text_confirms() -> None:
+    """Half of what is wanted is what is there, and half is noise: there is a best firmness, and it is taken."""
+    module, pairs = make(bias=False)
+    before = module.o_proj.weight.clone()
+    shared = torch.randn(before.shape, generator=torch.Generator().manual_seed(2), dtype=before.dtype) / 2
+
+    def wanted(states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return module.heads(states) @ (before + shared).T + 3 * noise
+
+    training, aside = ([(call, wanted(call.args[0], noise)) for call, noise in some] for some in (pairs[:2], pairs[2:]))
+    errors = {}
+    z, y, other_z, other_y = (
+        torch.cat([one.flatten(0, 1) for one in (side(call, want) for call, want in some)])
+        for some in (training, aside)
+        for side in (lambda call, _: module.heads(call.args[0]), lambda _, want: want)
+    )
+    for ridge in RIDGES:
+        firm = ridge * z.square().mean(dim=0).mean() * len(z) * torch.eye(INNER, dtype=z.dtype)
+        found = torch.linalg.solve(z.T @ z + firm, (y.T @ z + before @ firm).T).T
+        errors[(other_y - other_z @ found.T).square().sum().item()] = found
+    refit(module, "o_proj", training, aside, CPU)
+    best = errors[min(errors)]
+    assert best is not errors[[*errors][-1]], "the loosest is the best one: nothing is tested"
+    torch.testing.assert_close(module.o_proj.weight.data, best)
 
 
 def test_inputs_that_are_all_alike_keep_the_projection_where_nothing_is_known() -> None:
@@ -59,7 +85,7 @@ def test_inputs_that_are_all_alike_keep_the_projection_where_nothing_is_known() 
     other = torch.randn(INNER, 1, dtype=torch.float64)
     other -= direction.T * (direction @ other) / direction.square().sum()
     before = module.o_proj.weight @ other
-    refit(module, "o_proj", alike, CPU)
+    refit(module, "o_proj", alike, alike, CPU)
     assert torch.isfinite(module.o_proj.weight).all()
     torch.testing.assert_close(module.o_proj.weight @ other, before)
 

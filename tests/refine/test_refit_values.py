@@ -45,10 +45,10 @@ def error(module: torch.nn.Module, examples: list[Example]) -> torch.Tensor:
 def test_values_and_outputs_do_better_than_outputs_alone(model_type: str, tmp_path: Path) -> None:
     for module, layer, merged, examples in calls(model_type, tmp_path):
         output = layer.output.removesuffix(".weight")
-        refit(module, output, examples, CPU)
+        refit(module, output, examples, examples, CPU)
         outputs_alone = error(module, examples).item()
         install(module, merged.tensors)
-        refit_values(module, output, examples, CPU, merged)
+        refit_values(module, output, examples, examples, CPU, merged)
         assert error(module, examples).item() < 0.99 * outputs_alone
 
 
@@ -58,8 +58,26 @@ def test_values_that_are_cut_short_still_begin_at_the_merge(tmp_path: Path, monk
     monkeypatch.setattr("mha2gqa.refine.refit_values._MOST", 1)
     for module, layer, merged, examples in calls("llama", tmp_path):
         output = layer.output.removesuffix(".weight")
-        refit(module, output, examples, CPU)
+        refit(module, output, examples, examples, CPU)
         outputs_alone = error(module, examples).item()
         install(module, merged.tensors)
-        refit_values(module, output, examples, CPU, merged)
+        refit_values(module, output, examples, examples, CPU, merged)
         assert error(module, examples).item() == pytest.approx(outputs_alone, rel=1e-3)
+
+
+def test_outputs_are_fitted_to_all_tokens_where_values_are_found_with_a_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mha2gqa.refine.refit_values._TOKENS", 100)  # of 8 batches of 64
+    for module, layer, merged, examples in calls("llama", tmp_path):
+        output = layer.output.removesuffix(".weight")
+        refit_values(module, output, examples[:2], examples, CPU, merged)
+        few = {name: module.get_parameter(name).clone() for name in layer.changed}
+        install(module, merged.tensors)
+        refit_values(module, output, examples, examples, CPU, merged)
+        for name in layer.changed:
+            assert torch.equal(module.get_parameter(name), few[name]) == (name != layer.output)
+        found = module.get_parameter(layer.output).clone()
+        refit(module, output, examples, examples, CPU)
+        left, alike = few[layer.output] - found, module.get_parameter(layer.output) - found
+        assert alike.norm() < 0.1 * left.norm(), "held to what was found, not to the merge: hardly another fit"

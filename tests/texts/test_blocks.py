@@ -12,7 +12,7 @@ from mha2gqa.errors import TextError
 from mha2gqa.files.source import find_source
 from mha2gqa.model.load import load_tokenizer
 from mha2gqa.reference.corpus import calibration_files, held_out_files
-from mha2gqa.texts.blocks import pack
+from mha2gqa.texts.blocks import pack, random_blocks
 from mha2gqa.texts.find import find_blocks
 from mha2gqa.texts.written import sample_text
 from tests.families.tiny import tiny_config, tiny_model
@@ -34,6 +34,16 @@ def test_bos_stands_before_each_document_and_the_rest_is_dropped() -> None:
     blocks = pack(["abc", "de", "fgh"], letters(), context=4, tokens=100)
     assert blocks.tolist() == [[BOS, 1, 2, 3], [BOS, 4, 5, BOS]]
     assert blocks.dtype == torch.int64
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_random_tokens_are_all_that_are_known_and_not_special(adds_bos: bool) -> None:
+    tokenizer = letters(adds_bos=adds_bos)
+    blocks_NT = random_blocks(tokenizer, vocabulary=12, context=10, tokens=1009, seed=0)
+    assert blocks_NT.shape == (100, 10)
+    assert set(blocks_NT[:, 1:].flatten().tolist()) == set(range(1, 12))
+    assert (set(blocks_NT[:, 0].tolist()) == {BOS}) == adds_bos
+    assert torch.equal(blocks_NT, random_blocks(tokenizer, vocabulary=12, context=10, tokens=1009, seed=0))
 
 
 def test_without_bos_documents_follow_one_another() -> None:

@@ -103,7 +103,8 @@ class LatentRefiner:
         steps = Steps(module, examples, dict.fromkeys(tensors, self._host.dtype), self._student.device)
         steps.take("fitted", lambda: install(module, tensors))
         if self._refinement is not None:
-            steps.take("refit", partial(refit_latent, module, self._host.shape, steps.training, self._student.device))
+            texts, device = (steps.training, steps.aside), self._student.device
+            steps.take("refit", partial(refit_latent, module, self._host.shape, *texts, device))
         if self._refinement not in (None, "refit"):
             steps.take("distil", *[partial(self._distil, module, steps, share) for share in _SHARES])
         found = {name: module.get_parameter(name).detach() for name in tensors}
@@ -122,14 +123,9 @@ class LatentRefiner:
         """Ask the original's module, given the student's inputs, what it is given and what its heads read."""
         moments, lift = Moments(layer), linear(self._host.dtype).lift
         module = self._original.get_submodule(layer.module)
-        handles = moments.watch(self._original)
-        try:
-            with torch.no_grad(), eager(self._original):
-                for own, call in zip(self._teacher_run.calls(layer.module), calls, strict=True):
-                    _reading(own, call, lift).run(module, self._original.device)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.no_grad(), eager(self._original), moments.watching(self._original):
+            for own, call in zip(self._teacher_run.calls(layer.module), calls, strict=True):
+                _reading(own, call, lift).run(module, self._original.device)
         return moments.statistics()
 
     def _distil(self, module: nn.Module, steps: Steps, share: float) -> None:

@@ -8,7 +8,7 @@ together as they are; the fit (`targets/latent/costs.py`) must guess both.
 Legend: as in `modules.py`, M = H·C.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -21,22 +21,28 @@ from mha2gqa.targets.latent.config import HostShape
 
 
 @torch.no_grad()
-def refit_latent(module: nn.Module, shape: HostShape, pairs: Sequence[Example], device: torch.device) -> None:
+def refit_latent(
+    module: nn.Module, shape: HostShape, examples: Iterable[Example], aside: Iterable[Example], device: torch.device
+) -> None:
     """Refit a module's values and output projection.
 
     Args:
         module: The host's attention module, fitted; changed in place.
         shape: Its widths.
-        pairs: Calls of it, and for each the output `[B, T, D]` that is wanted.
+        examples: Calls of it, and for each the output `[B, T, D]` that is wanted.
+        aside: More of them, by which it is seen how far the others lead.
         device: Where to compute.
     """
     value_HFC, output = values_of(module, shape), module.get_parameter(f"{OUTPUT}.weight")
     before_HFC = value_HFC.clone()
-    sums = Bilinear.empty(shape.heads, shape.latent, len(output), 1, device)
-    for call, wanted in pairs:
-        sums.add(_read(module, shape, call, device).flatten(1), of_projection(module, OUTPUT, wanted, device))
-    value_HFC.copy_(before_HFC)
-    found_HFC, found_DZ = sums.solve(before_HFC.double(), output.detach().double())
+
+    def sums(of: Iterable[Example]) -> Bilinear:
+        total = Bilinear.empty(shape.heads, shape.latent, len(output), 1, device)
+        for call, wanted in of:
+            total.add(_read(module, shape, call, device).flatten(1), of_projection(module, OUTPUT, wanted, device))
+        return total
+
+    found_HFC, found_DZ = sums(examples).solve(before_HFC.double(), output.detach().double(), sums(aside))
     value_HFC.copy_(found_HFC)
     output.copy_(found_DZ)
 

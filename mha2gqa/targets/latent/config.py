@@ -10,6 +10,7 @@ from typing import Any
 
 from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
+from mha2gqa.families.counts import add_former_keys
 from mha2gqa.targets.latent.form import RotaryKey
 from mha2gqa.targets.latent.linear import EPS
 from mha2gqa.targets.latent.sources import activation
@@ -104,7 +105,7 @@ def host_config(config_json: ConfigJson, plan: Blueprint, shape: HostShape, key:
     config: Any = plan.config
     kept = {name: config_json[name] for name in _KEPT if name in config_json}
     values = {name: getattr(config, name, None) for name in _VALUES}
-    return {
+    written: ConfigJson = {
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
         **values,
@@ -126,3 +127,5 @@ def host_config(config_json: ConfigJson, plan: Blueprint, shape: HostShape, key:
         **_NO_EXPERTS,
         **kept,
     }
+    add_former_keys(written)
+    return written

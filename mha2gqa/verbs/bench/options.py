@@ -31,7 +31,7 @@ def _caches(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(Options):
-    """Measure cache and speed, original and converted side by side, beside what their bytes allow."""
+    """Measure cache and speed of original and converted model."""
 
     converted: Converted = None
     against: Against = None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mha2gqa.sections import Column, Facts, Part, Row, Section, numbers
+from mha2gqa.sections import Column, Facts, Paragraph, Part, Row, Section, numbers
 from mha2gqa.units import format_size
 from mha2gqa.verbs.bench.outcome import SPREAD_BOUND, BenchReport, Decode, Fit, Prefill, Ratio, Side, Times
 
@@ -38,7 +38,7 @@ def summary(report: BenchReport) -> Iterator[Part]:
     for table in tables(report):
         yield from ("", table.name, table)
     yield ""
-    yield from notes(report)
+    yield from map(Paragraph, notes(report))
 
 
 def caches(report: BenchReport) -> list[Cache]:
@@ -85,8 +85,8 @@ def tables(report: BenchReport) -> Iterator[Section]:
 def notes(report: BenchReport) -> Iterator[str]:
     """Yield what to know when reading the tables."""
     yield (
-        "ratio: original through converted, median and range of the turns; limit: the same of the bytes that a step "
-        "must move (all weights that it reads once, the cache of the batch)."
+        "ratio: how many times as fast the converted model is, median and range of the turns; limit: the ratio that "
+        "memory traffic allows, if a step reads all weights once and the cache of the batch."
     )
     if report.target_context is not None:
         yield (
@@ -99,13 +99,13 @@ def notes(report: BenchReport) -> Iterator[str]:
             "whole prompt until the next token; cache at most is what the tensors occupied."
         )
     yield (
-        f"The largest batch is by the bytes of weights and cache, in {format_size(report.setting.memory)}; what an "
-        "engine needs beside them comes off it."
+        f"largest batch: as many sequences as fit with the weights into {format_size(report.setting.memory)}, computed "
+        "from bytes; what an engine needs besides is not counted."
     )
     if report.disturbed:
         yield (
-            f"{DISTURBED}: the middle half of the times spreads over more than {SPREAD_BOUND:.0%} of their median; "
-            f"so in {report.disturbed} rows. Measure again when the machine is calm."
+            f"{DISTURBED}: the interquartile range of the times is more than {SPREAD_BOUND:.0%} of their median, as in "
+            f"{report.disturbed} of the rows. Measure again when the machine is idle."
         )
 
 

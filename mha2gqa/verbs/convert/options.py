@@ -55,7 +55,7 @@ ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes t
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """Convert a checkpoint to fewer KV heads, to a sliding window, or to both; or to a latent."""
+    """Convert a checkpoint to fewer KV heads, a window or a latent."""
 
     model: Model = None
     groups: Annotated[
@@ -133,9 +133,10 @@ class ConvertOptions(Options):
     ] = None
     data: Annotated[
         tuple[str, ...],
-        Option("Calibration text: files, Hub data sets, `self` or `none`; repeatable.", is_repeatable=True),
+        Option("Calibration text: files, Hub data sets, `self`, `random` or `none`; repeatable.", is_repeatable=True),
     ] = ()
-    """Calibration text: files, Hub data sets, `self` for text that the model writes, `none` for none. Empty is some
+    """Calibration text: files, Hub data sets, `self` for text that the model writes, `random` for random tokens,
+    `none` for none. Empty is some
     that the model writes where a method makes use of it, and where text is needed that of the reference checkpoint."""
     column: Column = None
     tokens: CalibrationTokens = 262_144
@@ -194,6 +195,7 @@ class ConvertOptions(Options):
             raise OptionError(f"{' and '.join(given)} exclude one another: give one of them.")
         self._check_by_layer()
         self._check_latent()
+        self._check_random()
         heads = {"--method": self.method != "mean", "--grouping": self.grouping != "contiguous"}
         heads["--attention"] = attention is not None
         if not self.is_latent:
@@ -221,6 +223,16 @@ class ConvertOptions(Options):
             raise OptionError("--rope-frequencies goes with --latent or --latent-like-groups.")
         if self.rope_width is not None and self.latent is None:
             raise OptionError("--rope-width goes with --latent: text divides the cache of --latent-like-groups.")
+
+    def _check_random(self) -> None:
+        """Refuse random tokens for what goes by losses."""
+        asked = {"--refine": self.refine is not None, "--method auto": self.method == AUTO}
+        asked |= {"--groups auto": self.groups == AUTO, "--window-layers auto": self.window_layers == AUTO}
+        asked |= {"a latent": self.is_latent}
+        if self.data == ("random",) and (names := [name for name, is_given in asked.items() if is_given]):
+            raise OptionError(
+                f"--data random does not go with {names[0]}: what is chosen or learned by losses needs text."
+            )
 
     @property
     def reads_text(self) -> bool:

@@ -62,7 +62,7 @@ def decide(options: ConvertOptions, original: Original) -> OwnText:
     note = (
         f"The model first writes {tokens:,} tokens, by which heads are merged: up to {minutes} "
         f"minute{'s' * (minutes > 1)} on a processor. Text like what it was trained on is better (--data), and "
-        "--data none guesses from the weights alone."
+        "--data random takes seconds to minutes, and --data none guesses from the weights alone."
     )
     return OwnText(replace(options, data=(SELF,), tokens=tokens, context=context), note)
 

@@ -1,6 +1,7 @@
 """The report of `convert` and `expand` in words, the plan of a dry run, and a line for each layer on the way."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,8 +13,8 @@ from mha2gqa.units import format_size as size
 WRITING = "writing text"
 """Name of the stage in which the model writes what it then reads."""
 _OF_MEAN = (
-    "a mean of heads that were trained apart answers like none of them until it is trained (mha2gqa uptrain); "
-    "--method aligned makes as small a cache of them that answers at once"
+    "averaging heads that were trained independently breaks the model until it is trained again (mha2gqa uptrain); "
+    "--method aligned gives the same cache at a fraction of the loss"
 )
 _OF_WAY = ("heads", "cached")
 """Facts behind which stands by what way they came about."""
@@ -54,6 +55,8 @@ def _facts(report: Outcome) -> Iterator[tuple[str, str]]:
         yield "writing" if report.layers else "time", f"{report.seconds:.1f} s ({size(int(speed))}/s)"
     if report.pushed is not None:
         yield "uploaded", report.pushed
+    if report.written:
+        yield "next", f"mha2gqa verify {shlex.quote(str(report.output))}"
 
 
 def _taken_off(names: Iterable[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from mha2gqa.options import Option, Options
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
-    """Inspect, convert, uptrain and verify the reference checkpoint, and show what that saved and what it cost."""
+    """Run a short tour on the bundled reference checkpoint."""
 
     directory: Annotated[Path, Option("Where the converted checkpoints go.", is_argument=True)] = Path("demo")
     """Directory of the results; earlier ones are replaced."""

@@ -1,5 +1,6 @@
 """`export` on the command line."""
 
+import shlex
 from collections.abc import Iterator
 
 from mha2gqa import console
@@ -19,5 +20,6 @@ def _facts(report: Exported) -> Iterator[tuple[str, str]]:
     yield "checkpoint", report.checkpoint
     if report.gguf is not None and report.size is not None:
         yield "GGUF", f"{report.gguf} ({format_size(report.size)})"
+        yield "next", f"mha2gqa verify {shlex.quote(report.checkpoint)} --level load --engine llama.cpp"
     if report.pushed is not None:
         yield "uploaded", report.pushed

@@ -12,7 +12,7 @@ Gguf = Literal["f16", "bf16", "f32"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(Options):
-    """Give a finished checkpoint to others: as one GGUF file, on the Hugging Face Hub."""
+    """Write a GGUF file, or upload a checkpoint to the Hub."""
 
     converted: Converted = None
     gguf: Annotated[Gguf | None, Option("Write one file for llama.cpp beside the checkpoint, in this dtype.")] = None

@@ -9,7 +9,7 @@ from mha2gqa.verbs.options import AsJson, Model
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(Options):
-    """Show what a checkpoint is, its KV cache for each possible G, and what convert would do."""
+    """Show what a checkpoint is and what each choice would save."""
 
     model: Model = None
     as_json: ClassVar[AsJson] = False

@@ -1,5 +1,6 @@
 """The report of `inspect` in words: what the checkpoint is, where its parameters are, what each G would save."""
 
+import shlex
 from collections.abc import Iterator
 
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section, numbers
@@ -9,7 +10,7 @@ from mha2gqa.verbs.inspect.windows import Windows
 
 
 def summary(report: InspectReport) -> Iterator[Part]:
-    """Yield the parts of the report in the order in which they are read; the verdict comes last."""
+    """Yield the parts of the report in the order in which they are read; verdict and next command come last."""
     yield _facts(report)
     yield _parameters(report)
     if report.rows:
@@ -21,6 +22,8 @@ def summary(report: InspectReport) -> Iterator[Part]:
     if report.latent_note:
         yield Paragraph(f"latent  {report.latent_note}\n")
     yield report.verdict
+    if report.convertible and len(report.rows) > 1:
+        yield f"next: mha2gqa convert {shlex.quote(report.source)} --groups {report.rows[1].groups} --method aligned"
 
 
 def _facts(report: InspectReport) -> Facts:
@@ -66,7 +69,7 @@ def _caches(report: InspectReport) -> Section:
         )
         for row in report.rows
     )
-    return Section((*numbers("KV heads", "cache a token", *cross, *contexts, "of now"), Column("TP sizes")), rows)
+    return Section((*numbers("KV heads", "cache a token", *cross, *contexts, "of original"), Column("TP sizes")), rows)
 
 
 def _windows(report: InspectReport, windows: Windows) -> Iterator[Part]:
@@ -86,7 +89,7 @@ def _windows(report: InspectReport, windows: Windows) -> Iterator[Part]:
     if windows.refusal:
         yield f"No window: {windows.refusal}"
     elif windows.by_layer:
-        yield f"Single layers can have a window, too (--window-layers), as {windows.by_layer}."
+        yield f"With a window on some layers only (--window-layers) the class is {windows.by_layer}."
 
 
 def _latents(report: InspectReport) -> Section:
@@ -102,5 +105,5 @@ def _latents(report: InspectReport) -> Section:
         )
         for row in report.latents
     )
-    titles = ("latent (MLA), numbers a layer", "as KV heads", "of which rotary key", "cache a token", "of now")
+    titles = ("MLA: latent + rope width", "as large as G =", "--rope-width", "cache a token", "of original")
     return Section((*numbers(*titles), Column("vLLM's MLA kernels")), rows)

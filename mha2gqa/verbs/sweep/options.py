@@ -36,7 +36,7 @@ def _refinements(value: Any) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(Options):
-    """Convert in many ways, measure each on held-out text, and say which number of groups to take."""
+    """Try many conversions on held-out text, and recommend one."""
 
     model: Model = None
     groups: Annotated[

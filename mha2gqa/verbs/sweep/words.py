@@ -10,7 +10,7 @@ from mha2gqa.sections import Paragraph, Part, Section, numbers
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 from mha2gqa.verbs.verify.measures import Loss
 
-HEADER = ("KV heads", "way", "cache a token", "of now", "loss", "perplexity", "increase", "KL", "same token", "s", "")
+HEADER = ("KV heads", "way", "cache a token", "of original", "loss", "perplexity", "increase", "KL", "top-1", "s", "")
 _RECOMMENDED, _ON_FRONTIER = "recommended", "frontier"
 
 
@@ -30,7 +30,7 @@ def summary(sweep: Sweep) -> Iterator[Part]:
     if rows:
         yield Paragraph("\nLoss added by one layer alone, nats a token:")
         yield Section(numbers(*header), tuple(row.cells for row in rows))
-    yield f"\n{verdict(sweep)}"
+    yield Paragraph(f"\n{verdict(sweep)}")
     if sweep.recommended:
         yield f"    {sweep.recommended.command}"
 
@@ -52,7 +52,8 @@ def verdict(sweep: Sweep) -> str:
     if nearest := sweep.nearest:
         return (
             f"No conversion keeps the perplexity within {limit}. The nearest is G = {nearest.heads} by {nearest.way}, "
-            f"with {nearest.measured.loss.increase:+.2%}."
+            f"with {nearest.measured.loss.increase:+.2%}. Add refinements (--refine refit,distil), or allow more "
+            "(--max-ppl-increase)."
         )
     return "Nothing was measured."
 

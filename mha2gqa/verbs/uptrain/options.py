@@ -54,7 +54,7 @@ def _pair(pair: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class UptrainOptions(Options):
-    """Train a converted checkpoint to win the original's quality back.
+    """Train a converted checkpoint to recover lost quality.
 
     Exactly one of `steps`, `tokens` and `alpha` is given.
     """

@@ -4,6 +4,7 @@
 only they tell. Nothing is written.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,7 +156,7 @@ def _arguments(options: UptrainOptions, subject: Subject, task: Task, output: Pa
     def build(given: Mapping[str, Any]) -> TrainingArguments:
         return build_arguments(replace(options, trainer=given), task.row_tokens, work)
 
-    arguments = rehearsed(build, options.trainer, only_arguments=options.dry_run)
+    arguments = rehearsed(build, options.trainer, without_launcher=options.dry_run and "WORLD_SIZE" not in os.environ)
     model = subject.converted.architecture.outline
     if arguments.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise TrainingError(

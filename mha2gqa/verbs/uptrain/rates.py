@@ -7,13 +7,15 @@ followed by one that gains less. A run on several processes, whose model may be 
 the width instead, on the safe side.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer
 
 from mha2gqa.files.working import replace_file
 from mha2gqa.progress import Advance
@@ -96,7 +98,7 @@ def _measured(text: TrainingText, job: Job) -> Sequence[Any]:
 def _loss(trainer: UptrainTrainer, rows: Sequence[Any], job: Job) -> float:
     """Return the held-out loss; infinity where it is no number."""
     model: Any = trainer.model
-    with trainer.compute_loss_context_manager():
+    with _half(job.arguments):
         batch = job.arguments.per_device_eval_batch_size
         total, count = loss_sums(model.eval(), rows, job.task, batch, job.arguments.device).tolist()
     loss = total / count
@@ -104,24 +106,33 @@ def _loss(trainer: UptrainTrainer, rows: Sequence[Any], job: Job) -> float:
 
 
 def _train(trainer: UptrainTrainer, rows: Any, rate: float, steps: int) -> None:
-    """Take the first steps of a run at an even rate, by the Trainer's optimiser and loss."""
-    arguments = trainer.args
+    """Take the first steps of a run at an even rate, as the Trainer takes them."""
+    arguments, accelerator = trainer.args, trainer.accelerator
     model: Any = trainer.model
     arguments.learning_rate, trainer.optimizer = rate, None
-    optimizer: Any = trainer.create_optimizer()
-    parts = arguments.gradient_accumulation_steps
-    size = arguments.train_batch_size
-    for step in range(steps * parts):
-        chosen = [rows[(step * size + place) % len(rows)] for place in range(size)]
-        batch = {name: value.to(arguments.device) for name, value in trainer.data_collator(chosen).items()}
-        model.train()
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(model, batch) / parts
-        loss.backward()
-        if step % parts == parts - 1:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
+    optimizer: Any = accelerator.prepare(trainer.create_optimizer())
+    trainer.current_gradient_accumulation_steps = parts = arguments.gradient_accumulation_steps
+    batches = _batches(trainer, rows)
+    for _ in range(steps):
+        chosen, counted = trainer.get_batch_samples(batches, parts, arguments.device)
+        for batch in chosen:
+            with _half(arguments):
+                Trainer.training_step(trainer, model, batch, counted)  # ours refuses a loss that is no number
+        accelerator.unscale_gradients(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _batches(trainer: UptrainTrainer, rows: Any) -> Iterator[Any]:
+    size = trainer.args.train_batch_size
+    for step in itertools.count():
+        yield trainer.data_collator([rows[(step * size + place) % len(rows)] for place in range(size)])
+
+
+def _half(arguments: Any) -> torch.autocast:
+    """Compute as the run does, whose model accelerate wraps; fp16 is left out, whose first steps are often skipped."""
+    return torch.autocast(arguments.device.type, torch.bfloat16, enabled=arguments.bf16)
 
 
 @torch.no_grad()

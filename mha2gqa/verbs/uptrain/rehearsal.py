@@ -8,8 +8,9 @@ setting it refuses is found by leaving out one after the other.
 import copy
 import os
 import random
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ from mha2gqa.errors import TrainingError
 
 Build = Callable[[Mapping[str, Any]], TrainingArguments]
 """Makes the arguments with these settings."""
+_LAUNCHED = ("fsdp", "fsdp_config", "deepspeed")
 
 
 class _OneNumber(PreTrainedModel):
@@ -37,23 +39,24 @@ class _OneNumber(PreTrainedModel):
         return (self.layer(input_ids.float()).sum(),)
 
 
-def rehearsed(build: Build, given: Mapping[str, Any], *, only_arguments: bool = False) -> TrainingArguments:
+def rehearsed(build: Build, given: Mapping[str, Any], *, without_launcher: bool = False) -> TrainingArguments:
     """Return the arguments that the Trainer is then made with.
 
     Args:
         build: Makes them.
         given: The user's settings.
-        only_arguments: Make no Trainer: a run may be planned where neither its packages nor its launcher are.
+        without_launcher: A run is planned that torchrun or accelerate will start: the Trainer is made without what
+            only their processes can be asked for, which TrainingArguments alone then judge.
 
     Raises:
         TrainingError: The Trainer refuses one of them.
     """
-    rehearse = (lambda arguments: None) if only_arguments else _rehearse
-    made, refusal = _attempt(build, given, rehearse)
+    later = _LAUNCHED if without_launcher else ()
+    made, refusal = _attempt(build, given, later)
     if made is not None:
         return made
     without = {name: {key: value for key, value in given.items() if key != name} for name in given}
-    guilty = [name for name, rest in without.items() if _attempt(build, rest, rehearse)[0]]
+    guilty = [name for name, rest in without.items() if _attempt(build, rest, later)[0]]
     named = ", ".join(f"{name}={given[name]}" for name in guilty or given)
     raise TrainingError(
         f"The Trainer refuses its settings{f' ({named})' if named else ''}: {refusal}",
@@ -62,13 +65,16 @@ def rehearsed(build: Build, given: Mapping[str, Any], *, only_arguments: bool = 
     )
 
 
-def _attempt(
-    build: Build, given: Mapping[str, Any], rehearse: Callable[[TrainingArguments], object]
-) -> tuple[TrainingArguments | None, str]:
+def _attempt(build: Build, given: Mapping[str, Any], later: Collection[str]) -> tuple[TrainingArguments | None, str]:
+    with _unheard():  # until what was made is gone
+        return _made(build, given, later)
+
+
+def _made(build: Build, given: Mapping[str, Any], later: Collection[str]) -> tuple[TrainingArguments | None, str]:
     try:
         with _untouched():
+            _rehearse(build({name: value for name, value in given.items() if name not in later}))
             arguments = build(given)
-            rehearse(arguments)
     except Exception as error:  # the Trainer, accelerate and integrations refuse with exceptions of every kind
         return None, " ".join(str(error).split())[:300] or type(error).__name__
     return arguments, ""
@@ -85,6 +91,16 @@ def _rehearse(arguments: TrainingArguments) -> None:
         if not trainer.is_deepspeed_enabled:
             trainer.create_optimizer_and_scheduler(max(2, tried.max_steps))
         trainer.get_train_dataloader()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep quiet about integrations that fail in their destructor, having failed in their constructor (MLflow's)."""
+    said, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = said
 
 
 @contextmanager

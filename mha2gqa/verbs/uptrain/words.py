@@ -1,5 +1,6 @@
 """`uptrain` in words: its plan and its measurements while it runs, and its report."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -74,6 +75,8 @@ def _facts(report: UptrainReport) -> Iterator[tuple[str, str]]:
         yield "weights", f"of step {report.step:,}; {report.changed} tensors changed"
     if report.pushed is not None:
         yield "uploaded", report.pushed
+    if report.written:
+        yield "next", f"mha2gqa verify {shlex.quote(str(report.output))}"
 
 
 def _losses(losses: Losses) -> Section:

@@ -241,9 +241,11 @@ def _checks(
     if before is not None and before.measured is not None:
         yield _cache_check(before, after, now.cache)
     name = "generation with and without cache"
-    yield from _agreement(name, seen.generation, now.generation, tolerance, f"{NEW_TOKENS} tokens, chosen logit off by")
+    yield from _agreement(
+        name, seen.generation, now.generation, tolerance, f"{NEW_TOKENS} tokens, largest logit difference"
+    )
     name = "chunked and one-shot prefill"
-    yield from _agreement(name, seen.prefill, now.prefill, tolerance, "largest difference of a logit")
+    yield from _agreement(name, seen.prefill, now.prefill, tolerance, "logit difference")
 
 
 def _cache_check(before: CacheUse, after: CacheUse | None, measured: Observed) -> Check:

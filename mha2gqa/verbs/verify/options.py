@@ -33,7 +33,7 @@ def _tasks(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
-    """Hold a converted checkpoint against its original: files, loading, outputs.
+    """Check a converted checkpoint against its original.
 
     A limit that is None is its default, or what suits the conversion.
     """

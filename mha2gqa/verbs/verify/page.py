@@ -75,7 +75,7 @@ def _tiles(report: Verification) -> Iterator[Tile]:
     if loss := outputs.loss:
         original, converted = loss.perplexities
         yield Tile("Perplexity", f"{original:.4g}", f"{converted:.4g}", signed(loss.increase, ".2%"))
-    yield Tile("Same most likely token", "", share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
+    yield Tile("Top-1 agreement", "", share(outputs.top1), f"of {outputs.text.tokens:,} tokens")
     yield Tile("KL divergence", "", f"{outputs.kl.mean:.3g}", "nats a token, mean")
 
 
@@ -83,7 +83,7 @@ def _levels(report: Verification) -> Iterator[dict[str, Any]]:
     scopes = {"file": "every tensor and file, as bytes", "load": "both models run by transformers", "outputs": ""}
     if file := report.file:
         scopes["file"] = (
-            f"{file.compared:,} tensors equal to the original's, {file.recomputed:,} made again, {file.checksummed:,} "
+            f"{file.compared:,} tensors equal to the original's, {file.recomputed:,} recomputed, {file.checksummed:,} "
             f"by checksum; {file.files:,} other files; {format_size(file.size)} of weights"
         )
     if load := report.load:
@@ -138,7 +138,7 @@ def _listed(values: Any) -> str:
 
 
 def _text(text: ComparedText) -> str:
-    blocks = f"{text.blocks:,} blocks of {text.context:,} tokens"
+    blocks = f"{text.blocks:,} block{'s' * (text.blocks > 1)} of {text.context:,} tokens"
     return f"On {text.description}: {blocks}, each read without those before it."
 
 
@@ -252,13 +252,13 @@ def agreement_rows(outputs: Compared, limits: Limits) -> Iterator[AgreementRow]:
     yield AgreementRow("KL divergence, mean, nats a token", f"at most {limits.max_kl:g}", f"{kl.mean:.4g}")
     yield AgreementRow("KL divergence, 99th percentile", "", f"{kl.p99:.4g}")
     yield AgreementRow("KL divergence, largest", "", f"{kl.largest:.4g}")
-    yield AgreementRow("same most likely token", f"at least {share(limits.min_top1)}", share(outputs.top1))
-    yield AgreementRow("five most likely tokens in common", "", share(outputs.top5))
+    yield AgreementRow("top-1 agreement", f"at least {share(limits.min_top1)}", share(outputs.top1))
+    yield AgreementRow("top-5 overlap", "", share(outputs.top5))
     if one := outputs.answers:
         yield AgreementRow("KL divergence of answers, mean, nats a token", "", f"{one.kl:.4g}")
-        yield AgreementRow("same most likely token of answers", "", share(one.top1))
+        yield AgreementRow("top-1 agreement of answers", "", share(one.top1))
     for length, part in outputs.agreement.items():
-        yield AgreementRow(f"greedy answers alike to {length} tokens", "", share(part))
+        yield AgreementRow(f"identical greedy text over {length} tokens", "", share(part))
     yield AgreementRow("largest logit difference", "", f"{outputs.largest_logit_difference:.4g}")
 
 

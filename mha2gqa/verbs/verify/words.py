@@ -17,6 +17,7 @@ from mha2gqa.verbs.verify.levels import (
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 
 _STATES = {True: "passed", False: "FAILED", None: "open"}
+_HALF = ("float16", "bfloat16")
 _SHOWN = 100
 """Characters of a text that are shown."""
 
@@ -66,6 +67,8 @@ def _problem(report: Verification) -> str:
     first, limits, loss = report.findings[0], report.limits, report.outputs and report.outputs.loss
     if first.level == "engine":
         return f"{first.guilty} {first.problem}; serve it with another engine"
+    if first.level == "load" and report.load and report.load.dtype in _HALF:
+        return f"{first.guilty} {first.problem}; rounding may explain that: verify again with --dtype float32"
     if first.level != "outputs":
         return f"{first.guilty} {first.problem}; do not use the checkpoint, make it again"
     problem = f"{first.guilty} {first.problem}"
@@ -77,7 +80,9 @@ def _problem(report: Verification) -> str:
 
 def _remedy(made: Conversion) -> str:
     more = "take more KV heads" if made.asks_for_heads else "keep more of the cache"
-    refined = {None: "refine it", "refit": "distil it"}.get(made.refinement, "uptrain it")
+    refined = {None: "refine it (--refine refit)", "refit": "distil it (--refine distil)"}.get(
+        made.refinement, "uptrain it"
+    )
     next_step = refined if made.asks_for_heads else "uptrain it"
     return f"{'uptrain it longer' if made.uptrain else next_step}, or {more}"
 
@@ -115,9 +120,9 @@ def _facts(report: Verification) -> Iterator[Row]:
 
 
 def _files(file: FileLevel) -> str:
-    kinds = {"copied": file.compared, "made again": file.recomputed, "by checksum": file.checksummed}
+    kinds = {"copied": file.compared, "recomputed and equal": file.recomputed, "checked by checksum": file.checksummed}
     tensors = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
-    fine = "as the original and the record say" if file.checksummed else "all as they must be"
+    fine = "all as recorded" if file.checksummed else "all as expected"
     state = f"{len(file.findings)} findings" if file.findings else fine
     return f"tensors: {tensors or 'none'}; {file.files} other files; {state}"
 
@@ -154,18 +159,18 @@ def _outputs(outputs: OutputsLevel) -> Section:
     kl = outputs.kl
     rows += [
         ("KL divergence, nats a token", "", "", f"{kl.mean:.4g} (99 % below {kl.p99:.4g})"),
-        ("same most likely token", "", "", f"{outputs.top1:.2%}"),
-        ("shared among the five most likely", "", "", f"{outputs.top5:.2%}"),
-        ("largest difference of a logit", "", "", f"{outputs.largest_logit_difference:.4g}"),
+        ("top-1 agreement", "", "", f"{outputs.top1:.2%}"),
+        ("top-5 overlap", "", "", f"{outputs.top5:.2%}"),
+        ("largest logit difference", "", "", f"{outputs.largest_logit_difference:.4g}"),
     ]
-    alike = ", ".join(f"{part:.0%} to {length}" for length, part in outputs.agreement.items())
-    rows += [("greedy answers alike, by tokens", "", "", alike)] if alike else []
+    alike = ", ".join(f"{part:.0%} over {length} tokens" for length, part in outputs.agreement.items())
+    rows += [("identical greedy text", "", "", alike)] if alike else []
     if one := outputs.answers:
         gained = f"{one.converted - one.original:+.4f}"
         rows += [
             (f"answers alone ({one.tokens:,} tokens): loss", f"{one.original:.4f}", f"{one.converted:.4f}", gained),
             ("  KL divergence, nats a token", "", "", f"{one.kl:.4g}"),
-            ("  same most likely token", "", "", f"{one.top1:.2%}"),
+            ("  top-1 agreement", "", "", f"{one.top1:.2%}"),
         ]
     return _section(("outputs", "original", "converted", "difference"), tuple(rows), numbers=True)
 

@@ -91,7 +91,8 @@ def test_a_refit_is_least_squares(tmp_path: Path) -> None:
     outputs = list(Replay(model, BATCHES, memory).outputs(name))
     module = student.get_submodule(name)
     before = error(module, calls, outputs)
-    refit_latent(module, host.shape, list(zip(calls, outputs, strict=True)), torch.device("cpu"))
+    examples = list(zip(calls, outputs, strict=True))
+    refit_latent(module, host.shape, examples, examples, torch.device("cpu"))
     after = error(module, calls, outputs)
     assert after < 0.9 * before
     generator = torch.Generator().manual_seed(0)

@@ -35,6 +35,23 @@ def test_the_model_writes_and_the_plan_says_so(tmp_path: Path, cli: Any, monkeyp
     guess = made(cli, source, "--data", "none", "--force")
     assert (guess["text"], guess["options"]["data"], guess["notes"]) == (None, ["none"], [])
     assert (tmp_path / "out/model.safetensors").read_bytes() != weights
+    assert made(cli, source, "--data", "random", "--force")["text"] == "tokens drawn at random (seed 0)"
+    assert (tmp_path / "out/model.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize("asked", ["--refine refit", "--method auto", "--groups auto --cache 50%", "--latent 8"])
+def test_what_goes_by_losses_wants_text(asked: str, tmp_path: Path, cli: Any) -> None:
+    source = save_source(tmp_path / "source")
+    target = () if "--groups" in asked or "--latent" in asked else ("--groups", "2")
+    answer = cli("convert", source, *target, *asked.split(), "--data", "random", "-o", "out")
+    assert (answer.code, "--data random does not go with" in answer.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_tokens_are_nothing_to_compare_on(tmp_path: Path, cli: Any, refuse: Any) -> None:
+    source = save_source(tmp_path / "source")
+    assert cli("convert", source, "-g", 2, "-o", "out").code == 0
+    refuse("verify", "out", "--data", "random", says=("Nothing is said by a model about random tokens",))
 
 
 @pytest.mark.parametrize(
@@ -69,4 +86,4 @@ def test_a_mean_says_what_it_costs(tmp_path: Path, cli: Any) -> None:
     told = [
         " ".join(cli("convert", "source", "-g", 2, *more, "-o", "out").out.split()) for more in (("--dry-run",), ())
     ]
-    assert all("a mean of heads that were trained apart answers like none of them" in one for one in told)
+    assert all("averaging heads that were trained independently breaks the model" in one for one in told)

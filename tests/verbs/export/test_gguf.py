@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
+from mha2gqa import ConvertOptions, convert
 from mha2gqa.verbs.export.converter import _BY_EXPRESSION, pre_tokenizer, without_code
 from tests.conftest import Run
 from tests.verbs.export.subjects import VOCABULARY, save_byte_tokenizer, save_readable
@@ -48,6 +50,29 @@ def test_a_model_written_as_phi_is_not_taken_for_phi_2(tmp_path: Path, cli: Cli)
         says(reader, "feed_forward_length") == json.loads((directory / "config.json").read_text())["intermediate_size"]
     )
     assert says(reader, "rope.freq_base") == 5000.0
+
+
+def test_latents_are_written_with_a_latent_of_the_queries_that_changes_nothing(tmp_path: Path, cli: Cli) -> None:
+    source, output = save_readable(tmp_path).with_name("llama"), tmp_path / "latent"
+    asked = {"latent": 24, "rope_width": 8, "data": ("self",), "tokens": 512}
+    convert(ConvertOptions(model=str(source), output=output, rope_frequencies="twice:2", **asked))
+    assert cli("export", output, "--gguf", "f16").code == 0
+    reader = GGUFReader(tmp_path / "latent-f16.gguf")
+    assert (says(reader, "attention.key_length"), says(reader, "attention.head_count_kv")) == (32, 1)
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    down, gain = (tensors[f"blk.0.attn_q_a{name}.weight"] for name in ("", "_norm"))
+    width = json.loads((source / "config.json").read_text())["hidden_size"]
+    # What the norm is given is as nothing beside its eps of 1e-6, and all that it does is to divide by 1e-3.
+    assert (gain * 1e3 * down == pytest.approx(np.eye(width), rel=1e-6)) and np.abs(down).max() < 1e-5
+    assert tensors["blk.0.attn_kv_a_mqa.weight"].dtype == np.float32
+
+
+def test_latents_of_free_speeds_are_refused(tmp_path: Path, cli: Cli) -> None:
+    source, output = save_readable(tmp_path).with_name("llama"), tmp_path / "latent"
+    asked = {"latent": 24, "rope_width": 4, "data": ("self",), "tokens": 512}
+    convert(ConvertOptions(model=str(source), output=output, rope_frequencies="planes:0,0", **asked))
+    run = cli("export", output, "--gguf", "f16")
+    assert (run.code, "longrope" in run.err) == (1, True)
 
 
 def test_a_file_that_is_there_is_replaced_by_force_alone(tmp_path: Path, cli: Cli, tree: Tree) -> None:

@@ -82,6 +82,7 @@ REFUSED = [
     ({"optim": "adamw_8bit", "weight_decay": 0.1}, "bitsandbytes"),
     ({"report_to": "comet_ml"}, "comet_ml"),
     ({"report_to": "trackio", "run_name": "x"}, "trackio"),
+    ({"report_to": "mlflow"}, "mlflow"),
     ({"report_to": "everything"}, "everything is not supported"),
     ({"use_liger_kernel": True}, "liger"),
     ({"deepspeed": "zero3.json"}, "deepspeed"),
@@ -152,7 +153,10 @@ def test_what_the_trainer_refuses(
     recipe.write_text(yaml.safe_dump({"trainer": {"use_cpu": True} | settings}))
     name = next(iter(settings))
     words = ("The Trainer refuses its settings", name, says, "eave")
-    refuse("uptrain", subject[0], "--data", subject[1], "--steps", 2, "--context", 32, "--config", recipe, says=words)
+    asked = ("uptrain", subject[0], "--data", subject[1], "--steps", 2, "--context", 32, "--config", recipe)
+    refuse(*asked, says=words)
+    if says != "distributed":  # a plan needs no launcher
+        refuse(*asked, "--dry-run", says=words)
 
 
 @pytest.mark.usefixtures("untold")

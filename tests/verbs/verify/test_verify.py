@@ -35,7 +35,7 @@ def test_a_pooled_model_is_different_and_the_one_record_here_is_found(cli: Cli, 
     assert run.code == 3
     for words in (
         "llama, 4 -> 2 KV heads, mean",
-        "tensors: 17 copied, 4 made again; 3 other files; all as they must be",
+        "tensors: 17 copied, 4 recomputed and equal; 3 other files; all as expected",
         "text from text.txt: 186 tokens compared, 6 blocks of 32",
         "strict load",
         "1,024 -> 512 measured, 1,024 -> 512 by formula",
@@ -43,7 +43,7 @@ def test_a_pooled_model_is_different_and_the_one_record_here_is_found(cli: Cli, 
         "model.layers.1.self_attn",
         "top-1 agreement",
         "verdict  different: perplexity +",
-        " %, above the default limit of 1 %: refine it, or take more KV heads.",
+        " %, above the default limit of 1 %: refine it (--refine refit), or take more KV heads.",
     ):
         assert words in run.out, run.out
     assert run.err == ""
