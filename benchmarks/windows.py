@@ -26,10 +26,10 @@ WAYS = (
     "--groups auto --cache 50% --method aligned --tokens 64K",
     "--groups auto --cache 25% --method aligned --tokens 64K",
     "--groups 2,2,4,8 --method aligned --tokens 64K --window 64 --window-layers 0-2",
-    "--cache 15% --window 64 --method aligned --tokens 64K",
-    "--groups 4 --method aligned --tokens 64K --refine distil",
-    "--groups 2,2,4,8 --method aligned --tokens 64K --refine distil",
-    "--groups 4 --method aligned --tokens 64K --window 64 --window-layers 0-2 --refine distil",
+    "--cache 15% --window 64 --method aligned --tokens 32K",
+    "--groups 4 --method aligned --tokens 16K --refine distil --steps 100",
+    "--groups 2,2,4,8 --method aligned --tokens 16K --refine distil --steps 100",
+    "--groups 4 --method aligned --tokens 16K --window 64 --window-layers 0-2 --refine distil --steps 100",
 )
 """What is added to `mha2gqa convert MODEL`, for a model of four layers with eight heads that reads 512 tokens."""
 
