@@ -46,7 +46,7 @@ FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS, RIDGES = 20, 8, 3, 2, 5
 """Rounds of the fit over distances, of the search for values, and of the refit of values and outputs, about what small
 models took; conjugate gradients in each of the latter; ridges that are tried."""
 MIXED = 8192
-"""Tokens over which values are refitted, and over which that is measured, at most."""
+"""Tokens over which values of a large model are refitted, and over which that is measured, at most."""
 
 
 def main() -> None:

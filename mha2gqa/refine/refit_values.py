@@ -9,8 +9,9 @@ With s_h what query head h makes of the N rows from which the value head of its 
 O_h what reads it, an attention layer gives Σ_h O_h P_g s_h. Sums over tokens of s sᵀ and y sᵀ are all it takes to find,
 for wanted outputs y, P for a given O by conjugate gradients, and O for a given P by ridge regression (`Bilinear`).
 
-These sums are the dear part, and each token tells the mixtures as much as y has entries: they are taken over `_TOKENS`
-alone. Over the other tokens only the output projection is fitted, at last, to the values that were found.
+These sums are the dear part, and each token tells the mixtures as much as y has entries: where M is large they are
+taken over `_TOKENS` alone. Over the others the output projection alone is fitted, at last, to the values that were
+found.
 
 Legend: as in `heads/attention.py`, with G KV heads for K, N rows of a mixture, M = H·N of all heads, Z = H·F, B tokens.
 """
@@ -42,7 +43,9 @@ _TIED = 1e-6
 """How firmly a mixture is held where nothing tells, as a share of the mean curvature."""
 _UNEVEN = 1e-4
 """Share of the mean curvature below which the preconditioner takes a direction for one without."""
-_TOKENS = 8192
+_TOKENS, _PRODUCTS = 8192, 1 << 35
+"""Tokens over which values are sought: so many, or more while their s sᵀ are fewer products than that. TinyStories-656K
+with one KV head loses 0.732 nats when 8,192 of 65,536 are looked at, 0.722 with all of them."""
 
 
 @dataclass
@@ -187,7 +190,8 @@ def refit_values(
     rows_GNX, old_GFX, old_HDF = _rows(merged), merged.heads.v_KFX.double(), merged.heads.o_HDF.double()
     old_DZ, dtype = old_HDF.transpose(0, 1).flatten(1), merged.heads.v_KFX.dtype
     start_GFN = torch.stack([_mixture(old, rows) for old, rows in zip(old_GFX, rows_GNX, strict=True)])
-    few = -(-_TOKENS // (examples[0][1].shape[:-1].numel()))
+    tokens = max(_TOKENS, _PRODUCTS // (len(old_HDF) * rows_GNX.shape[1]) ** 2)
+    few = -(-tokens // examples[0][1].shape[:-1].numel())
     sums, measure = (_run(module, output, of, device, merged, rows_GNX) for of in (examples[:few], aside[:few]))
     mixing_GFN, _ = sums.solve(start_GFN, old_DZ, measure)
     # (M P, O M⁻¹) is the same layer for any M. The search leaves P at any scale, so the new values are turned to where

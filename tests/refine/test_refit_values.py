@@ -69,6 +69,7 @@ def test_outputs_are_fitted_to_all_tokens_where_values_are_found_with_a_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mha2gqa.refine.refit_values._TOKENS", 100)  # of 8 batches of 64
+    monkeypatch.setattr("mha2gqa.refine.refit_values._PRODUCTS", 0)
     for module, layer, merged, examples in calls("llama", tmp_path):
         output = layer.output.removesuffix(".weight")
         refit_values(module, output, examples[:2], examples, CPU, merged)
