@@ -36,6 +36,7 @@ WAYS = {
     "mean": Way(label="mean", options={"method": "mean"}),
     "first": Way(label="first", options={"method": "first"}),
     "guess": Way(label="aligned, from the weights alone", options=_ALIGNED | {"data": ("none",)}),
+    "random": Way(label="aligned, random tokens", options=_ALIGNED | {"data": ("random",), "tokens": 4096, "context": 512}),
     "self": Way(label="aligned, text that it wrote itself", options=_ALIGNED),
     "data": Way(label="aligned, with data", options=_ALIGNED, text=True),
     "latent": Way(label="latent of the same bytes, with data", options={}, text=True),

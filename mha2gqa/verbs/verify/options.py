@@ -47,10 +47,16 @@ class VerifyOptions(Options):
     """Text to compare the outputs on: files, Hub data sets, or `self` for text that the original writes; empty is the
     held-out text for the reference checkpoint, and `self` for any other."""
     column: Column = None
-    tokens: Annotated[int, Option("Tokens to compare the outputs on: 32768, 50K.", parse=at_least(2), metavar="N")] = (
-        32_768
-    )
+    tokens: Annotated[
+        int | None,
+        Option(
+            "Tokens to compare the outputs on. Default: 32768, or 8192 that the model writes.",
+            parse=at_least(2),
+            metavar="N",
+        ),
+    ] = None
     context: Context = None
+    """Tokens of a block; None is as many as the model reads, up to 2048, and up to 512 that it writes itself."""
     batch_size: BatchSize = None
     levels: Annotated[
         tuple[Level, ...], Option("What to verify; repeatable.", flags=("--level",), is_repeatable=True)

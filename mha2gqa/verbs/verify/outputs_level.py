@@ -21,7 +21,7 @@ from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.progress import Advance
 from mha2gqa.texts.blocks import check_vocabulary
-from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.texts.find import SELF, Blocks, find_blocks
 from mha2gqa.verbs.verify.judge import limit_findings
 from mha2gqa.verbs.verify.levels import OutputsLevel
 from mha2gqa.verbs.verify.load_level import Models
@@ -33,6 +33,8 @@ from mha2gqa.verbs.verify.side_by_side import agreement, continuations
 
 BATCH_TOKENS = 2048
 """Tokens of a batch, unless the user says how many blocks."""
+_TOKENS, _WRITTEN, _WRITTEN_CONTEXT = 32_768, 8192, 512
+"""Tokens to compare, those that the original writes itself, and those of a block then, unless others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class EvaluationText:
     blocks: Blocks
     tokenizer: PreTrainedTokenizerBase
     """The original's."""
+
+
+def writes_itself(options: VerifyOptions, source: Source) -> bool:
+    """Return whether the original writes the text, asked to or as there is none."""
+    return SELF in options.data or not (options.data or source.is_reference)
 
 
 def find_text(
@@ -59,13 +66,15 @@ def find_text(
         TextError: There is no tokenizer, or the text is missing, unreadable or too short.
     """
     tokenizer = load_tokenizer(source.directory)
+    context, is_written = context_length(config, options.context), writes_itself(options, source)
     blocks = find_blocks(
         options.data,
         source=source,
         tokenizer=tokenizer,
         model=original,
-        context=context_length(config, options.context),
-        tokens=options.tokens,
+        # Blocks are written side by side, a token of all of them at a time: short ones take the fewest steps.
+        context=min(context, _WRITTEN_CONTEXT) if is_written and options.context is None else context,
+        tokens=options.tokens or (_WRITTEN if is_written else _TOKENS),
         purpose="evaluation",
         column=options.column,
         seed=options.seed,

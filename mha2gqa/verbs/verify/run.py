@@ -12,7 +12,6 @@ from mha2gqa.model.load import load_tokenizer
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Advance, Progress
 from mha2gqa.record.pair import Pair, find_pair
-from mha2gqa.texts.find import SELF
 from mha2gqa.verbs.verify.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.verbs.verify.card import check_card, write_numbers
 from mha2gqa.verbs.verify.embeddings_level import compare_embeddings
@@ -23,7 +22,7 @@ from mha2gqa.verbs.verify.levels import Compared, EmbeddingsLevel, EngineLevel, 
 from mha2gqa.verbs.verify.load_level import Models, check_loading
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
-from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs, find_text
+from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs, find_text, writes_itself
 from mha2gqa.verbs.verify.tensors import head_similarity
 from mha2gqa.verbs.verify.windows import beyond_windows
 
@@ -97,8 +96,7 @@ def _unreadable(models: Models, options: VerifyOptions) -> str | None:
         return f"{kind.name} reads {kind.reads}, not text"
     if kind.head == "other":
         return f"what {kind.name} gives is no distribution of tokens, no labels and no hidden states"
-    writes = SELF in options.data or not (options.data or models.pair.original.source.is_reference)
-    if writes and models.drawn:
+    if writes_itself(options, models.pair.original.source) and models.drawn:
         return f"{_drawn(models)}, and so it cannot write the text; with --data its hidden states are compared"
     return None
 

@@ -13,6 +13,7 @@ from mha2gqa.record.conversion import Conversion
 from mha2gqa.targets.kv_heads import heads_change
 from mha2gqa.targets.target import Change
 from mha2gqa.texts import written
+from mha2gqa.verbs.verify import outputs_level
 from mha2gqa.verbs.verify.judge import EXACT, LOSSY, ROUNDING, limits_for
 from mha2gqa.verbs.verify.outcome import Limits
 from tests.conftest import Run
@@ -112,6 +113,18 @@ def test_without_text_the_original_writes_it(cli: Cli, subject: Path, monkeypatc
         "context": 16,
         "tokens": 60,
     }
+
+
+def test_what_the_original_writes_unasked_is_short(subject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs_level, "_WRITTEN", 64)
+    monkeypatch.setattr(outputs_level, "_WRITTEN_CONTEXT", 16)
+
+    def shape(**asked: int) -> tuple[int, int]:
+        level = verify(VerifyOptions(converted=subject / "converted", levels=("outputs",), **asked)).outputs
+        assert level is not None
+        return level.text.blocks, level.text.context
+
+    assert (shape(), shape(context=32), shape(tokens=32)) == ((4, 16), (2, 32), (2, 16))
 
 
 def test_the_reference_is_verified_on_its_held_out_text(tmp_path: Path) -> None:
