@@ -32,11 +32,12 @@ class Way:
 
 
 _ALIGNED: dict[str, Any] = {"method": "aligned"}
+_RANDOM: dict[str, Any] = {"data": ("random",), "tokens": 4096, "context": 512}
 WAYS = {
     "mean": Way(label="mean", options={"method": "mean"}),
     "first": Way(label="first", options={"method": "first"}),
     "guess": Way(label="aligned, from the weights alone", options=_ALIGNED | {"data": ("none",)}),
-    "random": Way(label="aligned, random tokens", options=_ALIGNED | {"data": ("random",), "tokens": 4096, "context": 512}),
+    "random": Way(label="aligned, 4,096 random tokens", options=_ALIGNED | _RANDOM),
     "self": Way(label="aligned, text that it wrote itself", options=_ALIGNED),
     "data": Way(label="aligned, with data", options=_ALIGNED, text=True),
     "latent": Way(label="latent of the same bytes, with data", options={}, text=True),
