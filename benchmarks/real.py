@@ -71,6 +71,7 @@ def table(content: dict[str, Any]) -> str:
         runs = [one for one in content["runs"] if (one["asked"]["model"], one["asked"]["groups"]) == (model, groups)]
         mean = next((one["loss"] - one["original"] for one in runs if one["asked"]["way"] == "mean"), None)
         original, before = runs[0]["original"], runs[0]["cache_before"]
+        of_bits = next((one for one in runs if "original_quantised" in one), runs[0])
         columns = ["way", "loss", *(f"{bits}-bit cache" for bits in BITS)]
         columns += ["KL", "top-1", "same tokens", "bytes", "s", "peak MB"]
         lines += [
@@ -78,7 +79,7 @@ def table(content: dict[str, Any]) -> str:
             "",
             f"| {' | '.join(columns)} |",
             f"|{'---|' * len(columns)}",
-            f"| the original | | {' | '.join(_quantised(runs[0], 'original_quantised'))} | | | | {before:,} | | |",
+            f"| the original | | {' | '.join(_quantised(of_bits, 'original_quantised'))} | | | | {before:,} | | |",
         ]
         lines += [_row(one, mean) for one in runs]
         lines.append("")
