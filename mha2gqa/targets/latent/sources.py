@@ -162,9 +162,9 @@ def has_bias(plan: Blueprint) -> bool:
 
 
 def elsewhere(plan: Blueprint, *, has_bias: bool, has_free_key: bool) -> list[str]:
-    """Return why engines besides transformers cannot take a model in this form; nothing where nothing is known.
+    """Return why vLLM and llama.cpp cannot take a model in this form; nothing where nothing is known.
 
-    By their sources: vLLM and llama.cpp know no biases in latent attention, no activation but SiLU in this class, and
+    By their sources they know no biases in latent attention, no activation but SiLU in this class, and
     no speeds but those of plain rope and yarn.
     """
     return [

@@ -242,6 +242,6 @@ def _notes(host: LatentHost, loss: float, grouped: Sequence[dict[str, Any]]) -> 
                 f"take --groups {row['groups']} --method aligned with the same text instead."
             )
     if reasons := elsewhere(host.source.model.blueprint, has_bias=host.shape.has_bias, has_free_key=host.key.is_free):
-        yield f"Only transformers runs this checkpoint: {'; '.join(reasons)}."
+        yield f"vLLM and llama.cpp do not run this checkpoint: {'; '.join(reasons)}."
     elif (cache := host.latent + host.key.width) not in KERNELS:
         yield f"MLA kernels of vLLM take {' or '.join(map(str, KERNELS))} numbers a token and layer, not {cache}."

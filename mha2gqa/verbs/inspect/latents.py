@@ -44,7 +44,7 @@ def latent_rows(model: Architecture, groups: Sequence[int], itemsize: int) -> tu
     if not rows:
         return [], "No latent is narrower than its cache."
     reasons = elsewhere(model.blueprint, has_bias=has_bias(model.blueprint), has_free_key=False)
-    return rows, f"Only transformers would run it: {'; '.join(reasons)}." if reasons else ""
+    return rows, f"vLLM and llama.cpp would not run it: {'; '.join(reasons)}." if reasons else ""
 
 
 def _rows(cached: Whole, groups: Sequence[int], size: int) -> Iterator[LatentRow]:

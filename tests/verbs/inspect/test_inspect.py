@@ -402,7 +402,7 @@ def test_latents_are_shown_beside_every_number_of_heads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [(MISTRAL_7B, "sliding window"), (QWEN2_7B, "Only transformers would run it: attention has biases")],
+    [(MISTRAL_7B, "sliding window"), (QWEN2_7B, "vLLM and llama.cpp would not run it: attention has biases")],
     ids=["refused", "biases"],
 )
 def test_what_stands_against_a_latent_is_said(config: ConfigJson, says: str, tmp_path: Path) -> None:
