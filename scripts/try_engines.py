@@ -32,10 +32,10 @@ CRASHED = "ended the process"
 _VOCABULARY = 384
 _WIDTHS = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), 128),
-    "head_dim": 32,
+    **dict.fromkeys(("head_dim", "query_pre_attn_scalar"), 32),
 }
 """Twice those of the tests' tiny configs, by the names that model types have for them: vLLM's attention on a CPU takes
-no narrower heads."""
+no narrower heads. Gemma's scale goes with their width, which llama.cpp takes for granted."""
 
 
 @dataclass(frozen=True)

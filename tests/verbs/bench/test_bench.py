@@ -221,7 +221,7 @@ def test_llama_cpp_decodes_the_gguf_beside_each_checkpoint(tmp_path: Path, cli: 
     assert "xllamacpp" in content["setting"]["versions"]
     (row,) = content["decode"]
     assert (row["cache"], row["original"]["count"], row["cache_measured"]) == ("own", 2, [None, None])
-    assert row["converted"]["median"] > 0
+    assert row["converted"]["count"] == 2  # a step of so small a model is shorter than what a clock is off by
     assert "no cache in float64" in cli(*arguments, "--dtype", "float64").err
     assert "makes no use of --cache" in cli(*arguments, "--cache", "static").err
     assert "decodes one sequence" in cli(*arguments, "--batch", 2).err
