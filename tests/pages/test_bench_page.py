@@ -64,7 +64,8 @@ def report(name: str = "olmo-1b") -> BenchReport:
 
 def test_what_was_measured_is_on_the_page() -> None:
     page = bench_page(report())
-    for part in ("256.0 KiB -&gt; 32.0 KiB a token (12%)", "1.30 (1.04-1.69)", "2.00 (1.00-3.00)", "as in 4 of the rows"):
+    parts = ("256.0 KiB -&gt; 32.0 KiB a token (12%)", "1.30 (1.04-1.69)", "2.00 (1.00-3.00)", "as in 4 of the rows")
+    for part in parts:
         assert part in page, part
     assert page.count("disturbed</td>") == page.count("(measured ") == 4
     assert page.count("the cache is 5% of the bytes of a step") == 4
