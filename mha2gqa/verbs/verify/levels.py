@@ -92,6 +92,8 @@ class Check:
     """Whether it held; None where nothing was established, for a reason that lies in the original."""
     detail: str
     """The numbers that were seen, or the reason."""
+    tolerance: float | None = None
+    """Difference that rounding in the dtype of the run explains; None where nothing is rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)

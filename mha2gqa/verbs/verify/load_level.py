@@ -278,7 +278,8 @@ def _agreement(name: str, seen: Observed, now: Observed, tolerance: float, what:
         yield Check(name=name, passed=False, detail=f"the original does this, the converted checkpoint fails: {now}")
     else:
         detail = f"{what} {now:.1e} of the largest logit (original {seen:.1e})"
-        yield Check(name=name, passed=now <= max(tolerance, _AS_ORIGINAL * seen), detail=detail)
+        most = max(tolerance, _AS_ORIGINAL * seen)
+        yield Check(name=name, passed=now <= most, detail=detail, tolerance=most)
 
 
 def _findings(models: Models, checks: list[Check]) -> Iterator[Finding]:

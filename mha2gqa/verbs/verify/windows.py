@@ -115,7 +115,7 @@ def _exactness(
     difference = float((found_BTV - banded_BTV).abs().max()) / float(banded_BTV.abs().max())
     what = "the original" if is_alone else "the same heads with every token in reach,"
     detail = f"{what} under a banded mask: largest difference of a logit {difference:.1e} of the largest"
-    return Check(name="window, outputs", passed=difference <= tolerance, detail=detail)
+    return Check(name="window, outputs", passed=difference <= tolerance, detail=detail, tolerance=tolerance)
 
 
 def _unbounded(model: PreTrainedModel, model_type: str) -> PreTrainedModel:

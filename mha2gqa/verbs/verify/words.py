@@ -10,6 +10,7 @@ from mha2gqa.verbs.verify.levels import (
     EmbeddingsLevel,
     EngineLevel,
     FileLevel,
+    Finding,
     HeadLevel,
     LoadLevel,
     OutputsLevel,
@@ -67,7 +68,7 @@ def _problem(report: Verification) -> str:
     first, limits, loss = report.findings[0], report.limits, report.outputs and report.outputs.loss
     if first.level == "engine":
         return f"{first.guilty} {first.problem}; serve it with another engine"
-    if first.level == "load" and report.load and report.load.dtype in _HALF:
+    if _is_rounded(first, report.load):
         return f"{first.guilty} {first.problem}; rounding may explain that: verify again with --dtype float32"
     if first.level != "outputs":
         return f"{first.guilty} {first.problem}; do not use the checkpoint, make it again"
@@ -76,6 +77,13 @@ def _problem(report: Verification) -> str:
         named = "default limit" if limits == LOSSY else "limit"
         problem = f"perplexity {100 * loss.increase:+.1f} %, above the {named} of {100 * limits.max_ppl_increase:g} %"
     return f"{problem}: {_remedy(report.conversion)}" if report.conversion.effect == "loss" else problem
+
+
+def _is_rounded(finding: Finding, load: LoadLevel | None) -> bool:
+    """Return whether a finding is a difference that 16 bits may make, which nobody can tell from a fault."""
+    if load is None or load.dtype not in _HALF or finding.level != "load":
+        return False
+    return any(check.name == finding.guilty and check.tolerance is not None for check in load.checks)
 
 
 def _remedy(made: Conversion) -> str:

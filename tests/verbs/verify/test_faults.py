@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from mha2gqa import ExpandOptions, VerifyOptions, expand, verify
-from mha2gqa.verbs.verify.levels import Finding
+from mha2gqa.verbs.verify.levels import Check, Finding
 from mha2gqa.verbs.verify.outcome import Verification
+from mha2gqa.verbs.verify.words import _problem
 from tests.verbs.verify.subjects import (
     converted,
     edit_json,
@@ -163,6 +165,25 @@ def test_a_missing_or_additional_tensor_is_found(clean: Path, damage: str) -> No
     guilty = name if damage == "missing" else "model.extra.weight"
     assert only(check(clean)).guilty == guilty
     assert guilty in {finding.guilty for finding in check(clean, "load").findings}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "advice"),
+    [
+        ("bfloat16", 0.05, "verify again with --dtype float32"),
+        ("bfloat16", None, "do not use the checkpoint"),
+        ("float32", 1e-4, "do not use the checkpoint"),
+    ],
+)
+def test_what_16_bits_may_explain_is_told_from_a_fault(
+    clean: Path, dtype: str, tolerance: float | None, advice: str
+) -> None:
+    report = check(clean, "load")
+    assert report.load is not None
+    failed = Check(name="prefill", passed=False, detail="is off", tolerance=tolerance)
+    finding = Finding(level="load", guilty=failed.name, problem=failed.detail)
+    load = replace(report.load, dtype=dtype, checks=(*report.load.checks, failed), findings=(finding,))
+    assert advice in _problem(replace(report, load=load))
 
 
 def test_another_tokenizer_is_found(clean: Path) -> None:
