@@ -75,11 +75,9 @@ def find_blocks(
     Raises:
         TextError: The text is missing, unreadable or too short, or would be evaluated on and is none.
     """
-    check_words(data)
+    check_words(data, (SELF,) if purpose == "evaluation" else (SELF, RANDOM))
     documents: Iterable[Document]
     if RANDOM in data:
-        if purpose == "evaluation":
-            raise TextError("Nothing is said by a model about random tokens", remedy="Give --data text, or `self`")
         known = model().config.get_text_config(decoder=True).vocab_size
         wanted = max(tokens, least * context)
         drawn_NT = random_blocks(tokenizer, vocabulary=known, context=context, tokens=wanted, seed=seed)
@@ -104,12 +102,18 @@ def find_blocks(
     return Blocks(tokens_NT=blocks_NT, description=description, sampled=False, answers_NT=answers_NT)
 
 
-def check_words(data: Sequence[str]) -> None:
-    """Refuse `self`, `none` and `random` beside other text.
+def check_words(data: Sequence[str], possible: Sequence[str] = (SELF,)) -> None:
+    """Refuse `self`, `none` and `random` where they mean nothing, or stand beside other text.
 
     Raises:
-        TextError: One of them does not stand alone.
+        TextError: One of them does not stand alone, or is not among the possible.
     """
-    for word in (SELF, NONE, RANDOM):
-        if word in data and len(data) > 1:
+    for word in {SELF, NONE, RANDOM}.intersection(data):
+        if word not in possible:
+            raise TextError(
+                f"{word!r} is no text that answers could be learned from or measured on here",
+                expected=" or ".join(("text", *possible)),
+                remedy=f"A file of that name is ./{word}",
+            )
+        if len(data) > 1:
             raise TextError(f"--data {word} stands beside other text", expected=f"either {word} or files and data sets")

@@ -22,7 +22,7 @@ from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.documents import Pair, read_pairs
-from mha2gqa.texts.find import SELF
+from mha2gqa.texts.find import SELF, check_words
 from mha2gqa.texts.tables import Purpose
 from mha2gqa.verbs.uptrain.blocks import TrainingRow, key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
@@ -78,6 +78,7 @@ class Pairs:
                     f"--{name.replace('_', '-')} is for running text, and this model learns from pairs",
                     expected="--source-column and --target-column",
                 )
+        check_words([*options.data, *options.held_out])
         if not options.data or SELF in options.data:
             given = f"--data {SELF} has text written" if SELF in options.data else "none were given"
             raise TextError(

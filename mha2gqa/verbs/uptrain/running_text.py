@@ -16,7 +16,7 @@ from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.chats import Document, Record
 from mha2gqa.texts.documents import read_documents
-from mha2gqa.texts.find import SELF
+from mha2gqa.texts.find import SELF, check_words
 from mha2gqa.verbs.uptrain.blocks import (
     COLUMNS,
     TrainingRow,
@@ -60,8 +60,8 @@ class RunningText:
                 expected="an encoder-decoder",
                 remedy="Leave it out",
             )
-        if SELF in options.data and len(options.data) > 1:
-            raise TextError(f"--data {SELF} stands beside other text", expected=f"either {SELF} or files and data sets")
+        check_words(options.data)
+        check_words(options.held_out, ())
         if not options.data and not self.of_reference:
             raise TextError(
                 "Uptraining needs text, and none was given",

@@ -48,10 +48,11 @@ def test_what_goes_by_losses_wants_text(asked: str, tmp_path: Path, cli: Any) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_random_tokens_are_nothing_to_compare_on(tmp_path: Path, cli: Any, refuse: Any) -> None:
+@pytest.mark.parametrize("word", ["random", "none"])
+def test_no_text_is_nothing_to_compare_on(word: str, tmp_path: Path, cli: Any, refuse: Any) -> None:
     source = save_source(tmp_path / "source")
     assert cli("convert", source, "-g", 2, "-o", "out").code == 0
-    refuse("verify", "out", "--data", "random", says=("Nothing is said by a model about random tokens",))
+    refuse("verify", "out", "--data", word, says=(f"'{word}' is no text that answers could be", "text or self"))
 
 
 @pytest.mark.parametrize(

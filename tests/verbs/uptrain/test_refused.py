@@ -29,6 +29,8 @@ def test_data_that_is_missing(subject: tuple[Path, Path], refuse: Refuse) -> Non
     refuse("uptrain", subject[0], "--steps", 2, says=("none was given", "--data self"))
     refuse(*_run(subject, "--data", "self"), says=("self stands beside other text",))
     refuse(*_run(subject, "--held-out", "no.txt"), says=("no.txt",))
+    refuse(*_run(subject, data="random"), says=("'random' is no text that answers could be learned from",))
+    refuse(*_run(subject, "--held-out", "self"), says=("'self' is no text", "Expected text."))
 
 
 @pytest.mark.parametrize(
