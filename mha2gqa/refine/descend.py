@@ -1,9 +1,10 @@
 """Adam on some parameters for some hundred batches: the one loop of all training during a conversion.
 
-The step size of a matrix follows the size of its entries, and falls to zero (cosine): heads of different layers and
-families then need no tuning. What is learned is the caller's; `distil` trains one layer's attention alone to answer
-like the original's. The module is the family's own, called with the arguments that it gets in the real forward pass, so
-masks, windows, norms, gates and soft caps are what they are. Uptraining has transformers' Trainer instead.
+The step size of a matrix follows the size of its entries and its width, and falls to zero (cosine): heads of different
+layers and families, and models of different sizes, then need no tuning. What is learned is the caller's; `distil`
+trains one layer's attention alone to answer like the original's. The module is the family's own, called with the
+arguments that it gets in the real forward pass, so masks, windows, norms, gates and soft caps are what they are.
+Uptraining has transformers' Trainer instead.
 
 Legend: B sequences of a batch, T tokens, D model width.
 """
@@ -29,9 +30,18 @@ class Descent:
     steps: int = 300
     """Optimiser steps, one batch each."""
     rate: float = 0.1
-    """Step size at the start, as a share of the mean absolute entry of each tensor."""
+    """Step size at the start, as a share of the mean absolute entry of each tensor; of matrices with `_NARROW` columns.
+    """
     seed: int = 0
     """Of the order of the batches."""
+
+
+_NARROW = 64
+"""Columns of a matrix whose steps are as long as `Descent.rate` says. Adam moves all entries of a row by the same
+length at once, so what a step changes in an output grows with the row, while entries of usual size shrink with its
+root: steps are shorter by that (as in Yang et al. 2022, Tensor Programs V, arXiv 2203.03466, for hidden matrices). In
+SmolLM2-135M, 576 wide, 0.1 of an entry loses as much of layer 8's output on other text as no training at all, and 0.03
+and 0.015 lose half of that."""
 
 
 def descend(
@@ -50,7 +60,7 @@ def descend(
         options: How.
         advance: Told of every step.
     """
-    groups = [{"params": [one], "lr": options.rate * _entry_size(one)} for one in parameters]
+    groups = [{"params": [one], "lr": options.rate * _step(one)} for one in parameters]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / options.steps))
@@ -67,10 +77,10 @@ def descend(
         advance(1, options.steps)
 
 
-def _entry_size(tensor: torch.Tensor) -> float:
-    """Return the mean absolute entry, by which step sizes are measured; a small number for one that is zero."""
-    size = float(tensor.detach().abs().mean())
-    return size or 1e-3
+def _step(tensor: torch.Tensor) -> float:
+    """Return the length by which rates are measured."""
+    size = float(tensor.detach().abs().mean()) or 1e-3  # of one that is zero
+    return size * math.sqrt(_NARROW / tensor.shape[-1]) if tensor.dim() > 1 else size
 
 
 def distil(

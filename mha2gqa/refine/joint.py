@@ -23,8 +23,8 @@ from mha2gqa.progress import Advance
 from mha2gqa.refine.descend import Descent, descend
 from mha2gqa.refine.student import install
 
-RATE = 0.02
-"""Step size at the start, as a share of the mean absolute entry of each tensor: smaller than for one layer alone."""
+RATE = 0.04
+"""`Descent.rate` of it: smaller than for one layer alone."""
 
 
 class Trained(Protocol):
