@@ -16,18 +16,20 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The pages' generator advertises its successor otherwise.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check fast docs dist browser engines clean
+.PHONY: demo test check fast docs types dist browser engines clean
 
 demo: $(READY)
 	$(BIN)/mha2gqa demo demo
 
-test: $(READY) browser
+# What one core does alone is done beside something else: packages and the browser, the pages and the types.
+test:
+	$(MAKE) -j 2 $(READY) browser
 	$(MAKE) check
 
-check: $(READY) docs
+check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(MAKE) -j 2 docs types
 	$(BIN)/python -m pytest
 
 fast: $(READY)
@@ -38,6 +40,9 @@ fast: $(READY)
 # A link that leads nowhere fails; not with --quiet, which hides warnings from the count of --strict, too.
 docs: $(READY)
 	$(BIN)/mkdocs build
+
+types: $(READY)
+	$(BIN)/mypy
 
 dist: $(READY)
 	$(BIN)/hatchling build
@@ -67,10 +72,11 @@ browser:
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq && \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
 
+# Most of the 18,000 modules that these packages have is never imported: what is, Python compiles then.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ model reads. Ways that the JSON file holds already are not measured again; a res
 
 import json
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +33,22 @@ WAYS = (
     "--groups 4 --method aligned --tokens 16K --window 64 --window-layers 0-2 --refine distil --steps 100",
 )
 """What is added to `mha2gqa convert MODEL`, for a model of four layers with eight heads that reads 512 tokens."""
+_READERS = ("aligned", "auto", "--latent", "--latent-like-groups")
+"""Words of a way that reads text."""
 
 
-def measure(model: str | None, way: str, data: tuple[str, ...], tokens: int, folder: Path) -> dict[str, Any]:
-    """Convert in one way, and compare the outputs."""
+def shortened(model: str, context: int, folder: Path) -> str:
+    """Return a copy of a checkpoint whose config says that it reads so many tokens."""
+    copy = Path(shutil.copytree(model, folder / Path(model).name))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+    return str(copy)
+
+
+def measure(
+    model: str | None, way: str, data: tuple[str, ...], evaluation: tuple[str, ...], tokens: int, folder: Path
+) -> dict[str, Any]:
+    """Convert in one way, and compare the outputs on text for evaluation."""
     from typer.testing import CliRunner
 
     from mha2gqa import VerifyOptions, verify
@@ -45,10 +58,10 @@ def measure(model: str | None, way: str, data: tuple[str, ...], tokens: int, fol
     output = folder / "out"
     words = ["convert", *([model] if model else []), *shlex.split(way), "--output", str(output), "--force", "--json"]
     calibration = data or (() if model else tuple(map(str, calibration_files())))
-    words += [word for one in calibration for word in ("--data", one)] if "aligned" in way else []
+    words += [word for one in calibration for word in ("--data", one)] if {*_READERS} & {*way.split()} else []
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     made = json.loads(result.stdout)
-    report = verify(VerifyOptions(converted=output, data=data, tokens=tokens, levels=("outputs",)))
+    report = verify(VerifyOptions(converted=output, data=evaluation, tokens=tokens, levels=("outputs",)))
     if report.outputs is None or report.outputs.loss is None:
         raise typer.BadParameter(f"{model} has no next token to predict")
     loss, whole = report.outputs.loss, made["cache_at"] or {0: (made["cache_before"], made["cache_after"])}
@@ -71,8 +84,12 @@ def format_table(runs: dict[str, dict[str, Any]]) -> str:
 def main(
     model: Annotated[str | None, typer.Argument(help="Checkpoint. Default: the reference.")] = None,
     way: Annotated[list[str] | None, typer.Option(help="Instead of those for the reference; repeatable.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Text, to choose by and to measure on; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Text to calibrate on and to choose by; repeatable.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option("--eval", help="Text to measure on; repeatable. Default: that of --data.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to measure on.")] = 18_432,
+    context: Annotated[int | None, typer.Option(help="Tokens that it reads; of a local checkpoint.")] = None,
     json_file: Annotated[Path, typer.Option("--json", help="Keep results here; go on with those there.")] = Path(
         "benchmarks/results/windows.json"
     ),
@@ -89,7 +106,8 @@ def main(
             if one in runs:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                runs[one] = measure(model, one, tuple(data or ()), tokens, Path(folder))
+                read = shortened(model, context, Path(folder)) if model and context else model
+                runs[one] = measure(read, one, tuple(data or ()), tuple(evaluation or data or ()), tokens, Path(folder))
             content = {"machine": describe_machine(threads), "tokens": tokens, "runs": runs}
             json_file.write_text(json.dumps(content, indent=1) + "\n")
     print(format_table(runs))

@@ -59,9 +59,15 @@ def similar(heads: int, groups: int, loss: Callable[[Sequence[int]], float], see
     plain = contiguous(heads, groups)
     if groups in (1, heads):
         return plain
-    pairs = [[loss((one, other)) if one != other else 0.0 for other in range(heads)] for one in range(heads)]
+    pairs = _pairs(heads, loss)
     found = _matched(pairs) if heads == 2 * groups else _swapped(pairs, groups, seed)
     return found if sum(map(loss, found)) < sum(map(loss, plain)) else plain
+
+
+def _pairs(heads: int, loss: Callable[[Sequence[int]], float]) -> list[list[float]]:
+    """Return what each pair loses, whichever comes first: a loss of a merge knows no order."""
+    losses = {pair: loss(pair) for pair in itertools.combinations(range(heads), 2)}
+    return [[losses.get((min(one, other), max(one, other)), 0.0) for other in range(heads)] for one in range(heads)]
 
 
 def _matched(pairs: list[list[float]]) -> Groups:
@@ -70,7 +76,7 @@ def _matched(pairs: list[list[float]]) -> Groups:
     # A partition into pairs is a perfect matching of all heads, and the least one is found in polynomial time.
     graph = Graph()
     for one, other in itertools.combinations(range(len(pairs)), 2):
-        graph.add_edge(one, other, weight=(pairs[one][other] + pairs[other][one]) / 2)
+        graph.add_edge(one, other, weight=pairs[one][other])
     return tuple(sorted(tuple(sorted(edge)) for edge in min_weight_matching(graph)))
 
 

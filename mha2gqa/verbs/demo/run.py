@@ -25,6 +25,8 @@ CALIBRATION = 32_768
 """Tokens of calibration text: enough to show a refinement, and quick."""
 UPTRAINED, _MEASURED = 10, 16_384
 """Steps of the uptraining, and tokens that it is measured on at most: enough to show it, and quick."""
+_RATE = 3e-3
+"""Its learning rate: what a trial of several chooses here, which would take as long as the training."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def recover(directory: Path, tokens: int, progress: Progress) -> UptrainReport |
         output=directory / f"{converted.name}-uptrained",
         steps=UPTRAINED,
         held_out_tokens=min(tokens, _MEASURED),
-        trainer={"eval_strategy": "no", "save_strategy": "no", "use_cpu": True},
+        trainer={"learning_rate": _RATE, "eval_strategy": "no", "save_strategy": "no", "use_cpu": True},
         force=True,
     )
     return uptrain(options, progress)

@@ -29,7 +29,7 @@ _FILE = "rate.json"
 _RATES, _FACTOR = 4, 4
 """Rates that are tried at most, and by what one is smaller than the one before."""
 _LEAST_STEPS, _MOST_STEPS, _SHARE = 3, 10, 20
-"""Steps at each: one in so many of the run's, within bounds."""
+"""Steps at each: one in so many of the run's, within bounds, and no more than the run has."""
 _TOKENS = 8192
 """Of held-out text that is measured, at most."""
 _BY_WIDTH = 0.1
@@ -76,7 +76,7 @@ def _tried(job: Job, text: TrainingText, highest: float, advance: Advance) -> li
         if job.arguments.gradient_checkpointing:  # as the run, or its memory may not do
             model.gradient_checkpointing_enable(job.arguments.gradient_checkpointing_kwargs)
         start = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-        steps = max(_LEAST_STEPS, min(_MOST_STEPS, job.length.steps // _SHARE))
+        steps = min(job.length.steps, max(_LEAST_STEPS, min(_MOST_STEPS, job.length.steps // _SHARE)))
         rows = _measured(text, job)
         trials = [Trial(rate=0.0, loss=_loss(trainer, rows, job))]
         for number in range(_RATES):
