@@ -1,4 +1,4 @@
-"""Loss against the cache that is left: windows, heads by layer, uniform heads: `python benchmarks/windows.py --help`.
+"""Loss against the cache that is left, for windows, heads and latents: `python benchmarks/windows.py --help`.
 
 Converts a checkpoint in each way of `WAYS` by the command that users have, and lets `verify` measure the loss above the
 original's on held-out text, with the 95 % interval of the paired difference. The cache is that of a text as long as the
@@ -6,6 +6,7 @@ model reads. Ways that the JSON file holds already are not measured again; a res
 """
 
 import json
+import re
 import shlex
 import shutil
 import tempfile
@@ -81,6 +82,40 @@ def format_table(runs: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+_KINDS = {"windows": "#4c78a8", "heads": "#f58518", "windows and heads": "#54a24b", "latents": "#b279a2"}
+
+
+def kind(way: str) -> str:
+    """Return the one of `_KINDS` that a way is of."""
+    words = {*way.split()}
+    both = [name for name, word in (("windows", "--window"), ("heads", "aligned")) if word in words]
+    return " and ".join(both) or "latents"
+
+
+def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw the losses against the caches, with their intervals."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, color in _KINDS.items():
+        of_kind = [(way, run) for way, run in runs.items() if kind(way) == name]
+        x, y = ([run[key] for _, run in of_kind] for key in ("cache", "loss"))
+        spread = [[abs(run["interval"][side] - run["loss"]) for _, run in of_kind] for side in (0, 1)]
+        axes.errorbar(x, y, yerr=spread, fmt="o", capsize=3, color=color, label=name)
+        for way, run in of_kind:
+            label = re.sub(r"--method aligned|--tokens \S+|--refine|--", "", way)
+            axes.annotate(
+                " ".join(label.split()), (run["cache"], run["loss"]), (6, 4), textcoords="offset points", fontsize=7
+            )
+    axes.set(xlabel="KV cache that is left", ylabel="nats a token above the original", ylim=(0, None))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(0, 1.3 * max(run["cache"] for run in runs.values()))
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def main(
     model: Annotated[str | None, typer.Argument(help="Checkpoint. Default: the reference.")] = None,
     way: Annotated[list[str] | None, typer.Option(help="Instead of those for the reference; repeatable.")] = None,
@@ -95,6 +130,7 @@ def main(
     ),
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     show: Annotated[bool, typer.Option(help="Only show what there is.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it, as PNG.")] = None,
 ) -> None:
     """Measure what each way to keep less cache loses."""
     runs = json.loads(json_file.read_text())["runs"] if json_file.exists() else {}
@@ -111,6 +147,8 @@ def main(
             content = {"machine": describe_machine(threads), "tokens": tokens, "runs": runs}
             json_file.write_text(json.dumps(content, indent=1) + "\n")
     print(format_table(runs))
+    if plot is not None:
+        draw(runs, plot)
 
 
 if __name__ == "__main__":

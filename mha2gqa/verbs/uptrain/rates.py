@@ -76,7 +76,7 @@ def _tried(job: Job, text: TrainingText, highest: float, advance: Advance) -> li
         if job.arguments.gradient_checkpointing:  # as the run, or its memory may not do
             model.gradient_checkpointing_enable(job.arguments.gradient_checkpointing_kwargs)
         start = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-        steps = min(job.length.steps, max(_LEAST_STEPS, min(_MOST_STEPS, job.length.steps // _SHARE)))
+        steps = _steps_at_each(job.length.steps)
         rows = _measured(text, job)
         trials = [Trial(rate=0.0, loss=_loss(trainer, rows, job))]
         for number in range(_RATES):
@@ -88,6 +88,10 @@ def _tried(job: Job, text: TrainingText, highest: float, advance: Advance) -> li
             if trials[-2].loss < trials[0].loss and trials[-1].loss >= trials[-2].loss and number:
                 break
     return trials
+
+
+def _steps_at_each(steps: int) -> int:
+    return min(steps, max(_LEAST_STEPS, min(_MOST_STEPS, steps // _SHARE)))
 
 
 def _measured(text: TrainingText, job: Job) -> Sequence[Any]:
