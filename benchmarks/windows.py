@@ -133,6 +133,8 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Also draw it, as PNG.")] = None,
 ) -> None:
     """Measure what each way to keep less cache loses."""
+    if context and model is None:
+        raise typer.BadParameter("--context is for a checkpoint that is named; the reference reads what it reads")
     runs = json.loads(json_file.read_text())["runs"] if json_file.exists() else {}
     if not show:
         import torch
@@ -144,7 +146,7 @@ def main(
             with tempfile.TemporaryDirectory() as folder:
                 read = shortened(model, context, Path(folder)) if model and context else model
                 runs[one] = measure(read, one, tuple(data or ()), tuple(evaluation or data or ()), tokens, Path(folder))
-            content = {"machine": describe_machine(threads), "tokens": tokens, "runs": runs}
+            content = {"machine": describe_machine(threads), "tokens": tokens, "context": context, "runs": runs}
             json_file.write_text(json.dumps(content, indent=1) + "\n")
     print(format_table(runs))
     if plot is not None:

@@ -108,7 +108,7 @@ def check_words(data: Sequence[str], possible: Sequence[str] = (SELF,)) -> None:
     Raises:
         TextError: One of them does not stand alone, or is not among the possible.
     """
-    for word in {SELF, NONE, RANDOM}.intersection(data):
+    for word in (one for one in (SELF, NONE, RANDOM) if one in data):
         if word not in possible:
             raise TextError(
                 f"{word!r} is no text that answers could be learned from or measured on here",

@@ -78,7 +78,8 @@ class Pairs:
                     f"--{name.replace('_', '-')} is for running text, and this model learns from pairs",
                     expected="--source-column and --target-column",
                 )
-        check_words([*options.data, *options.held_out])
+        check_words(options.data)
+        check_words(options.held_out, ())
         if not options.data or SELF in options.data:
             given = f"--data {SELF} has text written" if SELF in options.data else "none were given"
             raise TextError(

@@ -35,6 +35,7 @@ def test_data_without_pairs(subject: tuple[Path, Path], tmp_path: Path, refuse: 
     refuse(*run(subject, data="self"), says=("--data self", *columns))
     refuse(*run(subject, data="one.jsonl"), says=("one.jsonl", *columns))
     refuse(*run(subject, "--held-out", "text.txt"), says=("text.txt is plain text",))
+    refuse(*run(subject, "--held-out", "self"), says=("'self' is no text", "Expected text."))
 
 
 @pytest.mark.parametrize(
