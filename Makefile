@@ -16,6 +16,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The pages' generator advertises its successor otherwise.
 export NO_MKDOCS_2_WARNING := 1
 
+# What is imported once is compiled once, also where the surroundings say that nothing be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check fast docs types dist browser engines clean
 
 demo: $(READY)
