@@ -36,6 +36,7 @@ from mha2gqa.refine.refit_values import refit_values, rows_of_mixtures
 from mha2gqa.refine.replay import Replay
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
+from mha2gqa.verbs.convert.layerwise import BATCH_TOKENS, LEARNED_BATCHES, LEARNED_TOKENS
 
 SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 """What an H200 is taken to do: operations a second in bf16, fp32 and fp64 (40, 60 and 30 % of its peaks), and bytes a
@@ -45,6 +46,8 @@ DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS, RIDGES = 20, 8, 3, 2, 5
 """Rounds of the fit over distances, of the search for values, and of the refit of values and outputs, about what small
 models took; conjugate gradients in each of the latter; ridges that are tried."""
+STEPS = Descent().steps
+"""Of a distillation."""
 MIXED = 8192
 """Tokens over which values of a large model are refitted, and over which that is measured, at most."""
 
@@ -96,6 +99,7 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     """Return the operations of each step, for all layers."""
     layers, width, heads, groups = options.layers, options.width, options.heads, options.groups
     head, shared, tokens = width // heads, heads // groups, options.calibration
+    read = step_tokens(tokens)
     stack, half = shared * head, (5 / 8 if shared * head >= 512 else 1)
     mixed, few = heads * rows_of_mixtures(heads, head, shared), min(7 / 8 * tokens, MIXED) + min(1 / 8 * tokens, MIXED)
     forward = 2 * tokens * layers * (4 * width**2 + 3 * width * options.mlp)
@@ -121,9 +125,14 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
         "refit: what outputs read, over the other tokens": layers * (tokens - few) / tokens * attention,
         "refit: z zᵀ and y zᵀ": layers * (tokens - few) * (5 / 4 + 2) * width**2,
         "refit: outputs held more or less firmly": layers * 2 * RIDGES * (2 / 3 + 2) * width**3,
-        "distil (300 steps of 4096 tokens)": layers * 3 * attention / tokens * 4096 * 300,
+        f"distil ({STEPS} steps of {read} tokens)": layers * 3 * attention / tokens * read * STEPS,
         "refinement's own passes (teacher and student)": 2 * forward,
     }
+
+
+def step_tokens(tokens: int) -> int:
+    """Return how many tokens a step of a distillation reads."""
+    return max(LEARNED_TOKENS, min(BATCH_TOKENS, tokens // LEARNED_BATCHES))
 
 
 def _fit_round(stack: int, head: int) -> float:
@@ -150,7 +159,9 @@ def projection(options: argparse.Namespace) -> float:
         )
     )
     # Of every token: inputs and outputs kept, then read to merge, to refit and to measure; four outputs of blocks.
-    moved: float = options.layers * options.width * 2 * (10 * options.calibration + 2 * 300 * 4096)
+    moved: float = (
+        options.layers * options.width * 2 * (10 * options.calibration + 2 * STEPS * step_tokens(options.calibration))
+    )
     decomposed: float = options.layers * options.groups * (DECOMPOSITION + FIT_ROUNDS * LAUNCHES)
     return half / SPEED_16 + single / SPEED_32 + double / SPEED_64 + moved / MOVED + decomposed
 

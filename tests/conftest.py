@@ -12,6 +12,7 @@ Checkpoints are built once per session and copied. What damages them is the test
 """
 
 import functools
+import gc
 import json
 import shutil
 import sys
@@ -47,6 +48,12 @@ class Run:
     code: int
     out: str
     err: str
+
+
+def pytest_collection_finish() -> None:
+    """What torch and transformers have made by now stays: to look through it for garbage takes a tenth of all time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

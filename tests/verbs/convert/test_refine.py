@@ -3,6 +3,7 @@
     WAYS                what is asked for; each is planned, converted, recorded, described and verified
     same bytes          for the same seed, whatever the memory for activations
     the options file    a recipe, and the text that the reference brings with it
+    batches             what a step reads, for little text and much
     smaller steps       a layer that training makes worse is trained again
 
 Refusals are in `test_refine_refused.py`, interrupted runs in `test_refine_interrupted.py`.
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.refine import refine
 from mha2gqa.refine.descend import Descent, distil
+from mha2gqa.verbs.convert.layerwise import batches
 from tests.verbs.verify.subjects import flip_bit, save_source, save_text
 
 ATTENTION = {f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in (0, 1) for part in "qkvo"}
@@ -245,3 +248,15 @@ def test_a_layer_that_training_makes_worse_is_trained_with_smaller_steps(
     assert rates[:2] == pytest.approx([0.1, 0.03])
     errors = record(output)["layers"][0]["errors"]
     assert errors["distil"] < errors["refit"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "context", "number", "size"),
+    [
+        *((3, 32, 3, 1), (100, 32, 8, 12), (64, 512, 64, 1), (1000, 32, 62, 16)),
+        *((512, 512, 128, 4), (2048, 512, 256, 8), (9, 8192, 9, 1)),
+    ],
+)
+def test_a_step_reads_more_of_longer_text(blocks: int, context: int, number: int, size: int) -> None:
+    cut = batches(torch.zeros(blocks, context), whole=True)
+    assert [len(batch) for batch in cut] == [size] * number
