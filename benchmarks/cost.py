@@ -99,7 +99,7 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     """Return the operations of each step, for all layers."""
     layers, width, heads, groups = options.layers, options.width, options.heads, options.groups
     head, shared, tokens = width // heads, heads // groups, options.calibration
-    read = step_tokens(tokens)
+    read = step_tokens(options)
     stack, half = shared * head, (5 / 8 if shared * head >= 512 else 1)
     mixed, few = heads * rows_of_mixtures(heads, head, shared), min(7 / 8 * tokens, MIXED) + min(1 / 8 * tokens, MIXED)
     forward = 2 * tokens * layers * (4 * width**2 + 3 * width * options.mlp)
@@ -130,9 +130,10 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def step_tokens(tokens: int) -> int:
-    """Return how many tokens a step of a distillation reads."""
-    return max(LEARNED_TOKENS, min(BATCH_TOKENS, tokens // LEARNED_BATCHES))
+def step_tokens(options: argparse.Namespace) -> int:
+    """Return how many tokens a step of a distillation reads: a block, and more of them where they are short."""
+    of_blocks: int = max(LEARNED_TOKENS, min(BATCH_TOKENS, options.calibration // LEARNED_BATCHES), options.context)
+    return of_blocks
 
 
 def _fit_round(stack: int, head: int) -> float:
@@ -159,9 +160,7 @@ def projection(options: argparse.Namespace) -> float:
         )
     )
     # Of every token: inputs and outputs kept, then read to merge, to refit and to measure; four outputs of blocks.
-    moved: float = (
-        options.layers * options.width * 2 * (10 * options.calibration + 2 * STEPS * step_tokens(options.calibration))
-    )
+    moved: float = options.layers * options.width * 2 * (10 * options.calibration + 2 * STEPS * step_tokens(options))
     decomposed: float = options.layers * options.groups * (DECOMPOSITION + FIT_ROUNDS * LAUNCHES)
     return half / SPEED_16 + single / SPEED_32 + double / SPEED_64 + moved / MOVED + decomposed
 

@@ -138,7 +138,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Calibration tokens, at most.")] = 262_144,
     eval_tokens: Annotated[int, typer.Option(help="Evaluation tokens, at most.")] = 50_000,
     context: Annotated[int | None, typer.Option(help="Tokens of a block.")] = None,
-    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 600,
+    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 1000,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     name: Annotated[str | None, typer.Option(help="What the table calls the text.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Keep results here; go on with those there.")] = None,

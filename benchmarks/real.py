@@ -128,7 +128,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Calibration tokens, at most.")] = 32_768,
     eval_tokens: Annotated[int, typer.Option(help="Evaluation tokens, at most.")] = 8192,
     context: Annotated[int, typer.Option(help="Tokens of a block.")] = 512,
-    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 600,
+    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of everything that draws numbers.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Keep results here; go on with those there.")] = None,

@@ -141,7 +141,7 @@ class ConvertOptions(Options):
     column: Column = None
     tokens: CalibrationTokens = 262_144
     context: Context = None
-    steps: Steps = 600
+    steps: Steps = 1000
     activation_memory: ActivationMemory = "8GB"
     max_ppl_increase: Annotated[
         float,

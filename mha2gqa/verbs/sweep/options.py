@@ -82,7 +82,7 @@ class SweepOptions(Options):
     ] = 32_768
     context: Context = None
     batch_size: BatchSize = None
-    steps: Steps = 600
+    steps: Steps = 1000
     activation_memory: ActivationMemory = "8GB"
     max_ppl_increase: Annotated[
         float,
