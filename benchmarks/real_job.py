@@ -41,6 +41,7 @@ WAYS = {
     "self": Way(label="aligned, text that it wrote itself", options=_ALIGNED),
     "data": Way(label="aligned, with data", options=_ALIGNED, text=True),
     "latent": Way(label="latent of the same bytes, with data", options={}, text=True),
+    "latent-distil": Way(label="latent of the same bytes, with data, distil", options={"refine": "distil"}, text=True),
     "refit": Way(label="aligned, with data, refit", options=_ALIGNED | {"refine": "refit"}, text=True),
     "distil": Way(label="aligned, with data, distil", options=_ALIGNED | {"refine": "distil"}, text=True),
     "joint": Way(label="aligned, with data, joint", options=_ALIGNED | {"refine": "joint"}, text=True),
@@ -115,7 +116,7 @@ def _convert(job: Job, output: Path) -> tuple[float, Any]:
 
     way = WAYS[job.way]
     options = way.options | {"seed": job.seed, "steps": job.steps}
-    options |= {"latent_like_groups": job.groups} if job.way == "latent" else {"groups": job.groups}
+    options |= {"latent_like_groups": job.groups} if job.way.startswith("latent") else {"groups": job.groups}
     if way.text:
         options |= {"data": (job.calibration,), "tokens": job.tokens, "context": job.context}
     started = time.perf_counter()
