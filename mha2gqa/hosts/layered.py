@@ -46,7 +46,7 @@ def engines(config: "PreTrainedConfig") -> str:
     return (
         "transformers reads the heads of each layer by the code beside the weights, vLLM, llama.cpp and TensorRT-LLM "
         f"by a DeciLM of their own{rounded * bool(inner % _ROUNDED)}; SGLang does not serve it. "
-        "That was read in their sources, not run."
+        "vLLM and llama.cpp were run on a tiny one; of the others the sources were read."
     )
 
 

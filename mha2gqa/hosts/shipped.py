@@ -5,16 +5,21 @@ everywhere else. Encoder-decoders get a count for each kind of attention, `decod
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
 from mha2gqa import shipped
+from mha2gqa.families.attention import AttentionLayer
 from mha2gqa.families.blueprint import Blueprint
 from mha2gqa.families.table import family
 from mha2gqa.hosts.host import Host, Recipe, same_tensors
 
+_REFUSED = ("bloom", "gpt2", "mpt", "opt")
+"""Families whose code llama.cpp, MLX and vLLM were seen to refuse (docs/results/engines.md)."""
+_LOST = ("bart", "bloom", "gpt2", "marian", "t5")
+"""Families of transformers that CTranslate2 runs."""
 _TRANSPOSED = re.compile(r"\.attn\.c_(attn|proj)\.weight$")
 
 
@@ -59,3 +64,15 @@ def _objection(config: PreTrainedConfig, groups: int) -> str:
 
 HOSTS: Mapping[str, Host] = {source: _host(f"{source}_gqa") for source in shipped.SOURCES}
 """Model type of the source -> the host that ships."""
+
+
+def engines(model_type: str, layers: Sequence[AttentionLayer]) -> str:
+    """Return what runs a class that ships, and what adapters have to be told of its attention, as sentences."""
+    source = model_type.removesuffix("_gqa")
+    others = "llama.cpp, MLX and vLLM refuse it" if source in _REFUSED else "other engines were not tried with it"
+    lost = "; CTranslate2, which runs the original, does not run it" * (source in _LOST)
+    weights = [name for layer in layers for name in layer.changed if name.endswith(".weight") and name != layer.output]
+    inner = [*dict.fromkeys(name.split(".")[-2] for name in weights)]
+    adapters = f" LoRA (peft) wants target_modules={inner}." if inner else ""
+    runs = "transformers runs it, with trust_remote_code=True"
+    return f"The class comes as code beside the weights: {runs}; {others}{lost}.{adapters}"

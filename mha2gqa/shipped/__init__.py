@@ -32,10 +32,11 @@ _FILES = {
 }
 _LAYERED = {"nemotron-nas": "llama"}
 """Model type of a class whose heads differ by layer -> that of the native class that it is made of."""
-_GROUPED = {f"{name}_gqa": file for file, names in _FILES.items() for name in names.split()}
-MODULES: Mapping[str, str] = _GROUPED | {name: f"modeling_{name.replace('-', '_')}" for name in _LAYERED}
+GROUPED = {f"{name}_gqa": file for file, names in _FILES.items() for name in names.split()}
+"""Model type of a class with a number of KV heads -> module of this package."""
+MODULES: Mapping[str, str] = GROUPED | {name: f"modeling_{name.replace('-', '_')}" for name in _LAYERED}
 """Model type of the class -> module of this package."""
-SOURCES = tuple(name.removesuffix("_gqa") for name in _GROUPED)
+SOURCES = tuple(name.removesuffix("_gqa") for name in GROUPED)
 """Model types that have a class here."""
 
 

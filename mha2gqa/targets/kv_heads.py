@@ -5,10 +5,11 @@ Legend: H query heads, K KV heads of the source, G KV heads of the result.
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from mha2gqa import shipped
 from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.counts import Count, Move, refuse_family
 from mha2gqa.heads.grouping import divisors
@@ -79,7 +80,13 @@ class KvHeads:
             FamilyError: The family cannot be converted.
             CheckpointError: The weights that would change are quantised.
         """
-        return aim_at_heads(original, self.moves(original.architecture), "loss")
+        model = original.architecture
+        aim = aim_at_heads(original, self.moves(model), "loss")
+        if model.model_type not in shipped.GROUPED:
+            return aim
+        from mha2gqa.hosts.shipped import engines  # transformers comes with it
+
+        return replace(aim, notes=(engines(model.model_type, aim.layers()),))
 
     def moves(self, model: Architecture) -> list[Move]:
         """Return each number of KV heads of a model, and what it becomes.

@@ -116,3 +116,28 @@ def test_verify_finds_a_changed_number(tmp_path: Path) -> None:
     report = verify(VerifyOptions(converted=output, levels=("file",)))
     assert report.file is not None
     assert [finding.guilty for finding in report.file.findings] == [name]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "says", "modules"),
+    [
+        (
+            "gpt2",
+            "llama.cpp, MLX and vLLM refuse it; CTranslate2, which runs the original, does not run it",
+            {"c_attn"},
+        ),
+        ("t5", "other engines were not tried with it; CTranslate2", {"q", "k", "v"}),
+        ("bert", "other engines were not tried with it.", {"query", "key", "value"}),
+    ],
+)
+def test_plan_and_card_say_which_engines_are_lost(
+    model_type: str, says: str, modules: set[str], tmp_path: Path
+) -> None:
+    path, output = source(model_type, tmp_path), tmp_path / "out"
+    (planned,) = convert(ConvertOptions(model=str(path), groups=2, output=output, dry_run=True)).notes
+    (note,) = convert(ConvertOptions(model=str(path), groups=2, output=output)).notes
+    assert note == planned
+    assert says in note
+    assert note in (output / "README.md").read_text()
+    assert {*json.loads(note.split("target_modules=")[1].rstrip(".").replace("'", '"'))} == modules
+    assert modules <= {name.rpartition(".")[2] for name, _ in load_model(output).named_modules()}
