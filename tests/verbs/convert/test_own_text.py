@@ -78,7 +78,8 @@ def test_a_model_that_does_not_fit_is_not_run(tmp_path: Path, cli: Any, monkeypa
 
 def test_modules_of_which_text_tells_nothing_are_no_refusal(tmp_path: Path, cli: Any) -> None:
     save_source(tmp_path / "source", "bart")  # a decoder alone, whose cross-attention has nothing to read
-    (note,) = made(cli, Path("source"))["notes"]
+    note, of_engines = made(cli, Path("source"))["notes"]
+    assert "code beside the weights" in of_engines
     assert "without ever calling model.decoder.layers.0.encoder_attn" in note
 
 
