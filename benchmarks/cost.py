@@ -36,7 +36,7 @@ from mha2gqa.refine.refit_values import refit_values, rows_of_mixtures
 from mha2gqa.refine.replay import Replay
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
-from mha2gqa.verbs.convert.layerwise import BATCH_TOKENS, LEARNED_BATCHES, LEARNED_TOKENS
+from mha2gqa.verbs.convert.layerwise import blocks_of_a_step
 
 SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 """What an H200 is taken to do: operations a second in bf16, fp32 and fp64 (40, 60 and 30 % of its peaks), and bytes a
@@ -131,9 +131,9 @@ def arithmetic(options: argparse.Namespace) -> dict[str, float]:
 
 
 def step_tokens(options: argparse.Namespace) -> int:
-    """Return how many tokens a step of a distillation reads: a block, and more of them where they are short."""
-    of_blocks: int = max(LEARNED_TOKENS, min(BATCH_TOKENS, options.calibration // LEARNED_BATCHES), options.context)
-    return of_blocks
+    """Return how many tokens a step of a distillation reads."""
+    tokens: int = options.context * blocks_of_a_step(options.calibration // options.context, options.context)
+    return tokens
 
 
 def _fit_round(stack: int, head: int) -> float:

@@ -19,7 +19,7 @@ from mha2gqa.hosts.host import Host, Recipe, same_tensors
 _REFUSED = ("bloom", "gpt2", "mpt", "opt")
 """Families whose code llama.cpp, MLX and vLLM were seen to refuse (docs/results/engines.md)."""
 _LOST = ("bart", "bloom", "gpt2", "marian", "t5")
-"""Families of transformers that CTranslate2 runs."""
+"""Families that CTranslate2 runs, by the names of their config classes: those of ours it does not know."""
 _TRANSPOSED = re.compile(r"\.attn\.c_(attn|proj)\.weight$")
 
 

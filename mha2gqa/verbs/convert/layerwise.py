@@ -33,7 +33,7 @@ DIVERGENCE = "divergence"
 """Key under which each layer's file keeps what `train_jointly` returns, for a run that goes on behind it."""
 BATCH_TOKENS = 4096
 """Tokens of one batch of calibration text."""
-LEARNED_TOKENS, LEARNED_BATCHES = 512, 256
+_LEARNED_TOKENS, _LEARNED_BATCHES = 512, 256
 """The same where layers are trained, which takes a step for each: so many, and more where text is long enough for so
 many batches. Many short steps are worth more than few long ones: of SmolLM2's ninth layer, on 32,768 tokens, 1,200
 steps of 512 leave the 12.5 % of the output's energy on other text that 300 of 4,096 do, in half the time."""
@@ -175,9 +175,14 @@ def batches(blocks_NT: torch.Tensor, *, whole: bool = False) -> Sequence[torch.T
             so that some can be kept aside.
     """
     count, context = blocks_NT.shape
-    most = BATCH_TOKENS // context
     if not whole:
-        return list(blocks_NT.split(max(1, most)))
-    size = max(1, min(most, max(LEARNED_TOKENS // context, count // LEARNED_BATCHES), count // _LEAST_BATCHES))
+        return list(blocks_NT.split(max(1, BATCH_TOKENS // context)))
+    size = blocks_of_a_step(count, context)
     cut: list[torch.Tensor] = [batch for batch in blocks_NT.split(size) if len(batch) == size]
     return cut
+
+
+def blocks_of_a_step(count: int, context: int) -> int:
+    """Return how many blocks a training step reads, of a text of `count` blocks of `context` tokens."""
+    wanted = max(_LEARNED_TOKENS // context, count // _LEARNED_BATCHES)
+    return max(1, min(wanted, BATCH_TOKENS // context, count // _LEAST_BATCHES))
