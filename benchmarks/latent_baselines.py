@@ -12,7 +12,7 @@ Legend: as in `mha2gqa/heads/attention.py`.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -33,11 +33,11 @@ from mha2gqa.targets.latent.rope import ladder_key
 
 @torch.no_grad()
 def low_rank(
-    original: PreTrainedModel, source: LatentSource, statistics: Mapping[str, Statistics], rank: int
+    original: PreTrainedModel, layers: Iterable[AttentionLayer], statistics: Mapping[str, Statistics], rank: int
 ) -> PreTrainedModel:
     """Return the original with keys and values that are mixtures of `rank` numbers each."""
     model = copy.deepcopy(original)
-    for layer in source.layers:
+    for layer in layers:
         own = own_tensors(original, layer)
         whole = _unmerged(layer, own)
         heads, inputs = gather(whole, own), statistics[layer.module].inputs

@@ -200,7 +200,7 @@ def latent(subject: Subject, cache: int, *, refine: Refinement | None) -> PreTra
 def whitened(subject: Subject, cache: int) -> PreTrainedModel:
     """Return the original with keys and values of low rank, half the cache each."""
     statistics = gather_statistics(subject.original, subject.source.layers, subject.calibration, lambda *_: None)
-    return low_rank(subject.original, subject.source, statistics, cache // 2)
+    return low_rank(subject.original, subject.source.layers, statistics, cache // 2)
 
 
 def pca(subject: Subject, cache: int) -> PreTrainedModel | None:

@@ -1,7 +1,7 @@
 """What conversions cost in quality: `python benchmarks/quality.py --help`.
 
     prepare_texts  documents for calibration and, none of them in both, for evaluation
-    plan_jobs      every way to convert (`quality_job.py`), number of KV heads and seed
+    plan_jobs      every way to convert (`ways.py`), number of KV heads and seed
     main           runs what is not in the JSON file yet, and shows it all (`quality_results.py`)
 
 Seeds also order the documents that calibration text is taken from, so a range over seeds is one over texts, too.
@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from quality_job import WAYS, Job, Settings, run
+from quality_job import Job, Settings, run
 from quality_results import Results, Run, draw, format_tables
+from ways import WAYS
 
 REFERENCE = "reference"
+_TABLE = [*(way for way in WAYS if WAYS[way].by == "groups" and way not in ("random-text", "self"))]
+"""Ways of the tables in the documents."""
 _EVALUATION_SHARE = 5
 """One character in so many of a text that has to serve for both is evaluated on."""
 
@@ -127,7 +130,7 @@ def complete(found: Results, checkpoint: str, text: str, jobs: Iterable[Job], pa
 def main(
     checkpoint: Annotated[list[str] | None, typer.Argument(help=f"Directories or Hub ids, or `{REFERENCE}`.")] = None,
     groups: Annotated[str, typer.Option(help="KV heads of the results, comma-separated.")] = "4,2,1",
-    ways: Annotated[str, typer.Option(help="Ways to convert, comma-separated.")] = ",".join(WAYS),
+    ways: Annotated[str, typer.Option(help="Ways to convert, comma-separated.")] = ",".join(_TABLE),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     data: Annotated[list[str] | None, typer.Option(help="Calibration text; by default the reference's own.")] = None,
     evaluation: Annotated[

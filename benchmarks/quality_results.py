@@ -7,21 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-LABELS = {
-    "mean": "mean",
-    "first": "first",
-    "random": "random",
-    "mean-norm": "mean, norms restored",
-    "procrustes": "Procrustes, then mean",
-    "procrustes-norm": "Procrustes, then mean, norms restored",
-    "aligned": "aligned, no data",
-    "data": "aligned, with data",
-    "similar": "aligned, with data, similar heads",
-    "refit": "aligned, with data, refit",
-    "distil": "aligned, with data, distil",
-    "joint": "aligned, with data, joint",
-}
-"""Way -> what tables and plots call it, in their order."""
+from ways import WAYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +104,9 @@ def _table(subject: Subject) -> str:
     )
     heads = [f"{groups} KV head{'s' * (groups > 1)}" for groups in subject.groups]
     lines = [title, "", f"| way | {' | '.join(heads)} | s | peak MB |", f"|---|{'---|' * len(heads)}---|---|"]
-    for way, label in LABELS.items():
+    for way in WAYS:
         if any(run.way == way for run in subject.runs):
-            cells = [label, *(_cell(subject, way, groups) for groups in subject.groups)]
+            cells = [WAYS[way].label, *(_cell(subject, way, groups) for groups in subject.groups)]
             costs = [[cost for groups in subject.groups for cost in subject.costs(way, groups, key)] for key in _COSTS]
             cells += [f"{statistics.median(costs[0]):.1f}", f"{max(costs[1]) / 1e6:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -154,7 +140,7 @@ def draw(shown: Sequence[Results], path: Path) -> None:
     from mha2gqa.pages.figures import STYLE
 
     subjects = [subject for results in shown for subject in results.subjects()]
-    ways = [way for way in LABELS if any(run.way == way for one in subjects for run in one.runs)]
+    ways = [way for way in WAYS if any(run.way == way for one in subjects for run in one.runs)]
     ink, muted, line = "#1b2126", "#5a656e", "#dcdfe0"
     colours = dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), line)
     colours |= {"text.color": ink, "legend.labelcolor": ink, "axes.labelcolor": muted, "xtick.labelcolor": muted}
@@ -183,6 +169,6 @@ def _panel(axes: Any, subject: Subject, ways: Sequence[str]) -> None:
         now = cut[groups][0] / subject.costs("mean", groups, "cache")[0]
         axes.plot([], [], mark, color=colour, label=f"{groups} KV head{'s' * (groups > 1)}, cache 1/{now:.0f}")
     axes.set(xlim=(-2, _MOST), ylim=(len(ways) - 0.5, -0.5), title=subject.original.checkpoint)
-    axes.set_yticks(range(len(ways)), [LABELS[way] for way in ways])
+    axes.set_yticks(range(len(ways)), [WAYS[way].label for way in ways])
     axes.title.set_fontsize(10)
     axes.legend(loc="lower right", fontsize=8.5, handlelength=1, borderaxespad=0.2)

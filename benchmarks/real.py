@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 from quality import describe_machine
-from real_job import BITS, WAYS, Job, run
+from real_job import BITS, Job, run
+from ways import WAYS
 
 _EVALUATION = 0.4
 """Share of the text, at its end, that is evaluated on."""
@@ -69,27 +70,42 @@ def table(content: dict[str, Any]) -> str:
     lines = []
     for model, groups in dict.fromkeys((one["asked"]["model"], one["asked"]["groups"]) for one in content["runs"]):
         runs = [one for one in content["runs"] if (one["asked"]["model"], one["asked"]["groups"]) == (model, groups)]
+        refused = [one for one in runs if "refused" in one]
+        runs = [one for one in runs if "refused" not in one]
+        lines += [f"{model}, {groups} KV heads: {WAYS[one['asked']['way']].label}: {one['refused']}" for one in refused]
+        if not runs:
+            continue
         mean = next((one["loss"] - one["original"] for one in runs if one["asked"]["way"] == "mean"), None)
         original, before = runs[0]["original"], runs[0]["cache_before"]
         of_bits = next((one for one in runs if "original_quantised" in one), runs[0])
+        tasks: dict[str, float] = next((one["original_tasks"] for one in runs if one.get("original_tasks")), {})
         columns = ["way", "loss", *(f"{bits}-bit cache" for bits in BITS)]
-        columns += ["KL", "top-1", "same tokens", "bytes", "s", "peak MB"]
+        columns += ["KL", "top-1", "same tokens", *tasks, "bytes", "s", "peak MB"]
         lines += [
             f"{model}, {groups} KV heads; original {original:.3f} nats a token, {before:,} bytes a token",
             "",
             f"| {' | '.join(columns)} |",
             f"|{'---|' * len(columns)}",
-            f"| the original | | {' | '.join(_quantised(of_bits, 'original_quantised'))} | | | | {before:,} | | |",
+            f"| the original | | {' | '.join(_quantised(of_bits, 'original_quantised'))} | | | | "
+            + "".join(f"{score:.3f} | " for score in tasks.values())
+            + f"{before:,} | | |",
         ]
-        lines += [_row(one, mean) for one in runs]
+        lines += [_row(one, mean, list(tasks)) for one in runs]
         lines.append("")
     return "\n".join(lines)
 
 
-def _row(one: dict[str, Any], mean: float | None) -> str:
+def _told(one: dict[str, Any]) -> str:
+    """Return the loss of one run, or why there is none."""
+    return one["refused"] if "refused" in one else f"{one['loss'] - one['original']:+.3f}"
+
+
+def _row(one: dict[str, Any], mean: float | None, tasks: Sequence[str]) -> str:
     above = one["loss"] - one["original"]
     cells = [WAYS[one["asked"]["way"]].label, f"{above:+.3f}{f' ({above / mean:.1%})' if mean else ''}"]
     cells += [*_quantised(one, "quantised"), f"{one['kl']:.3f}", f"{one['top1']:.1%}", f"{one['same_tokens']:.1f}"]
+    scores = one.get("tasks", {})  # runs of earlier calls may have been asked for others, or for none
+    cells += [f"{scores[task]:.3f}" if task in scores else "" for task in tasks]
     cells += [f"{one['cache']:,}", f"{one['seconds']:.0f}", f"{one['peak'] / 1e6:.0f}"]
     return f"| {' | '.join(cells)} |"
 
@@ -104,10 +120,11 @@ def draw(content: dict[str, Any], path: Path) -> None:
     """Draw the losses of every model as bars, on a scale of powers of ten."""
     from matplotlib.figure import Figure
 
-    models = list(dict.fromkeys(one["asked"]["model"] for one in content["runs"]))
+    shown = [one for one in content["runs"] if "refused" not in one]
+    models = list(dict.fromkeys(one["asked"]["model"] for one in shown))
     figure = Figure(figsize=(7, 0.8 + 2.6 * len(models)), layout="constrained")
     for axes, model in zip(figure.subplots(len(models), squeeze=False).flat, models, strict=True):
-        runs = [one for one in content["runs"] if one["asked"]["model"] == model]
+        runs = [one for one in shown if one["asked"]["model"] == model]
         labels = [f"{WAYS[one['asked']['way']].label}, {one['asked']['groups']}" for one in runs]
         bars = axes.barh(labels, [max(1e-3, one["loss"] - one["original"]) for one in runs], color="#4c78a8")
         axes.bar_label(bars, [f"{one['loss'] - one['original']:+.3f}" for one in runs], padding=3, fontsize=8)
@@ -131,6 +148,8 @@ def main(
     steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of everything that draws numbers.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, comma-separated.")] = "",
+    task_path: Annotated[Path | None, typer.Option(help="Directory with tasks of your own.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Keep results here; go on with those there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw them, as PNG.")] = None,
 ) -> None:
@@ -147,6 +166,8 @@ def main(
         "steps": steps,
         "threads": threads,
     }
+    if tasks:
+        settings |= {"tasks": tasks.split(","), "task_path": str(task_path) if task_path else None}
     with tempfile.TemporaryDirectory() as folder:
         calibration, held_out = texts(data, evaluation or [], Path(folder))
         for model in models:
@@ -158,7 +179,7 @@ def main(
                         work=folder, **settings,
                     )  # fmt: skip
                     found.add(asked, run(job))
-                    print(_row(found.content["runs"][-1], None), file=sys.stderr, flush=True)
+                    print(f"{Path(model).name}, {count}: {way}: {_told(found.content['runs'][-1])}", file=sys.stderr)
     print(table(found.content))
     if plot is not None:
         draw(found.content, plot)

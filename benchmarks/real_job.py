@@ -10,42 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from quality_job import peak_memory
 from quantised_cache import QuantisedCache
+from ways import Request, convert
 
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way to convert."""
-
-    label: str
-    options: dict[str, Any]
-    """Of `ConvertOptions`."""
-    text: bool = False
-    """Whether it reads calibration text."""
-
-
-_ALIGNED: dict[str, Any] = {"method": "aligned"}
-_RANDOM: dict[str, Any] = {"data": ("random",), "tokens": 4096, "context": 512}
-WAYS = {
-    "mean": Way(label="mean", options={"method": "mean"}),
-    "first": Way(label="first", options={"method": "first"}),
-    "guess": Way(label="aligned, from the weights alone", options=_ALIGNED | {"data": ("none",)}),
-    "random": Way(label="aligned, 4,096 random tokens", options=_ALIGNED | _RANDOM),
-    "self": Way(label="aligned, text that it wrote itself", options=_ALIGNED),
-    "data": Way(label="aligned, with data", options=_ALIGNED, text=True),
-    "latent": Way(label="latent of the same bytes, with data", options={}, text=True),
-    "latent-distil": Way(label="latent of the same bytes, with data, distil", options={"refine": "distil"}, text=True),
-    "refit": Way(label="aligned, with data, refit", options=_ALIGNED | {"refine": "refit"}, text=True),
-    "distil": Way(label="aligned, with data, distil", options=_ALIGNED | {"refine": "distil"}, text=True),
-    "joint": Way(label="aligned, with data, joint", options=_ALIGNED | {"refine": "joint"}, text=True),
-}
 _QUESTIONS = (
     "What is the capital of France?",
     "Write a short poem about the sea.",
@@ -77,6 +50,9 @@ class Job:
     context: int
     steps: int
     threads: int | None
+    tasks: tuple[str, ...] = ()
+    """Of lm-evaluation-harness."""
+    task_path: str | None = None
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -90,38 +66,21 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Convert, and compare the result with the original."""
+    """Convert, and compare the result with the original; `refused` says why such a model is not converted that way."""
+    from mha2gqa.errors import Mha2GqaError
     from mha2gqa.files.source import find_source
 
     if job.threads:
         torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "converted"
-        seconds, outcome = _convert(job, output)
-        peak = peak_memory()
-        known = _of_original(job, find_source(job.model).directory)
-        return _compare(output, known) | {
-            "seconds": seconds,
-            "peak": peak,
-            "cache": outcome.cache_after,
-            "cache_before": outcome.cache_before,
-        }
-
-
-def _convert(job: Job, output: Path) -> tuple[float, Any]:
-    from transformers import AutoModelForCausalLM  # noqa: F401 (imported before the clock starts)
-
-    from mha2gqa.verbs.convert.options import ConvertOptions
-    from mha2gqa.verbs.convert.run import convert
-
-    way = WAYS[job.way]
-    options = way.options | {"seed": job.seed, "steps": job.steps}
-    options |= {"latent_like_groups": job.groups} if job.way.startswith("latent") else {"groups": job.groups}
-    if way.text:
-        options |= {"data": (job.calibration,), "tokens": job.tokens, "context": job.context}
-    started = time.perf_counter()
-    outcome = convert(ConvertOptions(model=job.model, output=output, **options))
-    return time.perf_counter() - started, outcome
+        request = Request(**{one.name: getattr(job, one.name) for one in fields(Request) if hasattr(job, one.name)})
+        try:
+            costs = convert(job.way, request, output)
+        except Mha2GqaError as error:
+            return {"refused": str(error)}
+        source = find_source(job.model).directory
+        return _compare(output, source, _of_original(job, source), job) | costs
 
 
 @dataclass(frozen=True)
@@ -137,6 +96,8 @@ class Known:
     """Its loss with a cache of so many bits."""
     answers: list[tuple[int, list[int]]]
     """Length of each question in tokens, and the tokens of question and answer."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Its scores in the harness's tasks."""
 
 
 @torch.inference_mode()
@@ -161,6 +122,7 @@ def _of_original(job: Job, directory: Path) -> Known:
         "loss": sum(losses) / len(losses),
         "quantised": _quantised_losses(model, blocks_NT),
         "answers": [(len(ids), _answer(model, ids)) for ids in _questions(tokenizer, blocks_NT)],
+        "tasks": _scores(model, directory, job),
     }
     torch.save(blocks_NT, folder / "blocks.pt")
     (folder / "known.json").write_text(json.dumps(content))
@@ -182,7 +144,7 @@ def _answer(model: Any, ids: list[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def _compare(directory: Path, known: Known) -> dict[str, Any]:
+def _compare(directory: Path, source: Path, known: Known, job: Job) -> dict[str, Any]:
     from mha2gqa.model.load import load_model
 
     model = load_model(directory)
@@ -204,7 +166,21 @@ def _compare(directory: Path, known: Known) -> dict[str, Any]:
         "top1": same,
         "same_tokens": sum(tokens) / len(tokens),
         "evaluated": known.blocks[:, 1:].numel(),
+        "tasks": _scores(model, source, job),
+        "original_tasks": known.tasks,
     }
+
+
+def _scores(model: Any, source: Path, job: Job) -> dict[str, float]:
+    """Return what a model scores in each task, by the original's tokenizer."""
+    if not job.tasks:
+        return {}
+    from mha2gqa.model.load import load_tokenizer
+    from mha2gqa.verbs.verify.benchmarks import find_tasks, score, side_by_side
+
+    suite = find_tasks(job.tasks, Path(job.task_path) if job.task_path else None, model)
+    found: Mapping[str, Any] = score(suite, model, load_tokenizer(source))
+    return {f"{one.task}, {one.metric}": one.converted for one in side_by_side(found, found)}
 
 
 def _quantised_losses(model: Any, blocks_NT: torch.Tensor) -> dict[str, float]:

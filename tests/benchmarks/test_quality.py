@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import quality
 import torch
-from quality_job import WAYS, Settings, measure
-from quality_results import LABELS, Results, Run, draw, format_tables
+from quality_job import Settings, measure
+from quality_results import Results, Run, draw, format_tables
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.files.source import reference_directory
@@ -25,10 +25,6 @@ def methods() -> Iterator[None]:
     yield
     METHODS.clear()
     METHODS.update(before)
-
-
-def test_every_way_has_a_label_and_runs_what_the_package_or_the_baselines_have() -> None:
-    assert list(WAYS) == list(LABELS)
 
 
 def test_a_text_for_both_is_divided_by_documents_and_none_is_in_both(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """`benchmarks/real.py` divides a text, compares with the original, and goes on where it was stopped."""
 
+import functools
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import real
 import torch
+from lm_eval.tasks import TaskManager
 from quantised_cache import GROUP, rounded
-from real_job import WAYS, Job, measure
+from real_job import Job, measure
+from ways import WAYS
 
+from mha2gqa.methods import METHODS
 from tests.verbs.verify.subjects import save_source, save_text
+from tests.verbs.verify.test_benchmarks import write_task
 
 
 def test_the_end_of_a_text_is_kept_to_evaluate_on(tmp_path: Path) -> None:
@@ -22,12 +29,7 @@ def test_the_end_of_a_text_is_kept_to_evaluate_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("groups", "is_same"), [(4, True), (1, False)])
 def test_a_result_is_compared_with_the_original(groups: int, is_same: bool, tmp_path: Path) -> None:
-    text = str(save_text(tmp_path / "text.txt", 400))
-    job = Job(
-        model=str(save_source(tmp_path / "source")), groups=groups, way="mean", seed=0, calibration=text,
-        evaluation=text, work=str(tmp_path / "work"), tokens=64, eval_tokens=64, context=16, steps=1, threads=None,
-    )  # fmt: skip
-    found = measure(job)
+    found = measure(job(tmp_path, "mean", groups))
 
     assert found["evaluated"] == 60
     if is_same:
@@ -38,6 +40,58 @@ def test_a_result_is_compared_with_the_original(groups: int, is_same: bool, tmp_
         assert found["kl"] == pytest.approx(0, abs=1e-3) and found["top1"] > 0.99 and found["same_tokens"] == 64
     else:
         assert found["kl"] > 0.01 and found["top1"] < 1 and found["cache"] * 4 == found["cache_before"]
+
+
+def job(folder: Path, way: str, groups: int = 1, model_type: str = "llama", **options: Any) -> Job:
+    text = str(save_text(folder / "text.txt", 400))
+    asked: dict[str, Any] = {"seed": 0, "tokens": 64, "eval_tokens": 64, "context": 16, "steps": 1, "threads": None}
+    source, work = str(save_source(folder / "source", model_type)), str(folder / "work")
+    return Job(model=source, groups=groups, way=way, calibration=text, evaluation=text, work=work, **asked | options)
+
+
+@pytest.fixture
+def methods() -> Iterator[None]:
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_has_the_cache_of_as_many_heads(way: str, tmp_path: Path, methods: None) -> None:
+    found = measure(job(tmp_path, way))
+    assert found["cache"] * 4 == found["cache_before"] == 2 * 2 * 4 * 16 * 4
+    assert 0 < abs(found["loss"] - found["original"]) < 10 and found["kl"] > 0
+
+
+def test_a_way_that_a_model_does_not_have_is_said(tmp_path: Path) -> None:
+    found = measure(job(tmp_path, "latent", model_type="qwen3"))
+    assert list(found) == ["refused"] and "norm" in found["refused"]
+    content = {"runs": [{"asked": {"model": "m", "groups": 1, "way": "latent"}, **found}, run("mean", 6.0)]}
+    table = real.table(content)
+    assert f"m, 1 KV heads: {WAYS['latent'].label}: {found['refused']}" in table and "| mean | +4.000" in table
+    real.draw(content, tmp_path / "real.png")
+
+
+def test_tasks_of_the_harness_are_scored_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
+    lines = [{"start": "abc"[:number], "choices": ["xy", "zw"], "answer": number % 2} for number in (1, 2, 3)]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_task(tmp_path / "tasks", "guess", tmp_path / "lines.jsonl")
+    found = measure(job(tmp_path, "mean", 4, tasks=("guess",), task_path=str(tmp_path / "tasks")))
+    assert found["tasks"] == found["original_tasks"] and list(found["tasks"]) == ["guess, acc"]
+    assert found["tasks"]["guess, acc"] * 3 == pytest.approx(round(found["tasks"]["guess, acc"] * 3))
+    rows = real.table(
+        {
+            "runs": [
+                run("first", 4.0),
+                {**run("mean", 6.0), "tasks": {"guess, acc": 0.25}} | {"original_tasks": {"guess, acc": 0.5}},
+            ]
+        }
+    ).splitlines()
+    assert "| same tokens | guess, acc | bytes |" in rows[2]
+    assert "| 0.500 | 30 |" in rows[4] and "| 3.0 |  | 10 |" in rows[5] and "| 3.0 | 0.250 | 10 |" in rows[6]
 
 
 def run(way: str, loss: float) -> dict[str, Any]:

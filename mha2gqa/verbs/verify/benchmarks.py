@@ -90,9 +90,9 @@ def run_tasks(
     """
     results = []
     for model in (original, converted):
-        results.append(_evaluate(suite, model, tokenizer))
+        results.append(score(suite, model, tokenizer))
         advance(1, 2)
-    return tuple(_side_by_side(*results))
+    return tuple(side_by_side(*results))
 
 
 def _matches(name: str, manager: Any) -> list[str]:
@@ -126,7 +126,8 @@ def _load(names: Sequence[str], manager: Any) -> None:
                 )
 
 
-def _evaluate(suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+def score(suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+    """Return what the harness tells of one model."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -142,7 +143,8 @@ def _evaluate(suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     return results
 
 
-def _side_by_side(original: Mapping[str, Any], converted: Mapping[str, Any]) -> Iterator[Benchmark]:
+def side_by_side(original: Mapping[str, Any], converted: Mapping[str, Any]) -> Iterator[Benchmark]:
+    """Yield every metric of what `score` returned of two models."""
     for task, scores in original["results"].items():
         others = converted["results"][task]
         config = original["configs"].get(task, {})
