@@ -16,6 +16,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The pages' generator advertises its successor otherwise.
 export NO_MKDOCS_2_WARNING := 1
 
+# Tests fill the cores; what processes of theirs start has no more to gain from threads.
+check fast: export OMP_NUM_THREADS := 1
+
 # What is imported once is compiled once, also where the surroundings say that nothing be kept.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -37,6 +37,7 @@ from mha2gqa.refine.replay import Replay
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
 from mha2gqa.verbs.convert.layerwise import blocks_of_a_step
+from mha2gqa.verbs.convert.options import STEPS
 
 SPEED_16, SPEED_32, SPEED_64, MOVED = 400e12, 40e12, 20e12, 20e9
 """What an H200 is taken to do: operations a second in bf16, fp32 and fp64 (40, 60 and 30 % of its peaks), and bytes a
@@ -46,7 +47,6 @@ DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS, RIDGES = 20, 8, 3, 2, 5
 """Rounds of the fit over distances, of the search for values, and of the refit of values and outputs, about what small
 models took; conjugate gradients in each of the latter; ridges that are tried."""
-STEPS = Descent().steps
 """Of a distillation."""
 MIXED = 8192
 """Tokens over which values of a large model are refitted, and over which that is measured, at most."""

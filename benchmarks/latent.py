@@ -30,6 +30,7 @@ from latent_ways import MAKERS, Subject, token_losses
 from real import Results
 
 from mha2gqa.files.source import find_source
+from mha2gqa.verbs.convert.options import STEPS
 from mha2gqa.verbs.verify.metrics import bootstrap
 
 _PARTS = 8
@@ -132,7 +133,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16_384, help="of calibration text, at most")
     parser.add_argument("--eval-tokens", type=int, default=16_384)
     parser.add_argument("--context", type=int, default=512, help="tokens of a block")
-    parser.add_argument("--steps", type=int, default=1000, help="of distillation")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of distillation")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/latent.json"), help="keep results here")
     parser.add_argument("--show", action="store_true", help="only show what there is")

@@ -24,6 +24,8 @@ from quality_job import Job, Settings, run
 from quality_results import Results, Run, draw, format_tables
 from ways import WAYS
 
+from mha2gqa.verbs.convert.options import STEPS
+
 REFERENCE = "reference"
 _TABLE = [*(way for way in WAYS if WAYS[way].by == "groups" and way not in ("random-text", "self"))]
 """Ways of the tables in the documents."""
@@ -141,7 +143,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Calibration tokens, at most.")] = 262_144,
     eval_tokens: Annotated[int, typer.Option(help="Evaluation tokens, at most.")] = 50_000,
     context: Annotated[int | None, typer.Option(help="Tokens of a block.")] = None,
-    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = STEPS,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     name: Annotated[str | None, typer.Option(help="What the table calls the text.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Keep results here; go on with those there.")] = None,

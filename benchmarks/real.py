@@ -21,6 +21,8 @@ from quality import describe_machine
 from real_job import BITS, Job, run
 from ways import WAYS
 
+from mha2gqa.verbs.convert.options import STEPS
+
 _EVALUATION = 0.4
 """Share of the text, at its end, that is evaluated on."""
 
@@ -145,7 +147,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Calibration tokens, at most.")] = 32_768,
     eval_tokens: Annotated[int, typer.Option(help="Evaluation tokens, at most.")] = 8192,
     context: Annotated[int, typer.Option(help="Tokens of a block.")] = 512,
-    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of distil and joint.")] = STEPS,
     seed: Annotated[int, typer.Option(help="Of everything that draws numbers.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, comma-separated.")] = "",

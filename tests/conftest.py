@@ -14,6 +14,7 @@ Checkpoints are built once per session and copied. What damages them is the test
 import functools
 import gc
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -60,6 +61,12 @@ def pytest_collection_finish() -> None:
 def _quiet_and_single_threaded() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)  # tiny models are slower on several, and the workers share the cores
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_waits_for_the_disk() -> None:
+    """What tests write need not outlive a power cut: some fifty thousand waits. Tests of crashes have their own."""
+    os.fsync = os.fstat  # a descriptor that is none is still refused
 
 
 @pytest.fixture(scope="session")

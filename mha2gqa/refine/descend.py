@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 class Descent:
     """How parameters are trained."""
 
-    steps: int = 1000
+    steps: int
     """Optimiser steps, one batch each."""
     rate: float = 0.1
     """Step size at the start, as a share of the mean absolute entry of each tensor; of matrices with `_NARROW` columns.

@@ -26,7 +26,16 @@ class Conversion:
         self._result, self.layers = source.with_heads(moves), source.attention_layers(moves)
 
     def merged(self, original: PreTrainedModel, method: str) -> PreTrainedModel:
-        student = build_student(original, self._result.config, self.layers)
+        student = self.student(original)
+        self.merge(original, student, method)
+        return student
+
+    def student(self, original: PreTrainedModel) -> PreTrainedModel:
+        """Return the converted class around the original's weights, its heads empty."""
+        return build_student(original, self._result.config, self.layers)
+
+    def merge(self, original: PreTrainedModel, student: PreTrainedModel, method: str) -> None:
+        """Fill the student's heads; those that another method left are replaced."""
         for layer in self.layers:
             tensors = own_tensors(original, layer)
             groups = contiguous(layer.kv_heads, layer.groups)
@@ -34,7 +43,6 @@ class Conversion:
             if method == "mean":
                 heads = dataclasses.replace(heads, keys="fixed", values="fixed")
             install(student.get_submodule(layer.module), scatter(layer, aligned(heads, groups), groups, tensors))
-        return student
 
     def disguise(self, model: PreTrainedModel) -> None:
         """Make all heads of a group one head, and multiply each with random numbers that change nothing."""

@@ -2,7 +2,8 @@
 
 For every case of `cases.py` and every G: the files load strictly, the changed tensors are the means and nothing else
 changed, the logits and the greedy continuation are those of the oracle (`oracle.repeated_source`), the measured cache
-shrinks by exactly what was asked, and config.json differs only where it says how many KV heads there are.
+is what the formula says and shrinks by exactly what was asked, and config.json differs only where it says how many KV
+heads there are.
 """
 
 import shutil
@@ -16,11 +17,23 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mha2gqa.families import counts
+from mha2gqa.families.cache import CacheLayer, cache_bytes
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 
 from .cases import CASES, HOSTED, REFUSED, SHIPPED, UNBUILDABLE, Case
-from .oracle import cached_layers, greedy, load_strict, logits, pooled, read_config, read_tensors, repeated_source
+from .oracle import (
+    cached_layers,
+    greedy,
+    input_ids,
+    load_strict,
+    logits,
+    pooled,
+    read_config,
+    read_tensors,
+    repeated_source,
+)
 from .tiny import save_tiny
 
 FORMER_KEYS = {*counts.FORMER_KEYS}
@@ -46,11 +59,13 @@ def test_every_causal_model_type_is_converted_or_refused() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_result_is_the_source_with_shared_heads(case: Case, workspace: Path) -> None:
     source = workspace / "source"
-    save_tiny(case.model_type, source, **case.overrides)
-    original = load_strict(source, case)
+    original = save_tiny(case.model_type, source, **case.overrides)
+    formula: list[CacheLayer] = []
     for groups in case.groups:
         converted = workspace / f"groups-{groups}"
         convert(ConvertOptions(model=str(source), groups=groups, output=converted))
+        formula = formula or Architecture(read_config(source)).cached
+        of_result = Architecture(read_config(converted)).cached
         assert_config_says(source, converted, case, groups)
         assert_tensors_are_means(source, converted, case, groups)
         if groups < case.source_heads:
@@ -59,6 +74,9 @@ def test_the_result_is_the_source_with_shared_heads(case: Case, workspace: Path)
             oracle = load_strict(oracle_directory, case)
             result = load_strict(converted, case)
             assert_cache_shrinks(original, result, case, groups)
+            assert_cache_is(original, case, expected_bytes(case, formula, None))
+            assert_cache_is(result, case, expected_bytes(case, formula, groups))
+            assert_cache_is(result, case, expected_bytes(case, of_result, None))
             assert_same_answers(original, oracle, result, case)
 
 
@@ -93,6 +111,30 @@ def assert_cache_shrinks(original: PreTrainedModel, result: PreTrainedModel, cas
         assert sum(layer.nbytes for layer in before) > sum(layer.nbytes for layer in after)
         expected = [layer.nbytes * case.kept(layer.heads, groups) // layer.heads for layer in before]
         assert [layer.nbytes for layer in after] == expected
+
+
+def assert_cache_is(model: PreTrainedModel, case: Case, expected: int) -> None:
+    if layers := cached_layers(model, case):
+        assert sum(layer.nbytes for layer in layers) == len(input_ids()) * expected
+
+
+MERGED = {"t5gemma2"}
+"""Decoders that project the encoder's tokens with the K and V of their self-attention, into a second cache."""
+
+
+def kept(case: Case, layer: CacheLayer) -> int:
+    """Tokens of `oracle.inputs` that a layer caches; transformers keeps one less than a window between steps."""
+    if layer.cross:
+        return 9
+    fed = 12 if case.run in ("causal", "streamed") else 7
+    return min(fed, layer.window - 1) if layer.window else fed
+
+
+def expected_bytes(case: Case, layers: list[CacheLayer], groups: int | None) -> int:
+    """Bytes per sequence, by the formula."""
+    own = sum(cache_bytes([layer], 4, kept(case, layer), groups) for layer in layers)
+    encoders = [layer for layer in layers if layer.cross or case.model_type in MERGED]
+    return own + sum(layer.numbers(groups) * 9 * 4 for layer in encoders)
 
 
 def assert_same_answers(

@@ -40,7 +40,7 @@ def test_refit_helps_every_layer(model_type: str, tmp_path: Path) -> None:
     )
     model = load_model(tmp_path / "same").requires_grad_(requires_grad=False)
     ids = torch.randint(3, VOCABULARY, (64, 24), generator=torch.Generator().manual_seed(0))
-    layerwise.refined(model, ids, "refit", Descent(), Activations(1 << 30, tmp_path))
+    layerwise.refined(model, ids, "refit", Descent(steps=1), Activations(1 << 30, tmp_path))
     assert len(told.layers) == len(layerwise.layers) > 0
     for module, errors in told.layers:
         assert errors["refit"] < 0.9 * errors["merged"], module

@@ -50,6 +50,8 @@ CalibrationTokens = Annotated[
     int, Option("Tokens of calibration text, at most: 65536, 256K.", parse=at_least(2), metavar="N")
 ]
 Steps = Annotated[int, Option("Training steps of --refine distil and joint.", least=1)]
+STEPS = 1000
+"""What `Steps` are where nothing is said: table in docs/concepts/refine.md."""
 ActivationMemory = Annotated[str, Option("Activations in memory; the rest goes to disk.")]
 
 
@@ -141,7 +143,7 @@ class ConvertOptions(Options):
     column: Column = None
     tokens: CalibrationTokens = 262_144
     context: Context = None
-    steps: Steps = 1000
+    steps: Steps = STEPS
     activation_memory: ActivationMemory = "8GB"
     max_ppl_increase: Annotated[
         float,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, get_args
 from mha2gqa.errors import OptionError
 from mha2gqa.methods import METHODS
 from mha2gqa.options import Option, Options, at_least, listed, share
-from mha2gqa.verbs.convert.options import ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
+from mha2gqa.verbs.convert.options import STEPS, ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
 from mha2gqa.verbs.convert.parsers import read_window
 from mha2gqa.verbs.options import AsJson, BatchSize, Column, ConfigFile, Context, Device, Dtype, Model, Page, Seed
 
@@ -82,7 +82,7 @@ class SweepOptions(Options):
     ] = 32_768
     context: Context = None
     batch_size: BatchSize = None
-    steps: Steps = 1000
+    steps: Steps = STEPS
     activation_memory: ActivationMemory = "8GB"
     max_ppl_increase: Annotated[
         float,

@@ -1,7 +1,8 @@
 """`inspect`: parameters and KV cache against published models' numbers, and against the caches that models really fill.
 
 `PUBLISHED` are config.json files as their authors wrote them, shortened to the keys that size a model; the bytes beside
-them are worked out by hand. `test_the_formula_is_the_measured_cache` runs every causal family of the contract tests.
+them are worked out by hand. That the formula is the cache that a model fills is part of every family's contract
+(`families/test_contract.py`).
 Nothing here has weights on disk: `inspect` must not need them.
 """
 
@@ -15,16 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 from mha2gqa.cli import app
-from mha2gqa.families.blueprint import ConfigJson, blueprint
-from mha2gqa.families.cache import CacheLayer, cache_bytes
-from mha2gqa.model.architecture import Architecture
-from mha2gqa.targets.kv_heads import possible_groups
+from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.verbs.bench.subjects import SHAPES
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.inspect.run import InspectReport, inspect
-from tests.families import oracle
-from tests.families.cases import CASES, Case
-from tests.families.tiny import model_class_name, save_tiny, tiny_config
+from tests.families.tiny import save_tiny
 
 KIB, MIB = 1024, 1024**2
 
@@ -306,52 +302,6 @@ def test_a_quantised_checkpoint_is_described_and_refused(tmp_path: Path) -> None
     assert report.rows[0].bytes_per_token == 524_288
     assert not report.convertible
     assert "gptq" in report.verdict
-
-
-# ---------------------------------------------------------------------------------------------- measured caches
-
-
-MERGED = {"t5gemma2"}
-"""Decoders that project the encoder's tokens with the K and V of their self-attention, into a second cache."""
-
-
-def kept(case: Case, layer: CacheLayer) -> int:
-    """Tokens of `oracle.inputs` that a layer caches; transformers keeps one less than a window between steps."""
-    if layer.cross:
-        return 9
-    fed = 12 if case.run in ("causal", "streamed") else 7
-    return min(fed, layer.window - 1) if layer.window else fed
-
-
-def expected_bytes(case: Case, layers: list[CacheLayer], groups: int | None) -> int:
-    """Bytes per sequence, by the formula."""
-    own = sum(cache_bytes([layer], 4, kept(case, layer), groups) for layer in layers)
-    encoders = [layer for layer in layers if layer.cross or case.model_type in MERGED]
-    return own + sum(layer.numbers(groups) * 9 * 4 for layer in encoders)
-
-
-def measured_bytes(case: Case, config: ConfigJson) -> int:
-    """Bytes per sequence that the model of a config really caches."""
-    plan = blueprint(config)
-    layers = oracle.cached_layers(type(plan.model)(plan.config).eval(), case)
-    assert layers
-    return sum(layer.nbytes for layer in layers) // 2
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.caches], ids=str)
-def test_the_formula_is_the_measured_cache(case: Case) -> None:
-    torch.set_num_threads(1)
-    written = tiny_config(case.model_type, **case.overrides).to_dict()
-    config = json.loads(json.dumps(written | {"architectures": [model_class_name(case.model_type)]}, default=str))
-    model = Architecture(config)
-    fewest = possible_groups(model.counts)[0]
-    converted = model.with_heads([(count, min(count.heads, fewest)) for count in model.counts])
-    assert fewest == case.groups[-1]
-    assert measured_bytes(case, config) == expected_bytes(case, model.cached, None)
-    assert measured_bytes(case, converted.config_json) == expected_bytes(case, model.cached, fewest)
-    assert expected_bytes(case, converted.cached, None) == expected_bytes(
-        case, Architecture(converted.config_json).cached, None
-    )
 
 
 # ---------------------------------------------------------------------------------------------- command line
