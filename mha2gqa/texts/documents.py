@@ -34,7 +34,10 @@ _PAGE = 4096
 
 
 def read_documents(
-    data: Sequence[str], column: str | None = None, purpose: Purpose = "evaluation"
+    data: Sequence[str],
+    column: str | None = None,
+    purpose: Purpose = "evaluation",
+    begun: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Document]:
     """Yield every document that is not empty, in the order of `data`, or mixed by the weights in it.
 
@@ -43,19 +46,22 @@ def read_documents(
         column: Column of tables that holds the text; None takes `text`, a conversation or another form of `chats.py`,
             else the only column with documents.
         purpose: Which split of a Hub data set to take when none is named.
+        begun: Told of each name, without its weight, before its first document is read.
 
     Raises:
         TextError: A file or data set is missing, unreadable or empty, or has no such column. Files that do not
             exist are refused before the first document; the rest where they are read.
     """
-    yield from _mixed(data, lambda name: _documents(name, column, purpose))
+    yield from _mixed(data, lambda name: _documents(name, column, purpose), begun)
 
 
-def _mixed(data: Sequence[str], read: Callable[[str], Iterator[Read]]) -> Iterator[Read]:
+def _mixed(
+    data: Sequence[str], read: Callable[[str], Iterator[Read]], begun: Callable[[str], None] = lambda name: None
+) -> Iterator[Read]:
     """Yield what is read, one name after the other; by weight where there are any, 1 for names without."""
     names = [named(one) for one in data]
     check_exists([one.name for one in names])
-    streams = [_not_empty(one.name, read(one.name)) for one in names]
+    streams = [_not_empty(one.name, read(one.name), begun) for one in names]
     if all(one.weight is None for one in names):
         for stream in streams:
             yield from stream
@@ -87,8 +93,9 @@ def pieces(document: str, size: int) -> Iterator[str]:
         start = end
 
 
-def _not_empty(name: str, stream: Iterator[Read]) -> Iterator[Read]:
+def _not_empty(name: str, stream: Iterator[Read], begun: Callable[[str], None]) -> Iterator[Read]:
     found = False
+    begun(name)
     for one in stream:
         found = True
         yield one

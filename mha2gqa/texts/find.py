@@ -18,7 +18,7 @@ from mha2gqa.reference import corpus
 from mha2gqa.texts.blocks import pack_marked, random_blocks
 from mha2gqa.texts.chats import Document
 from mha2gqa.texts.documents import read_documents
-from mha2gqa.texts.tables import Purpose
+from mha2gqa.texts.tables import Purpose, named
 from mha2gqa.texts.written import sample_text
 
 SELF = "self"
@@ -77,6 +77,7 @@ def find_blocks(
     """
     check_words(data, (SELF,) if purpose == "evaluation" else (SELF, RANDOM))
     documents: Iterable[Document]
+    begun: list[str] = []
     if RANDOM in data:
         known = model().config.get_text_config(decoder=True).vocab_size
         wanted = max(tokens, least * context)
@@ -94,12 +95,23 @@ def find_blocks(
         description = f"text sampled from the original itself (temperature 1, seed {seed})"
         return Blocks(tokens_NT=written_NT, description=description, sampled=True)
     else:
-        documents, description = read_documents(data, column, purpose), f"text from {', '.join(data)}"
+        documents, description = read_documents(data, column, purpose, begun.append), ""
     blocks_NT, answers_NT = pack_marked(documents, tokenizer, context=context, tokens=tokens, least=least)
+    description = description or _files(data, begun)
     if answers_NT is not None:
         way = "by the chat template" if tokenizer.chat_template else "as plain text, without a chat template"
         description += f" ({way}; {answers_NT.float().mean():.0%} of the tokens are answers)"
     return Blocks(tokens_NT=blocks_NT, description=description, sampled=False, answers_NT=answers_NT)
+
+
+def _files(data: Sequence[str], begun: Sequence[str]) -> str:
+    """Return which files a text is from, and which of them it did not come to."""
+    unread = [one for one in data if named(one).name not in begun]
+    if not unread:
+        return f"text from {', '.join(data)}"
+    mixed = any(named(one).weight is not None for one in data)
+    remedy = "more --tokens reach them" if mixed else f"{' '.join(f'--data {one}:1' for one in data)} mixes them"
+    return f"text from {', '.join(begun)}, and none from {', '.join(unread)} ({remedy})"
 
 
 def check_words(data: Sequence[str], possible: Sequence[str] = (SELF,)) -> None:

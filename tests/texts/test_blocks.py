@@ -131,3 +131,26 @@ def test_text_is_the_users_or_the_models(tmp_path: Path) -> None:
     assert "sampled from the original itself" in written.description
     with pytest.raises(TextError, match="beside other text"):
         find(("self", "a.txt"))
+
+
+def test_files_that_a_text_does_not_come_to_are_named(tmp_path: Path) -> None:
+    first, second = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
+    Path(first).write_text("abcdefgh" * 4)
+    Path(second).write_text("xyz" * 10)
+    find = partial(
+        find_blocks,
+        source=find_source(str(tmp_path)),
+        tokenizer=letters(),
+        model=pytest.fail,
+        context=8,
+        purpose="calibration",
+    )
+    enough = find((first, second), tokens=16)
+    assert (
+        enough.description
+        == f"text from {first}, and none from {second} (--data {first}:1 --data {second}:1 mixes them)"
+    )
+    assert enough.tokens_NT.max() <= 8
+    for data, tokens in (((first, second), 48), ((f"{first}:1", f"{second}:1"), 48), ((first,), 16)):
+        assert find(data, tokens=tokens).description == f"text from {', '.join(data)}"
+    assert find((f"{first}:1", f"{second}:1"), tokens=16).description.endswith("(more --tokens reach them)")
