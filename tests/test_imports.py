@@ -16,7 +16,7 @@ from mha2gqa.cli import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "mha2gqa"
 LAYERS = (
-    "errors progress",
+    "errors progress rates",
     "terminal units",
     "options sections",
     "console",

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mha2gqa.refine import joint
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.descend import Descent, distil, relative_error
+from mha2gqa.refine.descend import Descent, descend, distil, relative_error
 from mha2gqa.refine.joint import train_jointly
 from mha2gqa.refine.replay import Replay
 from tests.refine.pairs import Pair, make_pair, token_batches
@@ -90,6 +90,22 @@ def test_joint_training_lowers_the_divergence_and_keeps_the_dtype(dtype: torch.d
     assert {one.dtype for one in pair.student.parameters()} == {dtype}
     assert not any(one.requires_grad for one in pair.student.parameters())
     assert all(torch.equal(one, pair.student.get_parameter(name)) for name, one in others.items())
+
+
+def test_joint_training_takes_the_steps_that_learn_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rates that a model cannot stand at all the lower ones are tried, and the best of them is taken."""
+    taken: list[tuple[int, float]] = []
+
+    def told(parameters, batches, loss, options: Descent, advance) -> None:
+        taken.append((options.steps, options.rate))
+        descend(parameters, batches, loss, options, advance)
+
+    monkeypatch.setattr(joint, "descend", told)
+    monkeypatch.setattr(joint, "RATE", 0.64)
+    first, last = trained(make_pair("llama"))
+    assert taken[:-1] == [(3, 0.64), (3, 0.16), (3, 0.04), (3, 0.01)][: len(taken) - 1]
+    assert taken[-1][0] == 60 and taken[-1][1] < 0.64
+    assert last < 0.95 * first
 
 
 @pytest.mark.parametrize("rate", [1e4, float("inf")])

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mha2gqa.rates import Trial
 from mha2gqa.units import perplexity
 from mha2gqa.verbs.uptrain.recipe import Length
 
@@ -32,16 +33,6 @@ class Losses:
         losses = {"before": self.before, "after": self.after, "original": self.original}
         perplexities = {name: None if loss is None else perplexity(loss) for name, loss in losses.items()}
         return losses | {"tokens": self.tokens, "gap_closed": self.gap_closed, "perplexities": perplexities}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A learning rate that was tried for a few steps."""
-
-    rate: float
-    """0 is the start."""
-    loss: float
-    """On a part of the held-out text, in nats a token, behind the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from mha2gqa.errors import TrainingError
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.staging import check_output
 from mha2gqa.model.load import load_model
+from mha2gqa.rates import Trial
 from mha2gqa.verbs.uptrain.options import UptrainOptions
-from mha2gqa.verbs.uptrain.outcome import Trial, UptrainReport
+from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.pairs import pairs
 from mha2gqa.verbs.uptrain.parameters import count_parameters, select_parameters
 from mha2gqa.verbs.uptrain.recipe import (

@@ -1,10 +1,7 @@
-"""The learning rate where none is named: a few steps at each of some rates, and the loss on held-out text behind them.
+"""The learning rate where none is named: `mha2gqa/rates.py`, with the steps that a run begins with.
 
-Which rate suits a model follows neither from its width nor from the size of its weights: what a toy learns quickest at
-(3e-3) makes a model of 135M parameters, long trained and twice as wide, worse at every step. So the steps that a run
-begins with are tried, from the same weights, the highest rate first, each next a quarter, until a rate that gains is
-followed by one that gains less. A run on several processes, whose model may be whole on none of them, takes a rate by
-the width instead, on the safe side.
+A run on several processes, whose model may be whole on none of them, takes a rate by the width instead, on the safe
+side.
 """
 
 import itertools
@@ -19,17 +16,13 @@ from transformers import Trainer
 
 from mha2gqa.files.working import replace_file
 from mha2gqa.progress import Advance
+from mha2gqa.rates import MOST_RATES, Trial, best_rate, steps_at_each, try_rates
 from mha2gqa.verbs.uptrain.held_out import loss_sums
-from mha2gqa.verbs.uptrain.outcome import Trial
 from mha2gqa.verbs.uptrain.plan import Job
 from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 
 _FILE = "rate.json"
-_RATES, _FACTOR = 4, 4
-"""Rates that are tried at most, and by what one is smaller than the one before."""
-_LEAST_STEPS, _MOST_STEPS, _SHARE = 3, 10, 20
-"""Steps at each: one in so many of the run's, within bounds, and no more than the run has."""
 _TOKENS = 8192
 """Of held-out text that is measured, at most."""
 _BY_WIDTH = 0.1
@@ -58,7 +51,7 @@ def choose_rate(job: Job, text: TrainingText, advance: Advance) -> tuple[Trial, 
     if not path.is_file():
         replace_file(path, json.dumps([[one.rate, one.loss] for one in _tried(job, text, highest, advance)]).encode())
     trials = tuple(Trial(rate=rate, loss=loss) for rate, loss in json.loads(path.read_bytes()))
-    arguments.learning_rate = min(trials[1:], key=lambda one: one.loss).rate
+    arguments.learning_rate = best_rate(trials)
     return trials
 
 
@@ -76,22 +69,16 @@ def _tried(job: Job, text: TrainingText, highest: float, advance: Advance) -> li
         if job.arguments.gradient_checkpointing:  # as the run, or its memory may not do
             model.gradient_checkpointing_enable(job.arguments.gradient_checkpointing_kwargs)
         start = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-        steps = _steps_at_each(job.length.steps)
-        rows = _measured(text, job)
-        trials = [Trial(rate=0.0, loss=_loss(trainer, rows, job))]
-        for number in range(_RATES):
-            rate = highest / _FACTOR**number
+        steps, rows = steps_at_each(job.length.steps), _measured(text, job)
+
+        def loss_behind(rate: float) -> float:
             _train(trainer, text.training, rate, steps)
-            trials.append(Trial(rate=rate, loss=_loss(trainer, rows, job)))
+            loss = _loss(trainer, rows, job)
             _restore(model, start)
-            advance(steps, steps * _RATES)
-            if trials[-2].loss < trials[0].loss and trials[-1].loss >= trials[-2].loss and number:
-                break
-    return trials
+            advance(steps, steps * MOST_RATES)
+            return loss
 
-
-def _steps_at_each(steps: int) -> int:
-    return min(steps, max(_LEAST_STEPS, min(_MOST_STEPS, steps // _SHARE)))
+        return try_rates(highest, _loss(trainer, rows, job), loss_behind)
 
 
 def _measured(text: TrainingText, job: Job) -> Sequence[Any]:

@@ -281,7 +281,7 @@ def test_a_rate_that_is_not_named_is_the_one_that_gains_most(
 
 @pytest.mark.parametrize(("steps", "at_each"), [(1, 1), (2, 2), (6, 3), (100, 5), (5000, 10)])
 def test_a_rate_is_tried_for_a_part_of_the_run(steps: int, at_each: int) -> None:
-    assert rates._steps_at_each(steps) == at_each
+    assert rates.steps_at_each(steps) == at_each
 
 
 def test_only_answers_are_learned_where_that_is_asked_for(
