@@ -92,7 +92,9 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
         yield f"error {step}", f"{error:.4f} of the attention outputs' energy, mean of the layers"
     if report.divergence:
         before, after = report.divergence
-        yield "error joint", f"KL divergence {before:.4f} -> {after:.4f} nats a token on text kept aside"
+        is_better = after < before
+        gained = f" -> {after:.4f} nats a token" if is_better else " nats a token: nothing gained, and taken back,"
+        yield "error joint", f"KL divergence {before:.4f}{gained} on text kept aside"
     for trial in report.trials:
         way = ", ".join(filter(None, (trial.get("way"), trial["refine"]))) or AUTO_METHOD
         yield f"{trial.get('label', 'tried')} {way}", f"perplexity {trial['increase']:+.2%} (loss {trial['loss']:.4f})"

@@ -113,6 +113,16 @@ def test_the_record_and_the_card_say_how(source: Path, cli: Any, tmp_path: Path,
     assert all(f"--{name} {value}" in card for name, value in options.items())
 
 
+@pytest.mark.parametrize(("rate", "says"), [(0.04, " -> "), (1e6, "nothing gained, and taken back")])
+def test_what_training_together_gained_is_said(
+    source: Path, cli: Any, monkeypatch: pytest.MonkeyPatch, rate: float, says: str
+) -> None:
+    monkeypatch.setattr("mha2gqa.refine.joint.RATE", rate)
+    told = cli("convert", source, "-g", 2, "-o", "out", *WAYS["joint"]).out
+    line = next(line for line in told.splitlines() if line.startswith("error joint"))
+    assert says in line and (says == " -> ") == (" -> " in line)
+
+
 @ways("aligned", "similar", "statistics", "distil", "joint")
 def test_one_flipped_bit_is_found(source: Path, cli: Any, tmp_path: Path, way: tuple[object, ...]) -> None:
     assert cli("convert", source, "-g", 2, "-o", "out", *way).code == 0
