@@ -103,11 +103,15 @@ def convert(name: str, request: Request, output: Path) -> dict[str, Any]:
     import datasets  # noqa: F401 (what a conversion imports late is imported before the clock starts)
     from transformers import AutoModelForCausalLM  # noqa: F401
 
-    METHODS.update(BASELINES)
     way = WAYS[name]
-    started = time.perf_counter()
-    cache, before = (_low_rank if way.by == "rank" else _converted)(way, request, output)
-    seconds = time.perf_counter() - started
+    METHODS.update(BASELINES)
+    try:
+        started = time.perf_counter()
+        cache, before = (_low_rank if way.by == "rank" else _converted)(way, request, output)
+        seconds = time.perf_counter() - started
+    finally:
+        for one in BASELINES:
+            del METHODS[one]
     return {"seconds": seconds, "peak": peak_memory(), "cache": cache, "cache_before": before}
 
 

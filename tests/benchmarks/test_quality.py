@@ -1,7 +1,6 @@
 """`benchmarks/quality.py` measures what `convert` writes, on text that no conversion has read, and counts right."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,18 +12,9 @@ from quality_results import Results, Run, draw, format_tables
 
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.files.source import reference_directory
-from mha2gqa.methods import METHODS
 from mha2gqa.texts.blocks import held_out_loss
 
 SETTINGS = Settings(tokens=4096, eval_tokens=2048, context=128, steps=2, threads=1)
-
-
-@pytest.fixture
-def methods() -> Iterator[None]:
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
 
 
 def test_a_text_for_both_is_divided_by_documents_and_none_is_in_both(tmp_path: Path) -> None:
@@ -55,7 +45,7 @@ def test_one_document_cannot_be_divided(tmp_path: Path) -> None:
         quality.prepare_texts([str(tmp_path / "one.txt")], [], None, None)
 
 
-def test_a_job_measures_what_convert_writes(tmp_path: Path, methods: None) -> None:
+def test_a_job_measures_what_convert_writes(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     texts = quality.prepare_texts([], [], None, None)
     settings = Settings(tokens=4096, eval_tokens=2048, context=None, steps=2, threads=threads)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from lm_eval.tasks import TaskManager
 from quantised_cache import GROUP, rounded
 from real_job import Job, measure
-from ways import WAYS
+from ways import BASELINES, WAYS
 
 from mha2gqa.methods import METHODS
 from tests.verbs.verify.subjects import save_source, save_text
@@ -49,19 +48,12 @@ def job(folder: Path, way: str, groups: int = 1, model_type: str = "llama", **op
     return Job(model=source, groups=groups, way=way, calibration=text, evaluation=text, work=work, **asked | options)
 
 
-@pytest.fixture
-def methods() -> Iterator[None]:
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_has_the_cache_of_as_many_heads(way: str, tmp_path: Path, methods: None) -> None:
+def test_every_way_has_the_cache_of_as_many_heads(way: str, tmp_path: Path) -> None:
     found = measure(job(tmp_path, way))
     assert found["cache"] * 4 == found["cache_before"] == 2 * 2 * 4 * 16 * 4
     assert 0 < abs(found["loss"] - found["original"]) < 10 and found["kl"] > 0
+    assert not BASELINES.keys() & METHODS.keys()
 
 
 def test_a_way_that_a_model_does_not_have_is_said(tmp_path: Path) -> None:
