@@ -47,7 +47,6 @@ DECOMPOSITION, LAUNCHES = 0.05, 1e-3
 FIT_ROUNDS, VALUE_ROUNDS, REFIT_ROUNDS, REFIT_STEPS, RIDGES = 20, 8, 3, 2, 5
 """Rounds of the fit over distances, of the search for values, and of the refit of values and outputs, about what small
 models took; conjugate gradients in each of the latter; ridges that are tried."""
-"""Of a distillation."""
 MIXED = 8192
 """Tokens over which values of a large model are refitted, and over which that is measured, at most."""
 

@@ -107,7 +107,7 @@ def convert(name: str, request: Request, output: Path) -> dict[str, Any]:
     METHODS.update(BASELINES)
     try:
         started = time.perf_counter()
-        cache, before = (_low_rank if way.by == "rank" else _converted)(way, request, output)
+        cache, before = _low_rank(request, output) if way.by == "rank" else _converted(way, request, output)
         seconds = time.perf_counter() - started
     finally:
         for one in BASELINES:
@@ -131,7 +131,7 @@ def _converted(way: Way, request: Request, output: Path) -> tuple[int, int]:
     return report.cache_after * kept // context, report.cache_before
 
 
-def _low_rank(way: Way, request: Request, output: Path) -> tuple[int, int]:
+def _low_rank(request: Request, output: Path) -> tuple[int, int]:
     from latent_baselines import low_rank
 
     from mha2gqa.files.source import find_source

@@ -65,7 +65,7 @@ def _quiet_and_single_threaded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _nothing_waits_for_the_disk() -> None:
-    """What tests write need not outlive a power cut: some fifty thousand waits. Tests of crashes have their own."""
+    """What tests write need not outlive a power cut: eight waits a conversion. Tests of crashes have their own."""
     os.fsync = os.fstat  # a descriptor that is none is still refused
 
 
