@@ -67,7 +67,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def measure(job: Job) -> dict[str, Any]:
     """Convert, and compare the result with the original; `refused` says why such a model is not converted that way."""
-    from mha2gqa.errors import Mha2GqaError
+    from mha2gqa.errors import FamilyError, GroupsError
     from mha2gqa.files.source import find_source
 
     if job.threads:
@@ -77,7 +77,7 @@ def measure(job: Job) -> dict[str, Any]:
         request = Request(**{one.name: getattr(job, one.name) for one in fields(Request) if hasattr(job, one.name)})
         try:
             costs = convert(job.way, request, output)
-        except Mha2GqaError as error:
+        except (FamilyError, GroupsError) as error:  # what is wrong with the text or the disk may be mended
             return {"refused": str(error)}
         source = find_source(job.model).directory
         return _compare(output, source, _of_original(job, source), job) | costs

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from quantised_cache import GROUP, rounded
 from real_job import Job, measure
 from ways import BASELINES, WAYS
 
+from mha2gqa.errors import TextError
 from mha2gqa.methods import METHODS
 from tests.verbs.verify.subjects import save_source, save_text
 from tests.verbs.verify.test_benchmarks import write_task
@@ -63,6 +65,11 @@ def test_a_way_that_a_model_does_not_have_is_said(tmp_path: Path) -> None:
     table = real.table(content)
     assert f"m, 1 KV heads: {WAYS['latent'].label}: {found['refused']}" in table and "| mean | +4.000" in table
     real.draw(content, tmp_path / "real.png")
+
+
+def test_what_may_be_mended_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(TextError):
+        measure(replace(job(tmp_path, "data"), calibration=str(tmp_path / "nowhere.txt")))
 
 
 def test_tasks_of_the_harness_are_scored_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
