@@ -16,6 +16,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from mha2gqa.errors import OptionError
@@ -94,7 +97,8 @@ class Parameter:
         if self.option.parse is not None:
             return self.option.parse(value)
         if self.is_sequence:
-            return tuple(map(self.read_one, [value] if isinstance(value, str) else value))
+            is_one = isinstance(value, str | PathLike) or not isinstance(value, Iterable)
+            return tuple(map(self.read_one, [value] if is_one else value))
         return self.read_one(value)
 
     def read_one(self, value: Any) -> Any:
@@ -102,6 +106,7 @@ class Parameter:
         least, most = self.option.least, self.option.most
         if self.choices:
             return one_of(self.choices)(value)
+        value = _typed(value, _types(self.hint))
         if least is not None and value < least:
             raise ValueError(f"{value} is less than {least:g}")
         if most is not None and value > most:
@@ -153,6 +158,34 @@ def _parameter(options: type[Options], name: str, hint: Any, field: dataclasses.
     if field is not None and field.default_factory is not MISSING:
         default = field.default_factory()
     return Parameter(name=name, hint=kind, default=default, option=option, is_field=is_field)
+
+
+_TYPES: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
+
+
+def _types(hint: Any) -> set[Any]:
+    """Return which of `_TYPES` a hint is made of."""
+    return {hint} & _TYPES.keys() | {kind for part in get_args(hint) for kind in _types(part)}
+
+
+def _typed(value: Any, types: set[Any]) -> Any:
+    """Return a value in one of some types: a path may be given as a text, and a text as a path or a number."""
+    if isinstance(value, bool) and bool in types:
+        return value
+    if isinstance(value, str | PathLike) and types & {str, Path}:
+        return Path(value) if Path in types else str(value)
+    if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
+        if isinstance(value, Integral) and int in types:
+            return int(value)
+        if types & {float, str}:
+            return float(value) if float in types else str(value)
+    raise ValueError(f"{value!r} is not {' or '.join(text for kind, text in _TYPES.items() if kind in types)}")
 
 
 def _literals(hint: Any) -> tuple[str, ...]:
@@ -207,6 +240,11 @@ def listed(value: Any) -> tuple[Any, ...]:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, Iterable) else (value,)
+
+
+def listed_names(value: Any) -> tuple[str, ...]:
+    """Return the names that are separated by commas, or in a sequence."""
+    return tuple(_typed(one, {str}) for one in listed(value))
 
 
 def written(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """An option is one thing: the command line, a YAML file and Python give equal options, and refuse the same values."""
 
 import dataclasses
+import math
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -180,6 +181,25 @@ def test_sequences_of_any_kind_become_tuples() -> None:
     assert BenchOptions(batch=[2]).batch == (2,)
 
 
+def test_paths_and_texts_stand_for_each_other() -> None:
+    python = ConvertOptions(model=Path("here"), groups=2, output="there", data=Path("a.txt"))
+    assert python == ConvertOptions(model="here", groups=2, output=Path("there"), data=("a.txt",))
+    assert ConvertOptions(groups=2, data=[Path("a.txt")]).data == ("a.txt",)
+    assert (UptrainOptions(tokens=20_000).tokens, UptrainOptions(alpha=1).alpha) == ("20000", 1.0)
+
+
+@pytest.mark.parametrize(("verb", "name"), FIELDS)
+def test_a_value_of_another_kind_is_refused_by_name(verb: str, name: str) -> None:
+    kinds = (str, int, float, Path, Mapping, type(None))
+    for value in (object(), b"x", [None], [[1]], {1: 2}, math.nan, Path("p"), [Path("p")], 10**30):
+        try:
+            options = CLASSES[verb](**{**needed(verb, name), name: value})
+        except OptionError:
+            continue
+        got = getattr(options, name)
+        assert all(isinstance(one, kinds) and one == one for one in (got if isinstance(got, tuple) else [got]))
+
+
 def test_kinds_of_attention_are_named_in_the_groups() -> None:
     options = ConvertOptions(groups=4, attention=("self", "encoder"))
     assert options.groups == {"decoder": 4, "encoder": 4}
@@ -191,6 +211,11 @@ def test_kinds_of_attention_are_named_in_the_groups() -> None:
     [
         (lambda: ConvertOptions(groups=4, tokens=1), "tokens: 1 is less than 2"),
         (lambda: ConvertOptions(groups=4, steps=0), "steps: 0 is less than 1"),
+        (lambda: ConvertOptions(groups=4, steps="9"), "steps: '9' is not a whole number"),
+        (lambda: ConvertOptions(groups=4, force=1), "force: 1 is not true or false"),
+        (lambda: ConvertOptions(groups=4, data=(None,)), "data: None is not a text"),
+        (lambda: ConvertOptions(groups=4, output=3), "output: 3 is not a path"),
+        (lambda: UptrainOptions(temperature=math.nan), "temperature: nan is not a number"),
         (lambda: ConvertOptions(groups=4, method="median"), "method: 'median' is not one of mean, first"),
         (lambda: ConvertOptions(groups=4, grouping="far"), "grouping: 'far' is not one of contiguous, similar"),
         (lambda: ConvertOptions(groups={"decodre": 4}), "groups: 'decodre' is no kind of attention"),

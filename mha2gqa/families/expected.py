@@ -114,18 +114,19 @@ class Spelling:
         """Return the names and shapes of a blueprint in this spelling."""
         named: Mapping[str, Shape] = getattr(plan, self.attribute)
         is_same = not (self.prefix or self.renamed)
-        return dict(named) if is_same else {self._change(name): shape for name, shape in named.items()}
+        return dict(named) if is_same else {self.named(name): shape for name, shape in named.items()}
 
     def write(self, plan: Blueprint, tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         """Return tensors of the module tree under the names, and in the form, that a file has them in."""
         written = plan.filed(tensors) if self.attribute == "shapes" else tensors
-        return {self._change(name): tensor for name, tensor in written.items()}
+        return {self.named(name): tensor for name, tensor in written.items()}
 
     @functools.cached_property
     def _former(self) -> Mapping[str, str]:
         return dict(self.renamed)
 
-    def _change(self, name: str) -> str:
+    def named(self, name: str) -> str:
+        """Return what a file in this spelling calls a tensor."""
         known = self.prefix + name if self.adds else name.removeprefix(self.prefix)
         return self._former.get(known, known)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from mha2gqa.errors import FamilyError
-from mha2gqa.families.blueprint import ConfigJson, Shape
+from mha2gqa.families.blueprint import ConfigJson, Shape, Spelling
 from mha2gqa.families.cache import cache_bytes
 from mha2gqa.files.pieces import LayerResult, OutputTensor
 from mha2gqa.heads.grouping import Groups
@@ -136,9 +136,16 @@ def make_plan(original: Original, target: Target) -> Plan:
     aim = target.aim(original)
     pieces = aim.pieces(())
     plan = Plan(aim, tuple(_config_changes(original.config_json, aim.result.config_json)), pieces)
-    spelling = original.spelling
-    _check_result(plan, spelling(original.architecture.blueprint), spelling(aim.result.blueprint))
+    _check_result(plan, original.spelling(original.architecture.blueprint), _needed(original.spelling, aim.result))
     return plan
+
+
+def _needed(spelling: Spelling, model: Architecture) -> dict[str, Shape]:
+    """Return the tensors that a file must have: of those that are tied to one another it may name either."""
+    known = model.blueprint
+    tied = known.module_shapes.keys() - known.parameters.keys() - known.shapes.keys()
+    second = {spelling.named(name) for name in tied}
+    return {name: shape for name, shape in spelling(known).items() if name not in second}
 
 
 def _config_changes(before: ConfigJson, after: ConfigJson, path: tuple[str, ...] = ()) -> Iterator[ConfigChange]:

@@ -51,3 +51,15 @@ def test_a_search_that_runs_out_of_rounds_ends_with_what_it_measured_last(monkey
     mixing = basis.leading_mixtures(WEIGHT, gram, COUNT)
     missing = root - root @ torch.linalg.pinv(mixing @ root, rtol=1e-9) @ (mixing @ root)
     assert float((WEIGHT * (missing @ missing.T)).sum()) <= 1.01 * basis.lost_energy(WEIGHT, gram, COUNT)
+
+
+def test_what_rounding_leaves_below_zero_is_nothing() -> None:
+    """Weights as uneven as those of a plane that hardly turns: no root of Cholesky's, and the same leading rows."""
+    turn, sizes = torch.linalg.qr(random(3)).Q, SPECTRA["fast"]
+    weight = turn * (sizes - 1e-9 * (sizes < 1e-9)) @ turn.mT
+    assert int(torch.linalg.cholesky_ex(basis.firm(weight, weight.dtype)).info) > 0
+    gram = torch.eye(SIZE, dtype=torch.float64)
+    mixing = basis.leading_mixtures(weight, gram, COUNT)
+    kept = torch.linalg.qr(mixing.mT).Q
+    torch.testing.assert_close(kept @ kept.mT, turn[:, :COUNT] @ turn[:, :COUNT].mT, rtol=0, atol=1e-7)
+    assert basis.lost_energy(weight, gram, COUNT) == pytest.approx(float(sizes[COUNT:].sum()), rel=1e-6)

@@ -5,6 +5,7 @@ The oracle is a Llama of transformers whose attention modules are those of unifo
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,27 @@ def test_auto_gives_the_window_to_as_many_layers_as_the_limit_allows(
     assert sum(map(bool, reach(load_model(tmp_path / "out")))) == (4 if layers is None else len(parse_layers(layers)))
     with pytest.raises(CalibrationError, match=r"layer 0 alone raises the perplexity by 10.52%"):
         convert(ConvertOptions(model=str(source), window_layers="auto", output=tmp_path / "none", **options))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"groups": "auto"}, {"groups": "auto", "window": 8}, {"groups": 2, "window": 8, "window_layers": "auto"}]
+)
+def test_heads_may_be_averaged_where_text_chooses(asked: dict[str, Any], source: Path, tmp_path: Path) -> None:
+    """What is left to do then reads no text, so that all of it can be made again."""
+    save_tokenizer(source)
+    save_text(tmp_path / "text.txt", 4000)
+    text = {"data": (str(tmp_path / "text.txt"),), "context": 32, "tokens": 1024, "max_ppl_increase": 100.0}
+    outcome = convert(ConvertOptions(model=str(source), output=tmp_path / "out", **asked, **text))
+    assert outcome.trials and outcome.text and "data" not in outcome.options
+    report = verify(VerifyOptions(converted=tmp_path / "out", levels=("file", "load")))
+    assert report.findings == () and not any("checksums" in reason for reason in report.reasons)
+
+
+def test_text_that_chooses_has_to_be_named(source: Path, tmp_path: Path) -> None:
+    layers = {"window": 8, "window_layers": "auto"}
+    for asked in ({"groups": "auto"}, {"groups": "auto", "refine": "refit"}, layers, {"groups": 2, **layers}):
+        with pytest.raises(CalibrationError, match="auto needs calibration text, and none was given"):
+            convert(ConvertOptions(model=str(source), output=tmp_path / "out", **asked))
 
 
 def reach(model: PreTrainedModel) -> list[int | None]:

@@ -117,8 +117,13 @@ def firm(moment: torch.Tensor, known_to: torch.dtype) -> torch.Tensor:
 def _root(weight_NN: torch.Tensor) -> torch.Tensor:
     """Return T, fp64."""
     # W is singular where nothing reads some direction (zeros in Wo, more rows than outputs); Cholesky takes none such.
-    lower: torch.Tensor = torch.linalg.cholesky(firm(weight_NN.double(), weight_NN.dtype))
-    return lower.mT
+    firm_NN = firm(weight_NN.double(), weight_NN.dtype)
+    lower_NN, failed = torch.linalg.cholesky_ex(firm_NN)
+    if not failed:
+        return lower_NN.mT
+    # Sizes so uneven that rounding of the largest leaves some of the smallest below zero: what is below is nothing.
+    sizes, vectors = torch.linalg.eigh(firm_NN)
+    return sizes.clamp(min=0).sqrt()[:, None] * vectors.mT
 
 
 def _iterated(weight_NN: torch.Tensor, gram_NN: torch.Tensor, count: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ window.
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from mha2gqa.errors import GroupsError
@@ -24,8 +24,8 @@ from mha2gqa.targets.by_layer import HeadsByLayer, heads_of
 from mha2gqa.targets.window import Window, write_layers
 from mha2gqa.verbs.convert.layerwise import batches
 from mha2gqa.verbs.convert.options import ConvertOptions
-from mha2gqa.verbs.convert.reading import Text
-from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided
+from mha2gqa.verbs.convert.reading import Text, check_text
+from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided, settled
 from mha2gqa.verbs.convert.standin import Standin
 
 Kept: TypeAlias = tuple[int, bool]
@@ -106,6 +106,7 @@ def choose_plan(options: ConvertOptions, original: Original, progress: Progress)
         hosted = Window(options.window, (0,)).host(hosted)
         Window(options.window, (0,)).aim(hosted)
     budget = _Budget.of(options, original)
+    check_text(options, hosted, "--groups auto")
     known = Text.find(options, hosted)
     if options.window is not None:
         check_beyond(known.blocks.tokens_NT, options.window)
@@ -138,7 +139,7 @@ def _settled(options: ConvertOptions, plan: Division) -> ConvertOptions:
     """Return the options with a plan in them; what is alike in all layers as one number, which more classes have."""
     groups = tuple(one for one, _ in plan)
     layers = tuple(number for number, (_, has) in enumerate(plan) if has)
-    return replace(
+    return settled(
         options,
         groups=groups[0] if len({*groups}) == 1 else groups,
         cache=None,

@@ -13,7 +13,6 @@ Legend: W tokens of the window.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from mha2gqa.errors import CalibrationError
 from mha2gqa.methods import AUTO
@@ -23,8 +22,8 @@ from mha2gqa.refine.student import build_student
 from mha2gqa.targets.window import Window, windows, write_layers
 from mha2gqa.verbs.convert.budget import choose_plan
 from mha2gqa.verbs.convert.options import ConvertOptions
-from mha2gqa.verbs.convert.reading import Text
-from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided
+from mha2gqa.verbs.convert.reading import Text, check_text
+from mha2gqa.verbs.convert.scale import PLANS, Choice, Scale, check_beyond, divided, settled
 
 
 def choose(options: ConvertOptions, original: Original, progress: Progress) -> Choice:
@@ -42,6 +41,7 @@ def _choose_layers(options: ConvertOptions, original: Original, progress: Progre
     """Give the window to as many layers as the limit of the perplexity allows, those that lose least first."""
     tokens = options.window or 0
     hosted = Window(tokens, (0,)).host(original)
+    check_text(options, hosted, "--window-layers auto")
     known = Text.find(options, hosted)
     check_beyond(known.blocks.tokens_NT, tokens)
     aside_NT, _ = divided(known.blocks.tokens_NT)
@@ -66,9 +66,8 @@ def _choose_layers(options: ConvertOptions, original: Original, progress: Progre
         )
     best = tuple(sorted(order[: max(within)]))
     layers = None if len(best) == count else write_layers(best)
-    data = options.data if options.groups is not None else ()  # a window alone reads no text any more
     return Choice(
-        options=replace(options, window_layers=layers, data=data),
+        options=settled(options, window_layers=layers),
         text=known.blocks.description,
         trials=[
             scale.trial(f"layers {write_layers(tuple(sorted(order[:number])))}", loss)

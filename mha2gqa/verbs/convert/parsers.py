@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mha2gqa.methods import AUTO, METHODS
+from mha2gqa.options import listed
 from mha2gqa.units import parse_count
 
 _PARTS = ("decoder", "cross", "encoder")
@@ -16,7 +17,7 @@ def _number(text: str) -> int:
         raise ValueError(f"{text!r} is not a valid integer.") from None
 
 
-def _part(name: str) -> str:
+def _part(name: Any) -> str:
     part = "decoder" if name == "self" else name
     if part not in _PARTS:
         raise ValueError(f"{name!r} is no kind of attention: self (or decoder), cross, encoder.")
@@ -40,8 +41,7 @@ def read_groups(value: Any) -> int | dict[str, int] | tuple[int, ...] | str:
 
 def read_attention(value: Any) -> tuple[str, ...]:
     """Read `self,cross`, or the same as a sequence."""
-    names = value.split(",") if isinstance(value, str) else value
-    return tuple(_part(name.strip()) for name in names)
+    return tuple(map(_part, listed(value)))
 
 
 def read_window(value: Any) -> int:

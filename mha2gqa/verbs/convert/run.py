@@ -108,7 +108,7 @@ def _whole_layers(options: ConvertOptions) -> bool:
         MethodError: There is no such method.
     """
     asked = demand(options.method, options.grouping, options.refine)
-    if options.data and not asked.reads_text and options.window_layers != AUTO:
+    if options.data and not asked.reads_text and AUTO not in (options.groups, options.window_layers):
         raise CalibrationError(
             f"--method {options.method} makes no use of --data",
             expected=f"--method {' or '.join([*text_readers(), AUTO])}, --grouping similar, or --refine",

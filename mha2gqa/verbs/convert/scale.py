@@ -4,12 +4,14 @@ Legend: N blocks, T tokens of a block.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import CalibrationError
+from mha2gqa.methods import demand
 from mha2gqa.progress import Progress
 from mha2gqa.texts.blocks import mean_loss
 from mha2gqa.verbs.convert.layerwise import batches
@@ -33,6 +35,13 @@ class Choice:
     def told(self) -> dict[str, object]:
         """Return what the outcome keeps of it."""
         return {"text": self.text, "trials": self.trials}
+
+
+def settled(options: ConvertOptions, **chosen: Any) -> ConvertOptions:
+    """Return options with a choice in them, and text only where what is left to do reads it again."""
+    heads = chosen.get("groups", options.groups) is not None
+    reads = heads and demand(options.method, options.grouping, options.refine).reads_text
+    return replace(options, **chosen, data=options.data if reads else ())
 
 
 class Scale:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from mha2gqa.errors import OptionError
 from mha2gqa.methods import METHODS
-from mha2gqa.options import Option, Options, at_least, listed, share
+from mha2gqa.options import Option, Options, at_least, listed, listed_names, share
 from mha2gqa.verbs.convert.options import STEPS, ActivationMemory, CalibrationTokens, GroupingName, Refinement, Steps
 from mha2gqa.verbs.convert.parsers import read_window
 from mha2gqa.verbs.options import AsJson, BatchSize, Column, ConfigFile, Context, Device, Dtype, Model, Page, Seed
@@ -17,7 +17,7 @@ _REFINEMENTS = ("none", *get_args(Refinement))
 
 def _groups(value: Any) -> tuple[int, ...]:
     try:
-        return tuple(map(int, listed(value)))
+        return tuple(int(str(one)) for one in listed(value))
     except ValueError as error:
         raise OptionError(f"--groups {value} is no list of whole numbers, such as 8,4,2,1") from error
 
@@ -58,7 +58,8 @@ class SweepOptions(Options):
     ] = ()
     """Also heads by layer (`--groups auto`), under such shares of the KV cache."""
     methods: Annotated[
-        tuple[str, ...], Option(f"How a group becomes one head: some of {','.join(METHODS)}; or latent.", parse=listed)
+        tuple[str, ...],
+        Option(f"How a group becomes one head: some of {','.join(METHODS)}; or latent.", parse=listed_names),
     ] = ("mean", "aligned")
     """How a group becomes one head; `latent` is none of them, but a latent in the cache of as many KV heads."""
     refine: Annotated[

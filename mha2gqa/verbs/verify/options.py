@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from mha2gqa.engines import ENGINES
 from mha2gqa.errors import OptionError
-from mha2gqa.options import Option, Options, at_least, listed, one_of, share
+from mha2gqa.options import Option, Options, at_least, listed_names, one_of, share
 from mha2gqa.verbs.options import (
     LARGEST_SEED,
     Against,
@@ -25,7 +25,7 @@ _NO_TASK = "--tasks needs the name of a benchmark; --task-path says where more o
 
 
 def _tasks(value: Any) -> tuple[str, ...]:
-    names = listed(value)
+    names = listed_names(value)
     if isinstance(value, str) and not names:
         raise OptionError(_NO_TASK)
     return names

@@ -110,8 +110,8 @@ def _is_untrained(conversion: Conversion, same: Mapping[str, bool], parts: Mappi
         same: Name of each tensor of keys or values -> whether it is what the method gives.
         parts: Name -> which of both it holds.
     """
-    if conversion.refinement is None:
-        return True
+    if conversion.refinement is None:  # groups that text has chosen are those of the weights in some layers alone
+        return not conversion.text or all(same.values())
     layers: dict[str, dict[str, bool]] = {}
     for name, is_same in same.items():
         layers.setdefault(name.rpartition(".")[0].rpartition(".")[0], {}).update(dict.fromkeys(parts[name], is_same))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 from mha2gqa.families.attention import AttentionLayer
@@ -67,6 +68,19 @@ def test_nothing_is_lost_in_the_cache_of_the_original(name: str, tmp_path: Path,
     found = report(cli, "verify", "out", *TEXT[:2], "--context", 32, *LOOSE)
     assert found["verdict"] == "within limits"
     assert all(layer["error"] < 1e-3 for layer in found["outputs"]["layers"])
+
+
+def test_a_tied_table_may_lie_under_the_name_of_the_output(tmp_path: Path, cli: Run) -> None:
+    """TinyStories-656K's file has `lm_head.weight` alone, which the config says is the embedding."""
+    save_source(tmp_path / "source", tie_word_embeddings=True)
+    tensors = read_tensors(tmp_path / "source")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    report(cli, "convert", "source", *SMALL, *TEXT, "-o", "out")
+    assert "lm_head.weight" not in read_tensors(tmp_path / "out")
+    _, info = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    assert report(cli, "verify", "out", *TEXT[:2], "--context", 32, *LOOSE)["verdict"] == "within limits"
 
 
 def test_each_level_of_verify_knows_it(tmp_path: Path, cli: Run) -> None:

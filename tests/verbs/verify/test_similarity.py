@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mha2gqa.model.load import load_tokenizer
 from mha2gqa.record.pair import find_pair
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
+from mha2gqa.verbs.verify.options import VerifyOptions
+from mha2gqa.verbs.verify.run import verify
 from mha2gqa.verbs.verify.tensors import head_similarity
 from tests.families.tiny import save_tiny
+from tests.verbs.verify.subjects import save_text, save_tokenizer
 
 HEADS, WIDTH = 4, 16
 
@@ -69,3 +73,30 @@ def test_the_groups_are_those_that_were_used(tmp_path: Path, model_type: str) ->
     found = head_similarity(find_pair(tmp_path / "out", None))
     assert [one.groups for one in found] == [((0, 2), (1, 3))] * 2
     assert all(one.values[0][2] > 0.999 > one.values[0][1] for one in found)
+
+
+def test_groups_that_text_has_chosen_are_believed(tmp_path: Path) -> None:
+    """Heads are alike in pairs; in the second layer in other pairs where inputs of this text alone are small."""
+    model = save_tiny("llama", tmp_path / "source")
+    save_tokenizer(tmp_path / "source")
+    file = save_text(tmp_path / "text.txt", 4000)
+    known = sorted({*load_tokenizer(tmp_path / "source")(file.read_text()).input_ids})
+    model.model.embed_tokens.weight.data[:, 32:] *= 10
+    model.model.embed_tokens.weight.data[known, 32:] *= 0.001
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn.o_proj.weight.data[32:] *= 0.01
+        layer.mlp.down_proj.weight.data[32:] *= 0.01
+        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            heads = projection.weight.data.view(HEADS, WIDTH, -1)
+            heads[2:] = heads[:2]
+            if number:
+                heads[:, :, 32:] = 3 * heads[[0, 0, 1, 1], :, 32:]
+    model.save_pretrained(tmp_path / "source")
+    text = {"data": (str(file),), "context": 32, "tokens": 2048}
+    made = {}
+    for name, more in (("weights", {}), ("text", text)):
+        options = {"model": str(tmp_path / "source"), "groups": 2, "grouping": "similar", "output": tmp_path / name}
+        convert(ConvertOptions(**options, **more))
+        made[name] = [*dict.fromkeys(find_pair(tmp_path / name, None).conversion.groups.values())]
+        assert verify(VerifyOptions(converted=tmp_path / name, levels=("file",))).findings == ()
+    assert made == {"weights": [((0, 2), (1, 3)), ((0, 1), (2, 3))], "text": [((0, 2), (1, 3))]}
