@@ -53,8 +53,9 @@ def test_a_search_that_runs_out_of_rounds_ends_with_what_it_measured_last(monkey
     assert float((WEIGHT * (missing @ missing.T)).sum()) <= 1.01 * basis.lost_energy(WEIGHT, gram, COUNT)
 
 
-def test_what_rounding_leaves_below_zero_is_nothing() -> None:
+def test_what_rounding_leaves_below_zero_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights as uneven as those of a plane that hardly turns: no root of Cholesky's, and the same leading rows."""
+    monkeypatch.setattr(basis, "_MANY", 1000)
     turn, sizes = torch.linalg.qr(random(3)).Q, SPECTRA["fast"]
     weight = turn * (sizes - 1e-9 * (sizes < 1e-9)) @ turn.mT
     assert int(torch.linalg.cholesky_ex(basis.firm(weight, weight.dtype)).info) > 0
