@@ -128,5 +128,6 @@ def latent_layers(plan: Blueprint) -> list[CacheLayer]:
     if config is None:
         return []
     width = math.prod([config.kv_lora_rank]) + config.qk_rope_head_dim
-    modules = [name.rpartition(".")[0] for name in plan.module_shapes if name.endswith("kv_a_proj_with_mqa.weight")]
+    compressing = ".kv_a_proj_with_mqa.weight"
+    modules = [name.removesuffix(compressing) for name in plan.module_shapes if name.endswith(compressing)]
     return [CacheLayer(module, 0, width, None, False, 1) for module in modules]

@@ -43,7 +43,7 @@ _TIED = 1e-6
 """How firmly a mixture is held where nothing tells, as a share of the mean curvature."""
 _UNEVEN = 1e-4
 """Share of the mean curvature below which the preconditioner takes a direction for one without."""
-_TOKENS, _PRODUCTS = 8192, 1 << 35
+_TOKENS, _PRODUCTS = 8192, 1 << 37
 """Tokens over which values are sought: so many, or more while their s sᵀ are fewer products than that. TinyStories-656K
 with one KV head loses 0.732 nats when 8,192 of 65,536 are looked at, 0.722 with all of them."""
 

@@ -29,7 +29,7 @@ def assert_moment(metric: Metric, rows_NX: torch.Tensor, count_N: torch.Tensor, 
         rows_NX = torch.cat([rows_NX, rows_NX.new_ones(len(rows_NX), 1)], dim=1)
     tokens, width = rows_NX.shape
     total = (rows_NX * count_N[:, None]).T @ rows_NX * (tokens / count_N.sum())
-    wanted = (total + torch.eye(width) * total.trace() / tokens) / (tokens + width)
+    wanted = (total + total.diagonal().diag() * width / tokens) / (tokens + width)
     assert isinstance(metric, Full)
     torch.testing.assert_close(metric.moment_XX, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 

@@ -133,7 +133,9 @@ def whole(model: Architecture) -> Whole:
     if reason := objection(model):
         raise FamilyError(
             f"A model of type {model.model_type!r} cannot be written in latent attention: {reason}",
-            remedy="Give it fewer KV heads instead, with --groups",
+            remedy="Convert what it was made of"
+            if model.is_latent
+            else "Give it fewer KV heads instead, with --groups",
         )
     if model.blueprint.is_like_llama:
         width = getattr(model.settings, "head_dim", None) or model.settings.hidden_size // model.query_heads

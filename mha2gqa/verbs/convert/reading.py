@@ -14,7 +14,6 @@ from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import RANDOM, SELF, Blocks, check_words, find_blocks
-from mha2gqa.texts.tables import check_exists, named
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.words import WRITING
 
@@ -57,11 +56,11 @@ class Text:
 
 
 def check_text(options: ConvertOptions, original: Original, what: str) -> None:
-    """Refuse options of which one, `what`, needs text, where none was given, or what was given is not there.
+    """Refuse options of which one, `what`, needs text, where none was given, or none that can be.
 
     Raises:
-        CalibrationError: There is none.
-        TextError: A file is missing, or blocks are longer than the model reads.
+        CalibrationError: None was given.
+        TextError: Words and files stand side by side, or blocks are longer than the model reads.
     """
     if not options.reads_text and not (original.source.is_reference and not options.data):
         raise CalibrationError(
@@ -70,7 +69,6 @@ def check_text(options: ConvertOptions, original: Original, what: str) -> None:
             remedy="Or let the model write it: --data self",
         )
     check_words(options.data, (SELF, RANDOM))
-    check_exists([one.name for one in map(named, options.data) if one.name not in (SELF, RANDOM)])
     context_length(original.architecture.text_config, options.context)
 
 

@@ -18,6 +18,7 @@ from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.staging import check_output
 from mha2gqa.model.load import load_model
 from mha2gqa.rates import Trial
+from mha2gqa.refine.latent.modules import free_norms
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.pairs import pairs
@@ -79,6 +80,7 @@ class Job:
         """
         subject, options = self.subject, self.options
         model = load_model(subject.directory, dtype="float32", device="cpu")
+        free_norms(model)  # of latents, which nothing can be learned behind
         self.task = self.task.fitted(model)
         changes = subject.record.conversion.config_changes
         self.student = select_parameters(

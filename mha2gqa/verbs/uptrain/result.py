@@ -28,6 +28,7 @@ from mha2gqa.model.load import load_model
 from mha2gqa.progress import QUIET
 from mha2gqa.record.card import extended_card
 from mha2gqa.record.record import extended
+from mha2gqa.refine.latent.modules import fold_rows
 from mha2gqa.units import parse_size
 from mha2gqa.verbs.uptrain.account import card_section, record_entry
 from mha2gqa.verbs.uptrain.held_out import loss_sums
@@ -44,9 +45,12 @@ RECIPE, PLOT = "uptrain.yaml", "loss.png"
 
 def load_trained(subject: Subject, weights: Path, *, is_adapter: bool) -> PreTrainedModel:
     """Load what the Trainer saved, on the CPU in fp32; an adapter is merged into the converted weights."""
+    model = load_model(subject.directory if is_adapter else weights, dtype="float32", device="cpu")
     if is_adapter:
-        return merge_adapter(load_model(subject.directory, dtype="float32", device="cpu"), weights)
-    return load_model(weights, dtype="float32", device="cpu")
+        fold_rows(model)
+        model = merge_adapter(model, weights)
+    fold_rows(model, back=True)
+    return model
 
 
 def changed_tensors(subject: Subject, trained: PreTrainedModel, work: Path) -> tuple[OutputTensor, ...]:
