@@ -71,7 +71,7 @@ class Moments:
                 handle.remove()
 
     def statistics(self) -> Statistics:
-        """Return the statistics, shrunk towards their diagonal as far as the text is short.
+        """Return the statistics, shrunk towards the identity as far as the text is short.
 
         Raises:
             CalibrationError: An input or an output was not finite, or the module was never called.
@@ -124,11 +124,11 @@ class Moments:
         if not torch.isfinite(sum_XX).all():
             raise self._refusal("inputs")
         width = len(sum_XX)
-        # Ledoit and Wolf's idea in its simplest form, with as much weight as for one token per dimension. Towards the
-        # diagonal, not the identity: next to a few channels that are a hundred times as large, as in the stream of any
-        # long trained model, an identity of their mean energy is more than all that the others have.
-        apart_XX = torch.diag(sum_XX.diagonal())
-        return Full((sum_XX + apart_XX * (width / max(1, self._tokens))) / (self._tokens + width))
+        # Ledoit and Wolf's idea in its simplest form: as much weight for the identity as for one token per dimension. Of
+        # the size of a usual channel: next to a few that are a hundred times as large, as in the stream of any long
+        # trained model, one of their mean energy would be more than all that the others have.
+        even = torch.eye(width, dtype=sum_XX.dtype, device=sum_XX.device) * sum_XX.diagonal().median()
+        return Full((sum_XX + even * (width / max(1, self._tokens))) / (self._tokens + width))
 
 
 class _Read:
