@@ -134,8 +134,10 @@ def _converted(way: Way, request: Request, output: Path) -> tuple[int, int]:
 def _low_rank(request: Request, output: Path) -> tuple[int, int]:
     from latent_baselines import low_rank
 
+    from mha2gqa.files.dtypes import DTYPES
     from mha2gqa.files.source import find_source
     from mha2gqa.model.load import load_model, load_tokenizer
+    from mha2gqa.model.original import Original
     from mha2gqa.refine.statistics import gather_statistics
     from mha2gqa.texts.blocks import pack
     from mha2gqa.texts.documents import read_documents
@@ -143,16 +145,17 @@ def _low_rank(request: Request, output: Path) -> tuple[int, int]:
 
     known, context = _model_and_context(request)
     directory = find_source(request.model).directory
+    dtype = DTYPES[str(Original.at(directory).dtype)]
     model, tokenizer = load_model(directory, device=request.device), load_tokenizer(directory)
     layers = list(known.attention_layers([(count, request.groups) for count in known.counts]))
     blocks_NT = pack(read_documents([request.calibration]), tokenizer, context=context, tokens=request.tokens)
     statistics = gather_statistics(model, layers, batches(blocks_NT), lambda *_: None)
     # A KV head has as many numbers of keys as of values, and so have these.
     rank = request.groups * known.cached[0].width // 2
-    low_rank(model, layers, statistics, rank).save_pretrained(output)
+    low_rank(model, layers, statistics, rank).to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
     after, before = (
-        cache_bytes(known.cached, model.dtype.itemsize, groups=groups) for groups in (request.groups, None)
+        cache_bytes(known.cached, dtype.itemsize, groups=groups) for groups in (request.groups, None)
     )
     return after, before
 
