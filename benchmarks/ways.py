@@ -152,11 +152,10 @@ def _low_rank(request: Request, output: Path) -> tuple[int, int]:
     statistics = gather_statistics(model, layers, batches(blocks_NT), lambda *_: None)
     # A KV head has as many numbers of keys as of values, and so have these.
     rank = request.groups * known.cached[0].width // 2
-    low_rank(model, layers, statistics, rank).to(dtype).save_pretrained(output)
+    found: Any = low_rank(model, layers, statistics, rank)
+    found.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    after, before = (
-        cache_bytes(known.cached, dtype.itemsize, groups=groups) for groups in (request.groups, None)
-    )
+    after, before = (cache_bytes(known.cached, dtype.itemsize, groups=groups) for groups in (request.groups, None))
     return after, before
 
 

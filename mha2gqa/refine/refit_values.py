@@ -45,8 +45,8 @@ _UNEVEN = 1e-4
 """Share of the mean curvature below which the preconditioner takes a direction for one without."""
 _TOKENS, _PRODUCTS = 8192, 1 << 37
 """Tokens over which values are sought: so many, or more while their s sᵀ are fewer products than that. TinyStories-656K
-with one KV head loses 0.732 nats when 8,192 of 65,536 are looked at, 0.722 with all of them; SmolLM2-135M with one 0.429
-with 12,288 of 32,768, and 0.412 with all."""
+with one KV head loses 0.732 nats when 8,192 of 65,536 are looked at, 0.722 with all of them; SmolLM2-135M 0.429 with
+12,288 of 32,768, and 0.412 with all."""
 
 
 @dataclass

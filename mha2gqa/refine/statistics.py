@@ -124,8 +124,8 @@ class Moments:
         if not torch.isfinite(sum_XX).all():
             raise self._refusal("inputs")
         width = len(sum_XX)
-        # Ledoit and Wolf's idea in its simplest form: as much weight for the identity as for one token per dimension. Of
-        # the size of a usual channel: next to a few that are a hundred times as large, as in the stream of any long
+        # Ledoit and Wolf's idea in its simplest form: as much weight for the identity as for one token per dimension.
+        # Of the size of a usual channel: next to a few that are a hundred times as large, as in the stream of any long
         # trained model, one of their mean energy would be more than all that the others have.
         even = torch.eye(width, dtype=sum_XX.dtype, device=sum_XX.device) * sum_XX.diagonal().median()
         return Full((sum_XX + even * (width / max(1, self._tokens))) / (self._tokens + width))

@@ -119,11 +119,12 @@ def _root(weight_NN: torch.Tensor) -> torch.Tensor:
     # W is singular where nothing reads some direction (zeros in Wo, more rows than outputs); Cholesky takes none such.
     firm_NN = firm(weight_NN.double(), weight_NN.dtype)
     lower_NN, failed = torch.linalg.cholesky_ex(firm_NN)
-    if not failed:
-        return lower_NN.mT
-    # Sizes so uneven that rounding of the largest leaves some of the smallest below zero: what is below is nothing.
-    sizes, vectors = torch.linalg.eigh(firm_NN)
-    return sizes.clamp(min=0).sqrt()[:, None] * vectors.mT
+    root_NN: torch.Tensor = lower_NN.mT
+    if failed:
+        # Sizes so uneven that rounding of the largest leaves some of the smallest below zero: what is below is nothing.
+        sizes, vectors = torch.linalg.eigh(firm_NN)
+        root_NN = sizes.clamp(min=0).sqrt()[:, None] * vectors.mT
+    return root_NN
 
 
 def _iterated(weight_NN: torch.Tensor, gram_NN: torch.Tensor, count: int) -> torch.Tensor:
