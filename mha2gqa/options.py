@@ -107,6 +107,8 @@ class Parameter:
         if self.choices:
             return one_of(self.choices)(value)
         value = _typed(value, _types(self.hint))
+        if (least, most) != (None, None) and value != value:
+            raise ValueError(f"{value} is not a number")
         if least is not None and value < least:
             raise ValueError(f"{value} is less than {least:g}")
         if most is not None and value > most:
@@ -180,7 +182,7 @@ def _typed(value: Any, types: set[Any]) -> Any:
         return value
     if isinstance(value, str | PathLike) and types & {str, Path}:
         return Path(value) if Path in types else str(value)
-    if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
+    if isinstance(value, Real) and not isinstance(value, bool):
         if isinstance(value, Integral) and int in types:
             return int(value)
         if types & {float, str}:
