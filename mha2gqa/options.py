@@ -107,7 +107,7 @@ class Parameter:
         if self.choices:
             return one_of(self.choices)(value)
         value = _typed(value, _types(self.hint))
-        if (least, most) != (None, None) and value != value:
+        if (least, most) != (None, None) and value != value:  # NaN, which passes every comparison below
             raise ValueError(f"{value} is not a number")
         if least is not None and value < least:
             raise ValueError(f"{value} is less than {least:g}")
@@ -162,13 +162,7 @@ def _parameter(options: type[Options], name: str, hint: Any, field: dataclasses.
     return Parameter(name=name, hint=kind, default=default, option=option, is_field=is_field)
 
 
-_TYPES: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-}
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 def _types(hint: Any) -> set[Any]:

@@ -189,7 +189,7 @@ def test_paths_and_texts_stand_for_each_other() -> None:
 
 
 @pytest.mark.parametrize(("verb", "name"), FIELDS)
-def test_a_value_of_another_kind_is_refused_by_name(verb: str, name: str) -> None:
+def test_no_value_of_another_kind_gets_through(verb: str, name: str) -> None:
     kinds = (str, int, float, Path, Mapping, type(None))
     for value in (object(), b"x", [None], [[1]], {1: 2}, Path("p"), [Path("p")], 10**30):
         try:

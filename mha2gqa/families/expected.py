@@ -112,9 +112,9 @@ class Spelling:
 
     def __call__(self, plan: Blueprint) -> dict[str, Shape]:
         """Return the names and shapes of a blueprint in this spelling."""
-        named: Mapping[str, Shape] = getattr(plan, self.attribute)
+        shapes: Mapping[str, Shape] = getattr(plan, self.attribute)
         is_same = not (self.prefix or self.renamed)
-        return dict(named) if is_same else {self.named(name): shape for name, shape in named.items()}
+        return dict(shapes) if is_same else {self.named(name): shape for name, shape in shapes.items()}
 
     def write(self, plan: Blueprint, tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         """Return tensors of the module tree under the names, and in the form, that a file has them in."""

@@ -73,7 +73,7 @@ class _Passed(nn.Module):
 
 def _free(module: nn.Module) -> None:
     _fold(module)
-    for _, norm, gain_N in [*_normed(module)]:
+    for _, norm, gain_N in _normed(module):
         setattr(module, norm, _Passed(gain_N))
 
 
