@@ -27,7 +27,7 @@ from mha2gqa.refine.descend import Descent, distil, relative_error
 from mha2gqa.refine.merge import LayerMerge, Merged
 from mha2gqa.refine.refit import ends_in, refit
 from mha2gqa.refine.refit_values import refit_values
-from mha2gqa.refine.replay import Example, Replay, block_of
+from mha2gqa.refine.replay import Example, Replay
 from mha2gqa.refine.statistics import Moments, eager
 from mha2gqa.refine.student import install, own_tensors
 
@@ -103,18 +103,11 @@ class Refiner:
                     tensors = self._files.read_back(number, layer)
                     install(self._student.get_submodule(layer.module), tensors)
                 else:
-                    self._advance(layer)
+                    for run in (self._teacher_run, self._student_run):
+                        run.reach(layer.module)
                     self._files.write(number, layer, *self._layer(layer))
                 report = self._files.report(number)
                 progress.layer(report["module"], report["errors"], number + 1, len(layers))
-
-    def _advance(self, layer: AttentionLayer) -> None:
-        """Finish the blocks before the layer's, which no later pass needs to compute again."""
-        block = block_of(layer.module)
-        parent, _, number = (block or "").rpartition(".")
-        if number and int(number) > 0:
-            for run in (self._teacher_run, self._student_run):
-                run.finish(f"{parent}.{int(number) - 1}")
 
     def _layer(self, layer: AttentionLayer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         module = self._student.get_submodule(layer.module)

@@ -108,6 +108,12 @@ class Replay:
         if len(ahead) == len(self._texts):
             self._ahead = block, ahead
 
+    def reach(self, module: str) -> None:
+        """Finish the blocks before a module's, which no later pass needs to compute again."""
+        parent, _, number = (block_of(module) or "").rpartition(".")
+        if number and int(number) > 0:
+            self.finish(f"{parent}.{int(number) - 1}")
+
     def finish(self, block: str) -> None:
         """Run to the end of a block and keep its outputs, so that later passes begin behind it."""
         (known, outputs), self._ahead = self._ahead, (None, [])
@@ -128,7 +134,7 @@ class Replay:
     def _end(self) -> torch.Tensor | None:
         """Return what the probe, the last batch, hands to the head, in fp32; None where a later block fails."""
         try:
-            with self._skipping(-1):
+            with self.skipping(-1):
                 return run_to_head(self.model, self._batches[-1]).float()
         except torch.OutOfMemoryError:
             raise
@@ -157,7 +163,7 @@ class Replay:
         if before:
             handles.append(self.model.get_submodule(before).register_forward_pre_hook(enter, with_kwargs=True))
         try:
-            with torch.no_grad(), self._skipping(number), contextlib.suppress(_Stopped):
+            with torch.no_grad(), self.skipping(number), contextlib.suppress(_Stopped):
                 self.model(**inputs(self.model, self._batches[number]))
         finally:
             for handle in handles:
@@ -168,15 +174,21 @@ class Replay:
         return captured
 
     @contextlib.contextmanager
-    def _skipping(self, number: int) -> Iterator[None]:
-        """Let finished blocks return their kept output instead of computing it."""
+    def skipping(self, number: int, model: PreTrainedModel | None = None) -> Iterator[None]:
+        """Let finished blocks return their kept output of a batch, by number, instead of computing it.
+
+        Args:
+            number: The batch that is read meanwhile.
+            model: Whose blocks; another one that is the same as far as these go. Default: this one's.
+        """
         if not self._done:
             yield
             return
-        output = to_device(self._outputs[number], self.model.device)
+        model = model or self.model
+        output = to_device(self._outputs[number], model.device)
         # All return the output of the last: the others' is read by the next finished block alone, which ignores it. An
         # attribute of the instance hides the class's forward, and hooks of the block still see it called.
-        blocks = [self.model.get_submodule(block) for block in self._done]
+        blocks = [model.get_submodule(block) for block in self._done]
         for block in blocks:
             block.forward = lambda *_args, **_kwargs: output
         try:

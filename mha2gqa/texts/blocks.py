@@ -4,7 +4,8 @@ Legend: N blocks, T tokens of a block.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -169,14 +170,25 @@ def held_out_loss(directory: Path, tokens: int) -> float:
 
 
 @torch.inference_mode()
-def mean_loss(model: PreTrainedModel, batches_BT: Sequence[torch.Tensor]) -> float:
+def mean_loss(
+    model: PreTrainedModel,
+    batches_BT: Sequence[torch.Tensor],
+    during: Callable[[int], AbstractContextManager[object]] = nullcontext,
+) -> float:
     """Return the mean loss of a language model in nats per predicted token.
 
     An encoder-decoder reads the tokens in both halves, as in `verify` and `sweep`.
+
+    Args:
+        model: The model.
+        batches_BT: Token ids, a batch each.
+        during: Gives what is entered while a batch, by its number, is read.
     """
     total, predicted = 0.0, 0
-    for ids_BT in batches_BT:
-        losses, count = target_losses(model(**inputs(model, ids_BT)).logits[:, :-1], ids_BT[:, 1:])
+    for number, ids_BT in enumerate(batches_BT):
+        with during(number):
+            logits_BTV = model(**inputs(model, ids_BT)).logits
+        losses, count = target_losses(logits_BTV[:, :-1], ids_BT[:, 1:])
         total += sum(losses.tolist())
         predicted += int(count)
     return total / predicted

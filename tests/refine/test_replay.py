@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from mha2gqa.errors import CalibrationError
 from mha2gqa.model.feed import inputs
 from mha2gqa.refine.activations import Activations
-from mha2gqa.refine.replay import Call, Replay, block_of, first_tensor
+from mha2gqa.refine.replay import Call, Replay, first_tensor
 from tests.refine.pairs import make_pair, token_batches
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_calls_are_those_of_a_plain_forward(
     pair, batches = make_pair(model_type, **overrides), token_batches(2)
     replay = Replay(pair.original, batches, Activations(10**9, tmp_path))
     for layer in pair.layers:
-        finish_before(replay, layer.module)
+        replay.reach(layer.module)
         attention = pair.original.get_submodule(layer.module)
         calls, outputs = list(replay.calls(layer.module)), list(replay.outputs(layer.module))
         for batch, call, output in zip(batches, calls, outputs, strict=True):
@@ -69,12 +69,6 @@ def test_calls_are_those_of_a_plain_forward(
             assert torch.equal(output, expected)
             torch.testing.assert_close(call.run(attention, CPU), expected, rtol=0, atol=1e-6)
     assert replay.resumable == resumable
-
-
-def finish_before(replay: Replay, module: str) -> None:
-    parent, _, number = str(block_of(module)).rpartition(".")
-    if int(number) > 0:
-        replay.finish(f"{parent}.{int(number) - 1}")
 
 
 def test_finished_blocks_are_not_computed_again(tmp_path: Path) -> None:

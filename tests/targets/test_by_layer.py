@@ -107,7 +107,7 @@ def test_heads_and_windows_are_chosen_under_one_budget(
     save_tokenizer(source)
     save_text(tmp_path / "text.txt", 4000)
 
-    def lost(model: PreTrainedModel, _: object) -> float:
+    def lost(model: PreTrainedModel, *_: object) -> float:
         heads = sum(float(one.self_attn.k_proj.weight[::16].unique(dim=0).shape[0]) for one in model.model.layers)
         return 1 - 0.01 * heads + sum(0.3 if number == 2 else 0.001 for number, one in enumerate(reach(model)) if one)
 
@@ -161,7 +161,7 @@ def test_auto_gives_the_window_to_as_many_layers_as_the_limit_allows(
     """Losses are made up, a tenth of a nat for each layer with a window: a random model may win by one."""
     save_tokenizer(source)
     save_text(tmp_path / "text.txt", 4000)
-    monkeypatch.setattr(scale, "mean_loss", lambda model, _: 1 + 0.1 * sum(map(bool, reach(model))))
+    monkeypatch.setattr(scale, "mean_loss", lambda model, *_: 1 + 0.1 * sum(map(bool, reach(model))))
     options = {"data": (str(tmp_path / "text.txt"),), "context": 32, "tokens": 1024, "window": 8}
     outcome = convert(
         ConvertOptions(

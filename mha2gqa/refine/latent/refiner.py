@@ -27,7 +27,7 @@ from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.modules import trained_names, with_norms, without_norms
 from mha2gqa.refine.latent.refit import refit_latent
 from mha2gqa.refine.refine import Refinement, Steps
-from mha2gqa.refine.replay import Call, Example, Replay, block_of
+from mha2gqa.refine.replay import Call, Example, Replay
 from mha2gqa.refine.statistics import Moments, eager
 from mha2gqa.refine.student import install, own_tensors
 from mha2gqa.targets.latent.fit import Fitted, fit
@@ -79,16 +79,11 @@ class LatentRefiner:
         layers, files = self._host.source.layers, self._files
         for number, layer in enumerate(layers):
             if not files.has(number):
-                self._advance(layer)
+                for run in (self._teacher_run, self._student_run):
+                    run.reach(layer.module)
                 files.write(number, *self._layer(layer))
             install(self._student.get_submodule(layer.module), files.read(number))
             progress.layer(layer.module, files.report(number)["errors"], number + 1, len(layers))
-
-    def _advance(self, layer: AttentionLayer) -> None:
-        parent, _, number = (block_of(layer.module) or "").rpartition(".")
-        if number and int(number) > 0:
-            for run in (self._teacher_run, self._student_run):
-                run.finish(f"{parent}.{int(number) - 1}")
 
     def _layer(self, layer: AttentionLayer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return a finished layer's tensors by their names in its module, and what is to be told of it."""

@@ -14,6 +14,7 @@ window.
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from mha2gqa.errors import GroupsError
@@ -112,9 +113,12 @@ def choose_plan(options: ConvertOptions, original: Original, progress: Progress)
         check_beyond(known.blocks.tokens_NT, options.window)
     aside_NT, text_NT = divided(known.blocks.tokens_NT)
     steps = len(budget.heads) * (len(budget.choices) // (1 + bool(budget.window)) - (not budget.window)) + PLANS + 3
-    scale = Scale(known.model, aside_NT, progress, steps)
+    scale = Scale(options, known.model, aside_NT, progress, steps)
     standin = Standin(options, original, hosted, known.model, batches(text_NT), progress)
-    losses = list(_single_losses(budget, lambda plan: standin.lost(plan, scale)))
+    losses: list[dict[Kept, float]] = []
+    for number, module in enumerate(hosted.architecture.attention_modules):
+        scale.reach(module)
+        losses.append(_single_losses(budget, partial(_lost_alone, standin, scale, number)))
     plans = dict.fromkeys([*best_plans(losses, budget.cost, budget.most, PLANS), *budget.uniform()])
     measured = {plan: standin.lost(dict(enumerate(plan)), scale) for plan in plans}
     best = min(measured, key=measured.__getitem__)
@@ -125,14 +129,17 @@ def choose_plan(options: ConvertOptions, original: Original, progress: Progress)
     )
 
 
-def _single_losses(budget: _Budget, lost: Callable[[Mapping[int, Kept]], float]) -> Iterator[dict[Kept, float]]:
-    """Yield for each layer what it loses alone by each of its choices; both at once as the sum of either."""
-    for number in range(len(budget.heads)):
-        single = {one: 0.0 if one == budget.whole else lost({number: one}) for one in budget.choices if not one[1]}
-        if budget.window:
-            bounded = lost({number: (budget.whole[0], True)})
-            single |= {(groups, True): loss + bounded for (groups, _), loss in [*single.items()]}
-        yield single
+def _lost_alone(standin: Standin, scale: Scale, number: int, kept: Kept) -> float:
+    return standin.lost({number: kept}, scale.behind)
+
+
+def _single_losses(budget: _Budget, lost: Callable[[Kept], float]) -> dict[Kept, float]:
+    """Return what a layer loses alone by each of its choices; both at once as the sum of either."""
+    single = {one: 0.0 if one == budget.whole else lost(one) for one in budget.choices if not one[1]}
+    if budget.window:
+        bounded = lost((budget.whole[0], True))
+        single |= {(groups, True): loss + bounded for (groups, _), loss in [*single.items()]}
+    return single
 
 
 def _settled(options: ConvertOptions, plan: Division) -> ConvertOptions:

@@ -14,6 +14,8 @@ Legend: W tokens of the window.
 import math
 from collections.abc import Callable, Sequence
 
+from transformers import PreTrainedModel
+
 from mha2gqa.errors import CalibrationError
 from mha2gqa.methods import AUTO
 from mha2gqa.model.original import Original
@@ -46,16 +48,21 @@ def _choose_layers(options: ConvertOptions, original: Original, progress: Progre
     check_beyond(known.blocks.tokens_NT, tokens)
     aside_NT, _ = divided(known.blocks.tokens_NT)
     count = len(windows(hosted.architecture))
-    scale = Scale(known.model, aside_NT, progress, count + PLANS)
+    scale = Scale(options, known.model, aside_NT, progress, count + PLANS)
 
-    def lost(layers: Sequence[int]) -> float:
+    def bounded(layers: Sequence[int]) -> PreTrainedModel:
         result = Window(tokens, tuple(sorted(layers))).aim(hosted).result
-        return scale(build_student(known.model, result.config, []))
+        return build_student(known.model, result.config, [])
 
-    single = {number: lost([number]) for number in range(count)}
+    single: dict[int, float] = {}
+    for number, module in enumerate(hosted.architecture.attention_modules):
+        scale.reach(module)
+        single[number] = scale.behind(bounded([number]))
     order = sorted(single, key=single.__getitem__)
     limit = math.log1p(options.max_ppl_increase)
-    measured = longest_within(lambda number: lost(order[:number]), [single[number] for number in order], limit)
+    measured = longest_within(
+        lambda number: scale(bounded(order[:number])), [single[number] for number in order], limit
+    )
     within = [number for number, loss in measured.items() if loss <= limit]
     if not within:
         raise CalibrationError(

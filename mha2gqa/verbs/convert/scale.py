@@ -4,7 +4,10 @@ Legend: N blocks, T tokens of a block.
 """
 
 import math
+import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,10 @@ from transformers import PreTrainedModel
 from mha2gqa.errors import CalibrationError
 from mha2gqa.methods import demand
 from mha2gqa.progress import Progress
+from mha2gqa.refine.activations import Activations
+from mha2gqa.refine.replay import Replay
 from mha2gqa.texts.blocks import mean_loss
+from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert.layerwise import batches
 from mha2gqa.verbs.convert.options import ConvertOptions
 
@@ -45,17 +51,43 @@ def settled(options: ConvertOptions, **chosen: Any) -> ConvertOptions:
 
 
 class Scale:
-    """Measures models on the same text, as losses above the original's."""
+    """Measures models on the same text, as losses above the original's.
 
-    def __init__(self, original: PreTrainedModel, blocks_NT: torch.Tensor, progress: Progress, total: int) -> None:
+    Args:
+        options: How much of what the original's blocks return is kept in memory.
+        original: The original.
+        blocks_NT: The text.
+        progress: Told of every model that is measured.
+        total: How many there will be.
+    """
+
+    def __init__(
+        self,
+        options: ConvertOptions,
+        original: PreTrainedModel,
+        blocks_NT: torch.Tensor,
+        progress: Progress,
+        total: int,
+    ) -> None:
         self._batches = batches(blocks_NT)
         self._progress, self._total = progress, total
         self._original = mean_loss(original, self._batches)
+        budget = parse_size(options.activation_memory, "--activation-memory") or 0
+        self._replay = Replay(original, self._batches, Activations(budget, Path(tempfile.gettempdir())))
+
+    def reach(self, module: str) -> None:
+        """Let `behind` begin at the block of an attention module; the original must be as it was given."""
+        self._replay.reach(module)
 
     def __call__(self, model: PreTrainedModel) -> float:
         """Return how much more a model loses than the original, in nats a token."""
         self._progress.stage("choosing", 1, self._total)
         return mean_loss(model, self._batches) - self._original
+
+    def behind(self, model: PreTrainedModel) -> float:
+        """Return the same of a model that is the original as far as was reached: those blocks are not run again."""
+        self._progress.stage("choosing", 1, self._total)
+        return mean_loss(model, self._batches, partial(self._replay.skipping, model=model)) - self._original
 
     def trial(self, way: str, loss: float) -> dict[str, object]:
         """Return what is told of a plan that was measured whole."""

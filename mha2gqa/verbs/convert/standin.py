@@ -6,7 +6,7 @@ what the converted layer will. A window stands in a second model around the same
 Legend: G KV heads of a layer of the result.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,7 +23,6 @@ from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.window import Window
 from mha2gqa.verbs.convert.options import ConvertOptions
-from mha2gqa.verbs.convert.scale import Scale
 
 
 class Standin:
@@ -55,14 +54,14 @@ class Standin:
         self._statistics = gather_statistics(model, self._layers.get(1, []), batches_BT, progress.part("statistics"))
         self._model, self._hosted, self._window = model, hosted, options.window
 
-    def lost(self, kept: Mapping[int, tuple[int, bool]], scale: Scale) -> float:
+    def lost(self, kept: Mapping[int, tuple[int, bool]], measure: Callable[[PreTrainedModel], float]) -> float:
         """Return what is lost when some layers, by number, keep G heads each, and the window's tokens or all."""
         bounded, model = tuple(number for number, (_, has) in kept.items() if has), self._model
         if bounded and self._window is not None:
             config = Window(self._window, bounded).aim(self._hosted).result.config
             model = build_student(self._model, config, [])  # around the same tensors, in which heads are merged
         with self._merged({number: groups for number, (groups, _) in kept.items() if groups in self._layers}):
-            return scale(model)
+            return measure(model)
 
     @contextmanager
     def _merged(self, groups: Mapping[int, int]) -> Iterator[None]:
