@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from mha2gqa import UptrainOptions, uptrain
+from mha2gqa import ConvertOptions, UptrainOptions, convert, uptrain
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
-from tests.verbs.verify.subjects import converted, save_source
+from tests.verbs.verify.subjects import converted, save_source, save_text
 
 QUICK: dict[str, Any] = {
     "use_cpu": True,
@@ -40,6 +40,14 @@ def save_subject(folder: Path, groups: int = 2, **overrides: Any) -> tuple[Path,
     """Write a tiny original, its conversion, and documents; return the conversion and the documents."""
     source = save_source(folder / "original", **overrides)
     return converted(source, folder / "converted", groups), save_documents(folder / "documents.jsonl")
+
+
+def save_latent_subject(folder: Path, model_type: str = "llama", **more: Any) -> tuple[Path, Path]:
+    """Write a tiny original, what a latent makes of it, and documents; return the conversion and the documents."""
+    source, text = save_source(folder / "original", model_type), save_text(folder / "text.txt", 4000)
+    asked = {"latent": 24, "rope_width": 8, "data": (str(text),), "context": 32, "tokens": 2048} | more
+    convert(ConvertOptions(model=str(source), output=folder / "converted", **asked))
+    return folder / "converted", save_documents(folder / "documents.jsonl")
 
 
 def options(subject: tuple[Path, Path], **more: Any) -> UptrainOptions:

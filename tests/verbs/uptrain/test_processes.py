@@ -20,7 +20,7 @@ import yaml
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, workspace_of
 from tests.verbs.uptrain.forked import Forked, end_all, world
 from tests.verbs.uptrain.pair_subjects import save_pair_subject
-from tests.verbs.uptrain.subjects import QUICK, save_subject
+from tests.verbs.uptrain.subjects import QUICK, save_latent_subject, save_subject
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +103,10 @@ def _check_as_one(subject: tuple[Path, Path], layer: str, ways: tuple[str, ...],
 
 def test_two_processes_learn_as_one_does(tmp_path: Path) -> None:
     _check_as_one(save_subject(tmp_path), "LlamaDecoderLayer", ("ddp", "fsdp2"), RUNNING_TEXT)
+
+
+def test_two_processes_learn_a_latent_as_one_does(tmp_path: Path) -> None:
+    _check_as_one(save_latent_subject(tmp_path), "DeepseekV3DecoderLayer", ("fsdp2",), RUNNING_TEXT)
 
 
 def test_two_processes_learn_pairs_as_one_does(

@@ -15,7 +15,7 @@ from mha2gqa.verbs.uptrain import train as training_run
 from mha2gqa.verbs.uptrain.workspace import newest_checkpoint, workspace_of
 from tests.verbs.uptrain.forked import Forked
 from tests.verbs.uptrain.pair_subjects import save_pair_subject
-from tests.verbs.uptrain.subjects import QUICK, save_subject, trained
+from tests.verbs.uptrain.subjects import QUICK, save_latent_subject, save_subject, trained
 
 STEPS = 9
 
@@ -45,7 +45,11 @@ def _losses(lines: Iterable[str]) -> dict[int, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save", [save_subject, partial(save_pair_subject, dropout_rate=0.2)], ids=["text", "pairs"])
+@pytest.mark.parametrize(
+    "save",
+    [save_subject, save_latent_subject, partial(save_pair_subject, dropout_rate=0.2)],
+    ids=["text", "latent", "pairs"],
+)
 def test_a_killed_run_goes_on_bit_for_bit(
     save: Callable[[Path], tuple[Path, Path]], tmp_path: Path, tree: Callable[[Path], dict[str, bytes | None]]
 ) -> None:

@@ -14,7 +14,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mha2gqa import ConvertOptions, VerifyOptions, convert, uptrain, verify
+from mha2gqa import VerifyOptions, uptrain, verify
 from mha2gqa.errors import TextError
 from mha2gqa.record.record import read_record
 from mha2gqa.verbs.uptrain import rates
@@ -22,8 +22,8 @@ from mha2gqa.verbs.uptrain import run as uptrain_command
 from mha2gqa.verbs.uptrain.blocks import read_blocks
 from mha2gqa.verbs.uptrain.running_text import RunningText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
-from tests.verbs.uptrain.subjects import QUICK, options, save_documents, save_subject, trained
-from tests.verbs.verify.subjects import BOS, converted, flip_bit, save_source, save_text
+from tests.verbs.uptrain.subjects import QUICK, options, save_documents, save_latent_subject, save_subject, trained
+from tests.verbs.verify.subjects import BOS, converted, flip_bit, save_source
 
 Tensors = dict[str, torch.Tensor]
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -60,23 +60,29 @@ def test_all_changes_everything(subject: tuple[Path, Path], tensors: Callable[[P
     assert report.parameters["trained"] == report.parameters["all"]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-@pytest.mark.parametrize("train", ["attention", "lora"])
+@pytest.mark.parametrize(
+    ("train", "model_type", "dtype"),
+    [
+        ("attention", "llama", "float32"),
+        ("lora", "llama", "bfloat16"),
+        ("attention", "llama", "float16"),
+        ("attention", "qwen2", "bfloat16"),
+        ("lora", "qwen2", "float32"),
+    ],
+)
 def test_a_latent_learns_as_a_whole(
-    train: Any, model_type: str, tmp_path: Path, tensors: Callable[[Path], Tensors]
+    train: Any, model_type: str, dtype: str, tmp_path: Path, tensors: Callable[[Path], Tensors]
 ) -> None:
     """In the file what is normed is so small that any step of an optimiser would destroy it."""
-    source, text = save_source(tmp_path / "original", model_type), save_text(tmp_path / "text.txt", 4000)
-    latent = tmp_path / "converted"
-    asked = {"latent": 24, "rope_width": 8, "data": (str(text),), "context": 32, "tokens": 2048}
-    convert(ConvertOptions(model=str(source), output=latent, **asked))
-    subject = latent, save_documents(tmp_path / "documents.jsonl")
-    report = trained(subject, train=train, steps=16, objective="distil", trainer={"per_device_train_batch_size": 16})
+    subject = save_latent_subject(tmp_path, model_type, dtype=dtype)
+    trainer = {"per_device_train_batch_size": 16, "bf16": dtype == "bfloat16"}
+    report = trained(subject, train=train, steps=16, objective="distil", trainer=trainer)
     losses = [loss for _, loss in report.series("loss")]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
-    parts = {name for name in tensors(latent) if "self_attn" in name and "norm" not in name}
-    learned = {name for name in parts if train == "attention" or name.endswith("weight")}
-    assert _changed(tensors(latent), tensors(report.output)) == learned
+    before, after = tensors(subject[0]), tensors(report.output)
+    parts = {name for name in before if "self_attn" in name and "norm" not in name}
+    assert _changed(before, after) == {name for name in parts if train == "attention" or name.endswith("weight")}
+    assert {name: one.dtype for name, one in before.items()} == {name: one.dtype for name, one in after.items()}
     assert verify(VerifyOptions(converted=report.output, levels=("file", "load"))).findings == ()
 
 
