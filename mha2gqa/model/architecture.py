@@ -128,13 +128,17 @@ class Architecture:
 
         What was asked for a conversion answers this too, so that no class is built for it alone.
         """
-        if self._before is not None:
+        if self._before is not None and self._counts_as(self._before[0]):
             source, moves = self._before
             known = [move for move in moves if move[0] is source.counts[number] and move[1] != move[0].heads]
             return [change.reversed() for change in source.changes(known)] if known else source.dependent(number)
         count = self.counts[number]
         asked = (heads for (place, heads), _ in self._changes if place == number and heads != count.heads)
         return self._change((count, next(asked, another(count))), by_module)
+
+    def _counts_as(self, source: "Architecture") -> bool:
+        """Return whether numbers of heads stand in the same places; layers that differed may have one together now."""
+        return [count.paths for count in self.counts] == [count.paths for count in source.counts]
 
     @cached_property
     def cached(self) -> list[CacheLayer]:

@@ -3,7 +3,7 @@
 Legend: H query heads, K KV heads of the source, G KV heads of a layer of the result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -91,31 +91,39 @@ class HeadsByLayer:
                 f"--groups has {len(self.groups)} numbers, and the model {len(before)} layers", expected="one a layer"
             )
         for number, (has, gets) in enumerate(zip(before, self.groups, strict=True)):
-            if has % gets:
+            if gets < 1 or has % gets:
                 possible = ", ".join(map(str, divisors(has)))
                 raise GroupsError(f"Layer {number} has {has} KV heads, and --groups {gets} for it", expected=possible)
-        moves = self._moves(model, before)
-        changes = [change for _, found in _changes(model, moves, original.spelling) for change in found]
-        return Aim(
-            original=original,
-            result=Architecture(rewrite(model.config_json, moves)),
-            change=_change(_written(before), _written(self.groups)),
-            notes=(engines(model.config),),
-            pieces=partial(rearranged, original, changes),
-            layers=lambda: model.layers_of(_changes(model, moves, by_module)),
-        )
+        return aim_at_layers(original, self.groups)
 
-    def _moves(self, model: Architecture, before: tuple[int, ...]) -> list[Move]:
-        """Return one move for all layers that have the same number and get the same."""
-        places = {path[1]: (count, path) for count in model.counts for path in count.paths}
-        together: dict[tuple[int, int], list[int]] = {}
-        for number, move in enumerate(zip(before, self.groups, strict=True)):
-            together.setdefault(move, []).append(number)
-        return [
-            (Count(model.decoders[0], tuple(places[str(number)][1] for number in numbers), has), gets)
-            for (has, gets), numbers in together.items()
-            if has != gets
-        ]
+
+def aim_at_layers(original: Original, groups: Sequence[int]) -> Aim:
+    """Return what becomes of an original with other numbers of KV heads in its layers, fewer or more."""
+    model = original.architecture
+    before = heads_of(model)
+    moves = _moves(model, before, groups)
+    changes = [change for _, found in _changes(model, moves, original.spelling) for change in found]
+    return Aim(
+        original=original,
+        result=Architecture(rewrite(model.config_json, moves)),
+        change=_change(_written(before), _written(groups)),
+        notes=(engines(model.config),),
+        pieces=partial(rearranged, original, changes),
+        layers=lambda: model.layers_of(_changes(model, moves, by_module)),
+    )
+
+
+def _moves(model: Architecture, before: Sequence[int], after: Sequence[int]) -> list[Move]:
+    """Return one move for all layers that have the same number and get the same."""
+    places = {path[1]: path for count in model.counts for path in count.paths}
+    together: dict[tuple[int, int], list[int]] = {}
+    for number, move in enumerate(zip(before, after, strict=True)):
+        together.setdefault(move, []).append(number)
+    return [
+        (Count(model.decoders[0], tuple(places[str(number)] for number in numbers), has), gets)
+        for (has, gets), numbers in together.items()
+        if has != gets
+    ]
 
 
 def _changes(model: Architecture, moves: list[Move], spelling: Spelling) -> list[tuple[Count, list[TensorChange]]]:
@@ -128,7 +136,7 @@ def heads_of(model: Architecture) -> tuple[int, ...]:
     return tuple(layer.counted for layer in model.cached)
 
 
-def _written(groups: tuple[int, ...]) -> str:
+def _written(groups: Sequence[int]) -> str:
     return ",".join(map(str, groups))
 
 

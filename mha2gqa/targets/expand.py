@@ -13,6 +13,7 @@ from mha2gqa.families.counts import Count, refuse_family
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
+from mha2gqa.targets.by_layer import aim_at_layers, heads_of
 from mha2gqa.targets.kv_heads import aim_at_heads, found_heads, heads_change
 from mha2gqa.targets.target import Aim, Change
 
@@ -82,8 +83,10 @@ class Restore(Expand):
         """Return what becomes of a converted checkpoint."""
         if self.like is None:
             return super().aim(original)
-        pairs = zip(original.architecture.counts, self.like.counts, strict=True)
-        return aim_at_heads(original, [(count, other.heads) for count, other in pairs], "rounding")
+        model, heads = original.architecture, {path: one.heads for one in self.like.counts for path in one.paths}
+        if all(len({heads[path] for path in count.paths}) == 1 for count in model.counts):
+            return aim_at_heads(original, [(count, heads[count.paths[0]]) for count in model.counts], "rounding")
+        return aim_at_layers(original, heads_of(self.like))
 
 
 def _possible_heads(count: Count) -> list[int]:

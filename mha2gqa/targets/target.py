@@ -39,17 +39,21 @@ class Fact:
 
     @property
     def arrow(self) -> str:
-        """As `8 -> 4`; what there was none of before has one number."""
-        return str(self.after) if self.before is None else f"{self.before} -> {self.after}"
+        """As `8 -> 4`; what there was none of before, or stays, has one number."""
+        return f"{self.before} -> {self.after}" if self._moves else str(self.after)
+
+    @property
+    def _moves(self) -> bool:
+        return self.before not in (None, self.after)
 
     @property
     def instead(self) -> str:
         """As `4 KV heads instead of 8`, or `latent width 512`."""
-        return str(self) if self.before is None else f"{self.after} {self.label} instead of {self.before}"
+        return f"{self.after} {self.label} instead of {self.before}" if self._moves else str(self)
 
     def __str__(self) -> str:
         """As `8 -> 4 KV heads`, or `latent width 512`."""
-        return f"{self.label} {self.after}" if self.before is None else f"{self.arrow} {self.label}"
+        return f"{self.arrow} {self.label}" if self._moves else f"{self.label} {self.after}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,12 +92,12 @@ class Window:
         from mha2gqa.hosts.windows import CLASSES
 
         model, before = original.architecture, windows(original.architecture)
-        has = [self.has(number) for number in range(len(before))]
-        self._check(model, before, has)
+        self._check(model, before)
+        has = [self.has(number) or window is not None for number, window in enumerate(before)]
         windowed = CLASSES[model.model_type]
         keys = windowed.keys(model.config, self.tokens, has)
         held = [window for window in before if window]
-        counts = [len(held), sum(has)] if self._is_partial(model) else None
+        counts = [len(held), sum(has)] if self._is_partial(model) or 0 < len(held) < len(before) else None
         return Aim(
             original=original,
             result=Architecture({**original.config_json, **keys}),
@@ -107,14 +107,14 @@ class Window:
         )
 
     def has(self, number: int) -> bool:
-        """Return whether a layer gets the window."""
+        """Return whether a layer gets the window; one that has it already keeps it."""
         return self.layers is None or number in self.layers
 
     def _is_partial(self, model: Architecture) -> bool:
         count = int(model.text_config.num_hidden_layers)
         return self.layers is not None and not set(range(count)) <= {*self.layers}
 
-    def _check(self, model: Architecture, before: list[int | None], has: list[bool]) -> None:
+    def _check(self, model: Architecture, before: list[int | None]) -> None:
         """Refuse windows that bound nothing, layers that are not there, and two windows in one checkpoint."""
         if self.layers and (beyond := [number for number in self.layers if number >= len(before)]):
             raise GroupsError(
@@ -126,7 +126,7 @@ class Window:
                 f"--window {self.tokens} is above the {reach:,} tokens that the model's layers see as it is",
                 expected=f"2 to {reach}",
             )
-        left = [number for number, window in enumerate(before) if window and not has[number]]
+        left = [number for number, window in enumerate(before) if window and not self.has(number)]
         if left and before[left[0]] != self.tokens:
             raise FamilyError(
                 f"Layer {left[0]} has a window of {before[left[0]]} tokens, and a checkpoint has one window for all "

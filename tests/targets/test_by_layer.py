@@ -11,14 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, PreTrainedModel, StaticCache
 
-from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
+from mha2gqa import ConvertOptions, ExpandOptions, VerifyOptions, convert, expand, verify
 from mha2gqa.errors import CalibrationError, CheckpointError, FamilyError, GroupsError, OptionError
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_model
+from mha2gqa.model.original import Original
+from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.window import parse_layers, windows
 from mha2gqa.verbs.convert import scale
 from mha2gqa.verbs.convert.budget import best_plans
 from mha2gqa.verbs.convert.choosing import longest_within
+from mha2gqa.verbs.sweep.steps import restore
 from tests.hosts.test_windows import IDS, T, W, apart, banded, load, source_model, stepwise
 from tests.verbs.verify.subjects import save_text, save_tokenizer
 
@@ -246,3 +249,86 @@ def test_blocks_that_are_no_plain_llama_are_refused(source: Path, tmp_path: Path
     (output / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="block 1 leaves out"):
         convert(ConvertOptions(model=str(output), groups=1, output=tmp_path / "out"))
+
+
+@pytest.fixture
+def uneven(source: Path, tmp_path: Path) -> Path:
+    convert(ConvertOptions(model=str(source), groups=GROUPS, output=tmp_path / "uneven"))
+    return tmp_path / "uneven"
+
+
+def measured_cache(directory: Path) -> float:
+    """Bytes that a token adds to transformers' own cache, in the dtype of the file."""
+    model, size = load_model(directory), IDS.shape[1]
+    store = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=IDS, past_key_values=store)
+    return sum(one.keys[:, :, :size].nbytes + one.values[:, :, :size].nbytes for one in store.layers) / IDS.numel()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_layers_that_stay_as_they_are_count(groups: int, uneven: Path, tmp_path: Path) -> None:
+    outcome = convert(ConvertOptions(model=str(uneven), groups=groups, output=tmp_path / "result"))
+    assert (outcome.cache_before, outcome.cache_after) == (measured_cache(uneven), measured_cache(tmp_path / "result"))
+    report = verify(VerifyOptions(converted=tmp_path / "result", levels=("file", "load")))
+    assert not report.findings
+
+
+def test_repeated_heads_count_in_all_layers(uneven: Path, tmp_path: Path) -> None:
+    outcome = expand(ExpandOptions(model=str(uneven), output=tmp_path / "result"))
+    assert outcome.cache_after == measured_cache(tmp_path / "result")
+
+
+def test_auto_goes_on_from_heads_by_layer(uneven: Path, tmp_path: Path) -> None:
+    save_tokenizer(uneven)
+    save_text(tmp_path / "text.txt", 4000)
+    options = {"method": "aligned", "data": (str(tmp_path / "text.txt"),), "context": 32, "tokens": 2048}
+    outcome = convert(
+        ConvertOptions(model=str(uneven), groups="auto", cache=0.7, output=tmp_path / "result", **options)
+    )
+    plans = [[int(number) for number in trial["way"].split(",")] for trial in outcome.trials]
+    assert len(plans) > 1
+    assert all(sum(plan) <= 0.7 * sum(GROUPS) for plan in plans)
+    assert all(has % gets == 0 for plan in plans for has, gets in zip(GROUPS, plan, strict=True))
+    assert outcome.cache_after / outcome.cache_before <= 0.7
+
+
+def test_a_model_of_heads_by_layer_is_brought_back_to_its_shapes(source: Path, uneven: Path, tmp_path: Path) -> None:
+    """What `sweep` exchanges layers in: a result in the shapes of its original."""
+    convert(ConvertOptions(model=str(uneven), groups=1, output=tmp_path / "one"))
+    restore(tmp_path / "one", Original.at(uneven).architecture, tmp_path / "back")
+    one, back = load_model(tmp_path / "one"), load_model(tmp_path / "back")
+    assert heads_of(Original.at(tmp_path / "back").architecture) == GROUPS
+    with torch.no_grad():
+        assert apart(back(input_ids=IDS).logits, one(input_ids=IDS).logits) < 1e-5
+
+
+@pytest.mark.parametrize("number", [0, -2])
+def test_a_layer_keeps_a_head_at_least(number: int, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(GroupsError, match=f"Layer 1 has 4 KV heads, and --groups {number} for it. Expected 1, 2, 4"):
+        convert(ConvertOptions(model=str(source), groups=(1, number, 2, 2), output=tmp_path / "result"))
+
+
+def test_layers_that_have_the_window_keep_it(source: Path, tmp_path: Path) -> None:
+    """The same window on others besides, then on all: each time the function changes, and is said to."""
+    save_tokenizer(source)
+    text = save_text(tmp_path / "text.txt", 4000)
+    last, facts = source, []
+    for name, layers in (("first", "0"), ("second", "2"), ("all", None)):
+        options = {"window": W, "window_layers": layers, "output": tmp_path / name}
+        outcome = convert(ConvertOptions(model=str(last), **options))
+        facts.append(outcome.change.numbers().get("windowed_layers_after"))
+        last = tmp_path / name
+        checked = {"data": (str(text),), "tokens": 512, "context": 48, "max_ppl_increase": 10.0}
+        report = verify(VerifyOptions(converted=last, **checked))
+        assert {one.guilty for one in report.findings} <= {"KL divergence", "top-1 agreement"}, "of a random model"
+        assert report.verdict != "identical"
+    assert [[bool(one) for one in reach(load_model(tmp_path / name))] for name in ("first", "second", "all")] == [
+        [True, False, False, False],
+        [True, False, True, False],
+        [True] * 4,
+    ]
+    assert facts == [1, 2, 4]
+    same = convert(ConvertOptions(model=str(last), window=W, output=tmp_path / "same"))
+    assert not same.change.is_any
+    assert verify(VerifyOptions(converted=tmp_path / "same", levels=("file",))).verdict == "identical"

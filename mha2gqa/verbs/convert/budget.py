@@ -42,7 +42,7 @@ class _Budget:
     """What a layer may keep, and what it costs: tokens times KV heads, of a text as long as the model reads."""
 
     heads: tuple[int, ...]
-    """K of each layer."""
+    """K of each layer; they may differ."""
     window: int | None
     length: int
     """T; 1 without a window."""
@@ -59,7 +59,7 @@ class _Budget:
         length = int(model.text_config.max_position_embeddings) if options.window else 1
         share = _HALF if options.cache is None else options.cache
         found = cls(heads_of(model), options.window, length, share)
-        least = len(found.heads) * min(map(found.cost, found.choices))
+        least = sum(min(map(found.cost, found.choices(number))) for number in range(len(found.heads)))
         if found.most < least:
             kept = f" and the last {options.window} of {length} tokens" if options.window else ""
             raise GroupsError(
@@ -73,15 +73,16 @@ class _Budget:
         """What all layers may cost together."""
         return math.floor(self.share * sum(self.heads) * self.length + 1e-9)
 
-    @property
-    def whole(self) -> Kept:
-        """What a layer keeps now."""
-        return max(self.heads), False
+    def choices(self, number: int) -> list[Kept]:
+        """Return what a layer may keep; last without the window what it keeps now."""
+        return [
+            (groups, has) for has in (False, True)[: 1 + bool(self.window)] for groups in divisors(self.heads[number])
+        ]
 
     @property
-    def choices(self) -> list[Kept]:
-        """What a layer may keep."""
-        return [(groups, has) for has in (False, True)[: 1 + bool(self.window)] for groups in divisors(max(self.heads))]
+    def measured(self) -> int:
+        """Single losses that have to be measured."""
+        return sum(len(divisors(heads)) - 1 + bool(self.window) for heads in self.heads)
 
     def cost(self, kept: Kept) -> int:
         """Return what a layer costs."""
@@ -90,10 +91,13 @@ class _Budget:
 
     def uniform(self) -> Iterator[Division]:
         """Yield the plans whose layers are alike, the largest that fit with and without the window."""
-        for has in (False, True):
-            alike = [one for one in self.choices if one[1] == has and self.cost(one) * len(self.heads) <= self.most]
-            if alike:
-                yield (max(alike),) * len(self.heads)
+        for has in (False, True)[: 1 + bool(self.window)]:
+            plans = [
+                tuple((max(one for one in divisors(heads) if one <= groups), has) for heads in self.heads)
+                for groups in divisors(max(self.heads))
+            ]
+            if fitting := [plan for plan in plans if sum(map(self.cost, plan)) <= self.most]:
+                yield fitting[-1]
 
 
 def choose_plan(options: ConvertOptions, original: Original, progress: Progress) -> Choice:
@@ -112,13 +116,13 @@ def choose_plan(options: ConvertOptions, original: Original, progress: Progress)
     if options.window is not None:
         check_beyond(known.blocks.tokens_NT, options.window)
     aside_NT, text_NT = divided(known.blocks.tokens_NT)
-    steps = len(budget.heads) * (len(budget.choices) // (1 + bool(budget.window)) - (not budget.window)) + PLANS + 3
-    scale = Scale(options, known.model, aside_NT, progress, steps)
+    scale = Scale(options, known.model, aside_NT, progress, budget.measured + PLANS + 2)
     standin = Standin(options, original, hosted, known.model, batches(text_NT), progress)
     losses: list[dict[Kept, float]] = []
     for number, module in enumerate(hosted.architecture.attention_modules):
         scale.reach(module)
-        losses.append(_single_losses(budget, partial(_lost_alone, standin, scale, number)))
+        choices = budget.choices(number)
+        losses.append(_single_losses(choices, partial(_lost_alone, standin, scale, number)))
     plans = dict.fromkeys([*best_plans(losses, budget.cost, budget.most, PLANS), *budget.uniform()])
     measured = {plan: standin.lost(dict(enumerate(plan)), scale) for plan in plans}
     best = min(measured, key=measured.__getitem__)
@@ -133,11 +137,12 @@ def _lost_alone(standin: Standin, scale: Scale, number: int, kept: Kept) -> floa
     return standin.lost({number: kept}, scale.behind)
 
 
-def _single_losses(budget: _Budget, lost: Callable[[Kept], float]) -> dict[Kept, float]:
+def _single_losses(choices: Sequence[Kept], lost: Callable[[Kept], float]) -> dict[Kept, float]:
     """Return what a layer loses alone by each of its choices; both at once as the sum of either."""
-    single = {one: 0.0 if one == budget.whole else lost(one) for one in budget.choices if not one[1]}
-    if budget.window:
-        bounded = lost((budget.whole[0], True))
+    whole = max(groups for groups, _ in choices)
+    single = {one: 0.0 if one[0] == whole else lost(one) for one in choices if not one[1]}
+    if (whole, True) in choices:
+        bounded = lost((whole, True))
         single |= {(groups, True): loss + bounded for (groups, _), loss in [*single.items()]}
     return single
 

@@ -20,7 +20,6 @@ from mha2gqa.refine.merge import LayerMerge
 from mha2gqa.refine.statistics import gather_statistics
 from mha2gqa.refine.student import build_student, install, own_tensors
 from mha2gqa.targets.by_layer import heads_of
-from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.window import Window
 from mha2gqa.verbs.convert.options import ConvertOptions
 
@@ -46,12 +45,15 @@ class Standin:
         batches_BT: Sequence[torch.Tensor],
         progress: Progress,
     ) -> None:
-        source, heads = original.architecture, max(heads_of(original.architecture))
-        self._layers = {
-            one: source.attention_layers(KvHeads(one).moves(source)) for one in divisors(heads) if one < heads
-        }
+        source, heads = original.architecture, heads_of(original.architecture)
+        names = source.attention_modules
+        self._layers: dict[tuple[int, int], AttentionLayer] = {}
+        for groups in sorted({groups for one in heads for groups in divisors(one)}):
+            moves = [(one, groups) for one in source.counts if one.heads > groups and one.heads % groups == 0]
+            self._layers |= {(names.index(one.module), groups): one for one in source.attention_layers(moves)}
+        read = [one for (_, groups), one in self._layers.items() if groups == 1]
         self._merge = LayerMerge(method=options.method, grouping=options.grouping, seed=options.seed)
-        self._statistics = gather_statistics(model, self._layers.get(1, []), batches_BT, progress.part("statistics"))
+        self._statistics = gather_statistics(model, read, batches_BT, progress.part("statistics"))
         self._model, self._hosted, self._window = model, hosted, options.window
 
     def lost(self, kept: Mapping[int, tuple[int, bool]], measure: Callable[[PreTrainedModel], float]) -> float:
@@ -60,16 +62,17 @@ class Standin:
         if bounded and self._window is not None:
             config = Window(self._window, bounded).aim(self._hosted).result.config
             model = build_student(self._model, config, [])  # around the same tensors, in which heads are merged
-        with self._merged({number: groups for number, (groups, _) in kept.items() if groups in self._layers}):
+        with self._merged(
+            [layer for number, (groups, _) in kept.items() if (layer := self._layers.get((number, groups)))]
+        ):
             return measure(model)
 
     @contextmanager
-    def _merged(self, groups: Mapping[int, int]) -> Iterator[None]:
-        """Have some layers, by number, with G heads each as long as the block runs."""
+    def _merged(self, layers: Sequence[AttentionLayer]) -> Iterator[None]:
+        """Have some layers with fewer heads as long as the block runs."""
         kept: list[tuple[str, dict[str, torch.Tensor]]] = []
         try:
-            for number, wanted in groups.items():
-                layer = self._layers[wanted][number]
+            for layer in layers:
                 own = own_tensors(self._model, layer)
                 kept.append((layer.module, {name: own[name].clone() for name in layer.changed}))
                 merged = self._merge(layer, own, self._statistics[layer.module]).tensors

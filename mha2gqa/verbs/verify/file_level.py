@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mha2gqa.errors import CheckpointError, Mha2GqaError
-from mha2gqa.files.pieces import OutputTensor, TensorInfo
+from mha2gqa.files.pieces import OutputTensor, TensorInfo, path_of
 from mha2gqa.files.pool import Pool
 from mha2gqa.files.reader import RECORD, SAFE_INDEX, Checkpoint, read_checkpoint, read_json, read_safetensors
 from mha2gqa.methods import streamed
@@ -52,6 +52,7 @@ def _check(pair: Pair, converted: Checkpoint, started: float, folder: Path, adva
         *config_findings(pair, converted, expectation.plan),
         *companion_findings(pair, converted),
         *_header_findings(pair, converted, expectation),
+        *_index_findings(pair, converted),
     ]
     guilty = {one.guilty for one in findings}
     expected = [
@@ -164,6 +165,22 @@ def _header_findings(pair: Pair, converted: Checkpoint, expectation: Expectation
         if (dtype, shape) != (info.dtype, info.shape):
             problem = f"has dtype {info.dtype} and shape {list(info.shape)}, not {dtype} and {list(shape)}"
             yield finding(name, problem)
+
+
+def _index_findings(pair: Pair, converted: Checkpoint) -> Iterator[Finding]:
+    """Hold the index against the files: what it names is there, and where it says, or it would not have been read."""
+    path = converted.directory / SAFE_INDEX
+    if not path.is_file() or {info.name for info in converted.tensors} != pair.record.tensors.keys():
+        return
+    content = read_json(path)
+    for info in converted.tensors:
+        if info.name not in content["weight_map"]:
+            yield finding(SAFE_INDEX, f"does not name {info.name}, which is in {path_of(info.file).name}")
+    metadata, size = content.get("metadata"), sum(info.size for info in converted.tensors)
+    if not isinstance(metadata, dict):
+        yield finding(SAFE_INDEX, "has no `metadata`, without which transformers does not read it")
+    elif metadata.get("total_size") != size:
+        yield finding(SAFE_INDEX, f"says total_size {metadata.get('total_size')}, and its tensors have {size} bytes")
 
 
 def _wanted(pair: Pair, converted: Checkpoint, expectation: Expectation) -> dict[str, tuple[str, tuple[int, ...]]]:

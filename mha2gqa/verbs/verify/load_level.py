@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.families.cache import CacheLayer, cache_bytes, cross_cache_bytes
+from mha2gqa.files.reader import read_checkpoint
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import placement
 from mha2gqa.model.feed import attempt
@@ -106,6 +107,8 @@ class Models:
         """What is wrong with the keys of the converted checkpoint and not with the original's: `missing <name>`, ..."""
         if isinstance(self._converted, str):
             return [self._converted]
+        if not read_checkpoint(self.pair.converted).has_plain_index:
+            return ["index without `metadata`, which transformers does not read"]
         return [problem for problem in self._converted[1] if problem not in self._original[1]]
 
     @cached_property

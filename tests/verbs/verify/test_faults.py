@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -266,3 +268,24 @@ def test_a_fault_in_the_files_does_not_hide_the_levels_above(clean: Path, levels
     assert report.file is not None
     assert len(report.file.findings) == 1
     assert (report.load is not None, report.outputs is not None) == ("load" in levels, "outputs" in levels)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "levels"),
+    [
+        (lambda index: index.pop("metadata"), "no `metadata`", {"file", "load"}),
+        (lambda index: index.update(metadata=None), "no `metadata`", {"file", "load"}),
+        (lambda index: index["metadata"].update(total_size=1), "says total_size 1, and its tensors have", {"file"}),
+        (lambda index: index["weight_map"].pop("model.norm.weight"), "does not name model.norm.weight", {"file"}),
+    ],
+    ids=["no metadata", "null", "another size", "a tensor less"],
+)
+def test_a_damaged_index_is_found(clean: Path, damage: Callable[[Any], object], words: str, levels: set[str]) -> None:
+    """Transformers loads the files that it names, whatever else it says, but not without `metadata`."""
+    index = clean / "two/model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    damage(content)
+    index.write_text(json.dumps(content))
+    finding = only(check(clean))
+    assert (finding.guilty, words in finding.problem) == (index.name, True)
+    assert {level for level in ("file", "load") if check(clean, level).findings} == levels
