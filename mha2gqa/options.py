@@ -225,7 +225,8 @@ def share(most: float = math.inf) -> Callable[[Any], float]:
         except ValueError:
             raise ValueError(f"{value!r} is no number or percentage, such as 0.01 or 1%") from None
         if not 0 <= number <= most:
-            raise ValueError(f"{value} is not from 0 to {most:g}" if most < math.inf else f"{value} is below 0")
+            hint = f"; {number:g} per cent is written {number:g}%" if most < number <= 100 else ""
+            raise ValueError(f"{value} is not from 0 to {most:g}{hint}" if most < math.inf else f"{value} is below 0")
         return number
 
     return parse

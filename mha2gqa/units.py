@@ -20,7 +20,8 @@ def parse_count(text: str) -> int:
     match = _COUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))
     number = float(match[1]) * _FACTORS[match[2].upper()] if match else 0
     count = round(number) if number <= _MOST else 0
-    if count < 1:
+    is_part = match is not None and not match[2] and number != count  # of 1.5K or 1e9 a whole number was meant
+    if count < 1 or is_part:
         raise ValueError(f"{text!r} is no number such as 4096, 20M, 1.5B or 2T")
     return count
 

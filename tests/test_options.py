@@ -85,7 +85,11 @@ def sample(verb: str, one: Parameter) -> tuple[str, Any]:
 
 def flag(one: Parameter) -> str:
     """Return how an option is written."""
-    return "" if one.option.is_argument else (one.option.flags or (f"--{one.name.replace('_', '-')}",))[0]
+    return (
+        ""
+        if one.option.is_argument
+        else (one.option.flags or (f"--{one.name.replace('_', '-')}",))[0].partition("/")[0]
+    )
 
 
 def line(one: Parameter, text: str) -> list[str]:

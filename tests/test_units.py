@@ -48,3 +48,10 @@ def test_options_take_them(cli: Any, tmp_path: Path, options: tuple[object, ...]
     answer = cli(*options, *(("-o", tmp_path / "out") if options[0] == "convert" else ()))
     assert answer.code == (2 if message else 0), answer
     assert message is None or message in " ".join(answer.err.split())
+
+
+@pytest.mark.parametrize("text", ["1.5", "64.5", "0.5"])
+def test_a_part_of_one_is_no_number(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number such as"):
+        parse_count(text)
+    assert parse_count("1.5K") == 1500

@@ -176,6 +176,8 @@ def parse_conversion(content: Mapping[str, Any]) -> Conversion:
     targets = tuple(map(str, content.get("targets") or ("expand" if command == "expand" else "kv_heads",)))
     if len({*targets}) < len(targets):
         raise ValueError(f"{len(targets)} targets, of which some stand twice")
+    if ("expand" in targets) != (command == "expand"):
+        raise ValueError(f"command {command!r} with targets {', '.join(targets)}")
     if "kv_heads" in targets:
         options = {"groups": int(content["target_heads"])} | options
     groups = {module: tuple(tuple(map(int, group)) for group in found) for module, found in content["groups"].items()}

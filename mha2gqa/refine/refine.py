@@ -84,6 +84,7 @@ class Refiner:
         self._teacher_run = Replay(original, batches_BT, memory)
         self._student_run = Replay(student, batches_BT, memory)
         self._merge, self._refinement, self._options, self._files = merge, refinement, options, files
+        self._aside = count_aside(len(batches_BT))
 
     def run(self, layers: Sequence[AttentionLayer], progress: Progress) -> None:
         """Refine every layer in order.
@@ -114,9 +115,12 @@ class Refiner:
         source = self._files.read(layer)
         # In: what the converted layers before hand on, so that this one may make up for their errors. Out: what the
         # original makes of its own inputs, so that errors are not learned; heads are merged by these inputs, too.
-        moments = Moments(layer)
+        moments, run = Moments(layer), self._teacher_run.outputs(layer.module)
+        # The merge must not know the text kept aside, by which it is held against what is found from the rest: values
+        # count by squared attention, so that few tokens make most of their moments, and a merge fits those it knows.
+        outputs = [next(run) for _ in range(self._aside)]
         with moments.watching(self._original):
-            outputs = list(self._teacher_run.outputs(layer.module))
+            outputs += run
         examples = list(zip(self._student_run.calls(layer.module), outputs, strict=True))
         original = own_tensors(self._original, layer)
         merged = self._merge(layer, {name: original[name] for name in source}, moments.statistics())
@@ -206,6 +210,11 @@ class Steps:
 
 
 def keep_aside(batches: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
-    """Return the batches that measure, and those that are learned from; a single one is both."""
-    aside = max(1, len(batches) // _KEPT_ASIDE) if len(batches) > 1 else 0
+    """Return the batches that measure, the first ones, and those that are learned from; a single one is both."""
+    aside = count_aside(len(batches))
     return batches[:aside] or batches, batches[aside:]
+
+
+def count_aside(batches: int) -> int:
+    """Return how many of so many batches measure alone."""
+    return max(1, batches // _KEPT_ASIDE) if batches > 1 else 0

@@ -36,10 +36,20 @@ def build_student(
     for name, buffer in original.named_buffers():
         owner, _, leaf = name.rpartition(".")
         student.get_submodule(owner)._buffers[leaf] = buffer
+    _fill(student, original.device)
     if student.config._attn_implementation != original.config._attn_implementation:
         student.set_attn_implementation(original.config._attn_implementation)
     student.requires_grad_(requires_grad=False).eval()
     return student
+
+
+def _fill(student: PreTrainedModel, device: torch.device) -> None:
+    """Let the class compute buffers that the original has none of: speeds of a kind of layers that it has not."""
+    for module in student.modules():
+        absent = {name: one for name, one in module.named_buffers(recurse=False) if one.is_meta}
+        module._buffers.update({name: torch.empty_like(one, device=device) for name, one in absent.items()})
+        if absent:
+            student._init_weights(module)
 
 
 def own_tensors(model: PreTrainedModel, layer: AttentionLayer) -> dict[str, torch.Tensor]:

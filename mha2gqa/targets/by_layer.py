@@ -34,7 +34,10 @@ class HeadsByLayer:
     @classmethod
     def recorded(cls, options: Mapping[str, Any]) -> "HeadsByLayer":
         """Return the target of a record's options."""
-        return cls(tuple(int(number) for number in str(options["groups"]).split(",")))
+        groups = tuple(int(number) for number in str(options["groups"]).split(","))
+        if min(groups) < 1:
+            raise ValueError(f"{options['groups']} gives a layer no head")
+        return cls(groups)
 
     @classmethod
     def parse_change(cls, content: Mapping[str, Any]) -> Change:

@@ -74,6 +74,8 @@ def check_exists(data: Sequence[str]) -> None:
 
 
 def _check_exists(name: str) -> None:
+    if not name.strip():
+        raise TextError("A name of text is empty", expected="a file, or a Hub data set", remedy="Leave it out")
     path = Path(name).expanduser()
     if path.is_file():
         if path.stat().st_size == 0:
@@ -85,7 +87,7 @@ def _check_exists(name: str) -> None:
         raise TextError(
             f"{name} is a directory",
             expected="files of text, or what datasets' save_to_disk has written",
-            remedy=f"Name its files: {name}/*",
+            remedy=f"Name its files: {name.rstrip('/')}/*",
         )
     if path.exists():
         raise TextError(

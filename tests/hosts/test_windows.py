@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
-from mha2gqa import ConvertOptions, convert
+from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
 from mha2gqa.errors import FamilyError, GroupsError, OptionError
 
 T, W, L, VOCABULARY = 23, 5, 4, 97
@@ -228,6 +228,17 @@ def test_heads_and_a_window_at_once(results: Any, tmp_path: Path) -> None:
     (tokens, (before, after)) = next(iter(outcomes[1].cache_at.items()))
     assert (tokens, after / before) == (256, (3 * W + 256) / 256 / 4 / 2)
     assert (tmp_path / "both" / "README.md").read_text().count("window") > 3
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(None, W), ("0-2", W)])
+def test_speeds_of_kinds_of_layers_that_a_class_keeps_apart(layers: str | None, kept: int, tmp_path: Path) -> None:
+    """Olmo3 has a buffer for each kind of layers that there are, and `verify` needs the other."""
+    source_model("olmo2", num_key_value_heads=2).save_pretrained(tmp_path / "source")
+    asked = {"groups": 1, "window": kept, "window_layers": layers, "output": tmp_path / "result"}
+    convert(ConvertOptions(model=str(tmp_path / "source"), **asked))
+    report = verify(VerifyOptions(converted=tmp_path / "result", levels=("load",)))
+    assert report.load is not None and not report.findings
+    assert "window, outputs" in {one.name for one in report.load.checks}
 
 
 REFUSED = [

@@ -9,6 +9,7 @@ with the host's hidden states in the place of its own.
 A step that does not help on batches kept aside is taken back (`refine/refine.py`). A finished layer is written at once.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from mha2gqa.refine.descend import Descent, distil
 from mha2gqa.refine.latent.files import LatentFiles
 from mha2gqa.refine.latent.modules import trained_names, with_norms, without_norms
 from mha2gqa.refine.latent.refit import refit_latent
-from mha2gqa.refine.refine import Refinement, Steps
+from mha2gqa.refine.refine import Refinement, Steps, count_aside
 from mha2gqa.refine.replay import Call, Example, Replay
 from mha2gqa.refine.statistics import Moments, eager
 from mha2gqa.refine.student import install, own_tensors
@@ -91,7 +92,8 @@ class LatentRefiner:
         calls = list(self._student_run.calls(layer.module))
         outputs = (self._in_stream(one) for one in self._teacher_run.outputs(layer.module))
         examples: list[Example] = list(zip(calls, outputs, strict=True))
-        known = self._statistics(layer, calls)
+        # As for heads (`refine/refine.py`): what is fitted must not know the text by which a refinement is held to it.
+        known = self._statistics(layer, calls, count_aside(len(calls)) if self._refinement else 0)
         fitted = self._fit(layer, known)
         tensors = self._host.attention(layer, fitted.heads, known)
         steps = Steps(module, examples, dict.fromkeys(tensors, self._host.dtype), self._student.device)
@@ -113,12 +115,20 @@ class LatentRefiner:
         """Return an output of the original's module in the units of the host's stream."""
         return self._fold.written(output_BTD, self._fold.branch, outputs=-1).to(output_BTD.dtype)
 
-    def _statistics(self, layer: AttentionLayer, calls: Sequence[Call]) -> Statistics:
-        """Ask the original's module, given the student's inputs, what it is given and what its heads read."""
+    def _statistics(self, layer: AttentionLayer, calls: Sequence[Call], aside: int) -> Statistics:
+        """Ask the original's module, given the student's inputs, what it is given and what its heads read.
+
+        Args:
+            layer: The layer.
+            calls: Of the student's module, one for each batch.
+            aside: How many of the first are left out.
+        """
         moments, lift = Moments(layer), linear(self._host.dtype).lift
         module = self._original.get_submodule(layer.module)
         with torch.no_grad(), eager(self._original), moments.watching(self._original):
-            for own, call in zip(self._teacher_run.calls(layer.module), calls, strict=True):
+            for own, call in itertools.islice(
+                zip(self._teacher_run.calls(layer.module), calls, strict=True), aside, None
+            ):
                 _reading(own, call, lift).run(module, self._original.device)
         return moments.statistics()
 

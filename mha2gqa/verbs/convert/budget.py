@@ -100,6 +100,15 @@ class _Budget:
                 yield fitting[-1]
 
 
+def check_budget(options: ConvertOptions, original: Original) -> None:
+    """Refuse a budget under which not every layer can keep a head.
+
+    Raises:
+        GroupsError: It is too small.
+    """
+    _Budget.of(options, original)
+
+
 def choose_plan(options: ConvertOptions, original: Original, progress: Progress) -> Choice:
     """Give each layer the heads that it needs, and some the window; the budget holds for all of them together.
 

@@ -53,9 +53,11 @@ def read_window(value: Any) -> int:
 
 
 def read_layers(value: Any) -> str:
-    """Read `auto`, or `0-11,14`, which is written in its shortest form."""
+    """Read `auto`, or `0-11,14` or a sequence of numbers, which are written in their shortest form."""
     if value == AUTO:
         return AUTO
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
     from mha2gqa.targets.window import parse_layers, write_layers
 
     return write_layers(parse_layers(str(value)))

@@ -89,7 +89,13 @@ class SweepOptions(Options):
         float,
         Option("Largest increase of the perplexity to recommend, such as 2%.", parse=share(), metavar="SHARE"),
     ] = 0.01
-    sensitivity: Annotated[bool, Option("Also measure each layer converted alone.")] = True
+    sensitivity: Annotated[
+        bool,
+        Option(
+            "Also measure each layer converted alone: for each method as many evaluations as layers.",
+            flags=("--sensitivity/--no-sensitivity",),
+        ),
+    ] = False
     dtype: Dtype = None
     device: Device = None
     seed: Seed = 0

@@ -16,7 +16,7 @@ from mha2gqa.files.working import make_ours, replace_file
 from mha2gqa.texts.chats import Document, Record
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.find import SELF
-from mha2gqa.texts.tables import named
+from mha2gqa.texts.tables import check_exists, named
 from mha2gqa.verbs.sweep.options import SweepOptions
 
 _SHARE = 5
@@ -38,11 +38,18 @@ class Texts:
 
 
 def check_texts(options: SweepOptions) -> None:
-    """Refuse text that would be learned from and evaluated on.
+    """Refuse text that is not there, would be learned from and evaluated on, or shows no loss.
 
     Raises:
-        TextError: A file or data set is named for both.
+        TextError: A file or data set is named for both, a file is not there, or blocks end within a window.
     """
+    window = max(options.window, default=0)
+    if options.context is not None and options.context <= window:
+        raise TextError(
+            f"--context {options.context} ends within the window of {window} tokens, where nothing can be lost",
+            expected=f"more than {window} tokens",
+        )
+    check_exists([named(name).name for name in (*options.data, *options.eval_data) if name != SELF])
     learned, evaluated = (
         {os.path.realpath(named(name).name): name for name in data if name != SELF}
         for data in (options.data, options.eval_data)

@@ -20,6 +20,7 @@ from mha2gqa.model.original import Original
 from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.kv_heads import possible_groups
 from mha2gqa.texts.find import NONE
+from mha2gqa.verbs.convert.budget import check_budget
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
 
@@ -148,6 +149,7 @@ def settled(options: ConvertOptions, original: Original) -> ConvertOptions:
     """Return options that can be planned without text: heads by layer as the fewest that there can be."""
     if options.groups != AUTO:
         return options
+    check_budget(options, original)
     return replace(options, groups=(1,) * len(heads_of(original.architecture)), cache=None)
 
 

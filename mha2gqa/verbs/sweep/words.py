@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mha2gqa.sections import Paragraph, Part, Section, numbers
+from mha2gqa.texts.find import NONE
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 from mha2gqa.verbs.verify.measures import Loss
 
@@ -43,6 +44,13 @@ def point_line(event: Mapping[str, Any]) -> str:
 
 def verdict(sweep: Sweep) -> str:
     """Return which conversion to take, as sentences."""
+    unread = any(f"--data {NONE}" in point.command for point in sweep.points)
+    return _chosen(sweep) + (
+        " Without --data, methods that make use of text had none: with it they lose less." * unread
+    )
+
+
+def _chosen(sweep: Sweep) -> str:
     limit = f"{sweep.max_ppl_increase:.2%}"
     if chosen := sweep.recommended:
         return (

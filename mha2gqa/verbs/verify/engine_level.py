@@ -9,7 +9,7 @@ Legend: T tokens, V vocabulary.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -22,10 +22,13 @@ from mha2gqa.errors import EngineError
 from mha2gqa.families.cache import cache_bytes
 from mha2gqa.model.feed import inputs
 from mha2gqa.model.load import context_length
+from mha2gqa.targets.window import windows
 from mha2gqa.verbs.verify.levels import EngineLevel, Finding
 from mha2gqa.verbs.verify.load_level import Models, random_tokens
 
 _READ, _WRITTEN, _LIKELIEST = 48, 24, 20
+_BEYOND, _FARTHEST = 16, 2048
+"""Tokens that are read beyond the shortest window, which is longer reached for than that: engines may ignore it."""
 _LIMITS = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.1}
 """Dtype -> mean difference of the logarithm of a probability that rounding and other kernels explain. In fp32 the
 engines of `docs/results/engines.md` stay below 0.002 where they are right, and are past 1 where they are wrong."""
@@ -48,7 +51,7 @@ def check_engine_level(models: Models, model: PreTrainedModel, engine: str, seed
         EngineError: It is not installed, or does not take the checkpoint.
     """
     started = time.monotonic()
-    length, written_count = _lengths(model)
+    length, written_count = _lengths(model, [window for window in windows(models.pair.result) if window])
     ids_T = random_tokens(model, models.pair.result.config_json, seed, length - written_count - 1)[0]
     read = len(ids_T)
     setup = Setup(
@@ -101,9 +104,11 @@ def _heard() -> Iterator[Callable[[], str]]:
             raise EngineError(error.problem + more, expected=error.expected, remedy=error.remedy) from error
 
 
-def _lengths(model: PreTrainedModel) -> tuple[int, int]:
-    """Return how many tokens there may be, and how many of them are to be written."""
-    length = min(context_length(model.config, None), _READ + _WRITTEN + 1)
+def _lengths(model: PreTrainedModel, bounded: Sequence[int]) -> tuple[int, int]:
+    """Return how many tokens there may be, and how many of them are to be written, by the windows of layers."""
+    beyond = min(bounded, default=_FARTHEST) + _BEYOND
+    read = max(_READ, beyond if beyond <= _FARTHEST else 0)
+    length = min(context_length(model.config, None), read + _WRITTEN + 1)
     return length, min(_WRITTEN, length // 3)
 
 

@@ -33,6 +33,10 @@ FORWARD, NOISE = "forward", "forward on noise"
 LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9, min_cosine=0.99)
 
 
+_MOST_NATS = 700.0
+"""Beyond it the exponential is none in fp64."""
+
+
 def limits_for(conversion: Conversion, options: VerifyOptions) -> Limits:
     """Return the limits: the user's, else those that suit the conversion."""
     suited = {"none": EXACT, "rounding": ROUNDING, "loss": LOSSY}[conversion.effect]
@@ -46,6 +50,11 @@ def limit_findings(level: OutputsLevel, limits: Limits) -> Iterator[Finding]:
         before, after = level.loss.perplexities
         grown = f"grew by {level.loss.increase:.2%} ({before:.4g} -> {after:.4g})"
         yield _finding("perplexity", f"{grown}; the limit is {limits.max_ppl_increase:.2%}")
+    if (answers := level.answers) is not None:
+        increase = math.expm1(min(answers.converted - answers.original, _MOST_NATS))
+        if not increase <= limits.max_ppl_increase:
+            problem = f"grew by {increase:.2%}; the limit is {limits.max_ppl_increase:.2%}"
+            yield _finding("perplexity of answers", problem)
     if not level.kl.mean <= limits.max_kl:
         yield _finding("KL divergence", f"is {level.kl.mean:.4g} nats a token; the limit is {limits.max_kl:g}")
     if level.top1 < limits.min_top1:
@@ -114,6 +123,8 @@ def judge(
         reasons.append(f"{file.witness}.")
     if load is not None and load.checks[0].passed is None:
         reasons.append(f"The load is not strict: {load.checks[0].detail}.")
+    if outputs is None and not_compared is None and effect != "none":
+        reasons.append("How far its outputs are from the original's was not asked.")
     if _is_identical(file, outputs, effect):
         return "identical", (f"Nothing differs: {_what_is_identical(outputs)}.", *reasons)
     return "within limits", (_fine(file, load, outputs), *reasons)

@@ -127,6 +127,12 @@ class Verification:
         return self.outputs or self.embeddings or self.head
 
     @property
+    def headline(self) -> str:
+        """The verdict in people's words: limits are those of outputs, and say nothing where none were compared."""
+        is_open = self.verdict == "within limits" and self.compared is None
+        return "no fault found" if is_open else self.verdict
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong, of all levels."""
         levels = (self.file, self.load, self.engine, self.compared)

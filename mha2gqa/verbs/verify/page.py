@@ -41,7 +41,7 @@ def verify_page(report: Verification) -> str:
         "verify.html",
         report=report,
         name=PurePath(report.converted).name or report.converted,
-        verdict={"sign": sign, "tone": tone, "headline": report.verdict.capitalize()},
+        verdict={"sign": sign, "tone": tone, "headline": report.headline.capitalize()},
         reasons=[
             reason[:1].upper() + reason[1:]
             for reason in (*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :])

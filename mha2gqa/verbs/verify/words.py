@@ -58,7 +58,7 @@ def _sections(report: Verification) -> Iterator[Section]:
 def _verdict(report: Verification) -> str:
     findings = report.findings
     if not findings:
-        return f"{report.verdict}. {' '.join(report.reasons)}".rstrip()
+        return f"{report.headline}. {' '.join(report.reasons)}".rstrip()
     notes = report.reasons[len(findings) :]
     return " ".join((f"{report.verdict}: {_problem(report)}.", *notes))
 
@@ -88,6 +88,8 @@ def _is_rounded(finding: Finding, load: LoadLevel | None) -> bool:
 
 def _remedy(made: Conversion) -> str:
     more = "take more KV heads" if made.asks_for_heads else "keep more of the cache"
+    if made.asks_for_heads and made.method != "aligned" and not made.uptrain:
+        return f"convert it with --method aligned, or {more}"
     refined = {None: "refine it (--refine refit)", "refit": "distil it (--refine distil)"}.get(
         made.refinement, "uptrain it"
     )

@@ -14,7 +14,7 @@ import pytest
 from tests.verbs.convert.test_crash import FORKS, Child, Moment
 from tests.verbs.verify.subjects import save_source, save_text
 
-SIZE = ("--context", "24", "--tokens", "600", "--eval-tokens", "240")
+SIZE = ("--context", "24", "--tokens", "600", "--eval-tokens", "240", "--sensitivity")
 SWEEP = ("sweep", "source", "-g", "2,1", "--methods", "mean", "-o", "s.json", "--eval-data", "held-out.txt", *SIZE)
 DIVIDED = (*SWEEP[: SWEEP.index("--eval-data")], "--data", "text.txt", *SIZE)
 ALONE = ("--no-sensitivity",)

@@ -15,7 +15,7 @@ from tests.conftest import Run
 from tests.verbs.verify.subjects import save_source, save_text
 
 Cli = Callable[..., Run]
-SMALL = ("--data", "text.txt", "--context", 24, "--tokens", 600, "--eval-tokens", 240)
+SMALL = ("--data", "text.txt", "--context", 24, "--tokens", 600, "--eval-tokens", 240, "--sensitivity")
 NAMES = {"source-gqa2-mean", "source-gqa2-aligned", "source-mqa-mean", "source-mqa-aligned"}
 MODULES = ["model.layers.0.self_attn", "model.layers.1.self_attn"]
 

@@ -44,7 +44,7 @@ def test_a_pooled_model_is_different_and_the_one_record_here_is_found(cli: Cli, 
         "model.layers.1.self_attn",
         "top-1 agreement",
         "verdict  different: perplexity +",
-        " %, above the default limit of 1 %: refine it (--refine refit), or take more KV heads.",
+        " %, above the default limit of 1 %: convert it with --method aligned, or take more KV heads.",
     ):
         assert words in run.out, run.out
     assert run.err == ""
@@ -203,3 +203,14 @@ def test_limits_follow_from_the_conversion(change: Change, limits: Limits) -> No
     assert limits_for(conversion, VerifyOptions()) == limits
     assert limits_for(conversion, VerifyOptions(max_kl=0.5)).max_kl == 0.5
     assert limits.exact == (limits is EXACT)
+
+
+def test_limits_are_not_claimed_where_outputs_were_not_compared(cli: Cli, tmp_path: Path) -> None:
+    """A broken model loads and runs; only its outputs tell."""
+    made = converted(save_source(tmp_path / "source"), tmp_path / "made", 1)
+    answer = cli("verify", made, "--level", "load", "--report", tmp_path / "page")
+    assert answer.code == 0 and "within limits" not in answer.out
+    assert "no fault found. The checkpoint runs as its original does. How far its outputs are" in " ".join(
+        answer.out.split()
+    )
+    assert "No fault found" in next((tmp_path / "page").glob("*.html")).read_text()
