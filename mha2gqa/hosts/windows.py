@@ -276,5 +276,5 @@ def choose_host(model: Architecture, *, by_layer: bool) -> Host | None:
     raise FamilyError(
         f"No class of transformers has a model of type {model.model_type!r} "
         f"with a window on {'some' if by_layer else 'all'} layers{why}",
-        expected="the same window on all layers" if own is not None or len(objections) > 1 else f"one of {known}",
+        expected="the same window on all layers" if by_layer and (own or objections) else f"one of {known}",
     )

@@ -99,6 +99,11 @@ def divisions(whole: Whole, target: Widths) -> list[tuple[int, int]]:
     Raises:
         GroupsError: None of them can be.
     """
+    if target.groups is not None and target.groups > whole.kv_heads:
+        raise GroupsError(
+            f"--latent-like-groups {target.groups} is the cache of more than the model's {whole.kv_heads} KV heads",
+            expected=f"1 to {whole.kv_heads}",
+        )
     if target.groups is not None:
         cache = like_groups(target.groups, whole.width, whole.value_width)
         found = [(cache - width, width) for width in rotary_widths(cache)]

@@ -242,7 +242,7 @@ def _checks(
     detail = str(now.forward) if isinstance(now.forward, str) else "every output is finite"
     yield Check(name=name, passed=not isinstance(now.forward, str), detail=detail)
     if before is not None and before.measured is not None:
-        yield _cache_check(before, after, now.cache)
+        yield _cache_check(before, after, now.cache, str(original.dtype).removeprefix("torch."))
     name = "generation with and without cache"
     yield from _agreement(
         name, seen.generation, now.generation, tolerance, f"{NEW_TOKENS} tokens, largest logit difference"
@@ -251,13 +251,13 @@ def _checks(
     yield from _agreement(name, seen.prefill, now.prefill, tolerance, "logit difference")
 
 
-def _cache_check(before: CacheUse, after: CacheUse | None, measured: Observed) -> Check:
+def _cache_check(before: CacheUse, after: CacheUse | None, measured: Observed, dtype: str) -> Check:
     name = "cache bytes a token"
     if after is None or after.measured is None:
         return Check(name=name, passed=False, detail=f"the converted checkpoint gives no cache ({measured})")
     passed = (before.measured, after.measured) == (before.formula, after.formula)
     sizes = f"{before.measured:,} -> {after.measured:,} measured"
-    detail = f"{sizes}, {before.formula:,} -> {after.formula:,} by formula"
+    detail = f"{sizes}, {before.formula:,} -> {after.formula:,} by formula, in {dtype}"
     return Check(name=name, passed=passed, detail=detail)
 
 
