@@ -67,7 +67,7 @@ def test_every_step_helps(tmp_path: Path) -> None:
     for refinement in (None, "distil"):
         student, reports = refined(model, host, refinement, tmp_path, BATCHES)
         losses.append(float((logits(student) - logits(model)).square().mean()))
-    assert losses[1] < 0.95 * losses[0]
+    assert losses[1] < 0.97 * losses[0]
     first = reports[0]["errors"]
     assert first["distil"] < first["refit"] <= first["fitted"]
     for report in reports:
