@@ -118,7 +118,12 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
         for way, run in of_kind:
             label = re.sub(r"--method aligned|--tokens \S+|--refine|--", "", way)
             axes.annotate(
-                " ".join(label.split()), (run["cache"], run["loss"]), (6, 4), textcoords="offset points", fontsize=7
+                " ".join(label.split()),
+                (run["cache"], run["loss"]),
+                (-6 if name == "heads" else 6, 4),  # points of two kinds often lie side by side
+                textcoords="offset points",
+                ha="right" if name == "heads" else "left",
+                fontsize=7,
             )
     axes.set(xlabel="KV cache that is left", ylabel="nats a token above the original", ylim=(0, None))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
