@@ -92,7 +92,8 @@ class ConvertOptions(Options):
     latent: Annotated[
         int | None,
         Option(
-            "Instead: width of one latent for all heads (MLA). 512 with --rope-width 64 is what kernels take.", least=2
+            "In the place of KV heads: width of one latent (MLA). 512 with --rope-width 64 is what kernels take.",
+            least=2,
         ),
     ] = None
     """In the place of `groups`: width C of the latent of the result."""
@@ -101,7 +102,8 @@ class ConvertOptions(Options):
     ] = None
     """Width R of the rotary key that all heads share; None is chosen among a few by loss on text kept aside."""
     latent_like_groups: Annotated[
-        int | None, Option("Instead: latent and rotary key in the cache of so many KV heads.", least=1, metavar="G")
+        int | None,
+        Option("In their place, too: latent and rotary key in the cache of so many KV heads.", least=1, metavar="G"),
     ] = None
     """In the place of `groups` and `latent`: C + R is the cache of so many KV heads, divided by loss on text."""
     rope_frequencies: Annotated[
