@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mha2gqa import VerifyOptions, verify
 from mha2gqa.verbs.verify import metrics, side_by_side
+from mha2gqa.verbs.verify.judge import LOSSY, limit_findings
 from mha2gqa.verbs.verify.levels import OutputsLevel
 from mha2gqa.verbs.verify.measures import Continuation
 from mha2gqa.verbs.verify.metrics import LayerErrors, Sums, bootstrap
@@ -124,6 +125,10 @@ def test_answers_are_counted_alone_beside_all(subject: Path, expected: Expected,
     assert found.kl == pytest.approx(kl, rel=1e-5)
     assert 0 <= found.top1 <= 1
     assert "answers" in outputs.text.description
+    for more, problems in ((0.5, ["grew by 64.87%; the limit is 1.00%"]), (0.0, [])):
+        told = replace(outputs, answers=replace(found, converted=found.original + more))
+        limits = [one.problem for one in limit_findings(told, LOSSY) if one.guilty == "perplexity of answers"]
+        assert limits == problems
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
