@@ -18,6 +18,9 @@ from typing import Any, TypeAlias
 Advance: TypeAlias = Callable[[int, int], object]
 """Told how much of one thing was done since the last call, and how much of it there is in all."""
 
+WRITING = "writing text"
+"""Stage of text that a model writes, in tokens."""
+
 
 class Progress:
     """Who is told how far a command is. Writing tells from several threads at a time."""

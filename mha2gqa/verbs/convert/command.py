@@ -4,9 +4,10 @@ import time
 from collections.abc import Mapping
 
 from mha2gqa import console
+from mha2gqa.progress import WRITING
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
-from mha2gqa.verbs.convert.words import WRITING, layer_line, summary
+from mha2gqa.verbs.convert.words import layer_line, summary
 
 
 class Layers(console.Bars):

@@ -11,11 +11,10 @@ from mha2gqa.model.feed import attempt, inputs
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_original, load_tokenizer
 from mha2gqa.model.original import Original
-from mha2gqa.progress import QUIET, Progress
+from mha2gqa.progress import QUIET, WRITING, Progress
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.find import RANDOM, SELF, Blocks, check_words, find_blocks
 from mha2gqa.verbs.convert.options import ConvertOptions
-from mha2gqa.verbs.convert.words import WRITING
 
 _LEAST_BLOCKS = 8
 """Blocks of text below which nothing can be learned and measured."""

@@ -10,7 +10,6 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 from mha2gqa.units import format_size as size
 
-WRITING = "writing text"
 """Name of the stage in which the model writes what it then reads."""
 _OF_MEAN = (
     "averaging heads that were trained independently breaks the model until it is trained again (mha2gqa uptrain); "

@@ -19,7 +19,7 @@ from mha2gqa.model.feed import Body, attempt
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import drawn, load_unchecked
 from mha2gqa.model.original import Original
-from mha2gqa.progress import Advance
+from mha2gqa.progress import QUIET, WRITING, Advance, Progress
 from mha2gqa.verbs.sweep.outcome import Measured
 from mha2gqa.verbs.verify.measures import ComparedText
 from mha2gqa.verbs.verify.metrics import LayerErrors
@@ -55,6 +55,7 @@ class Yardstick:
     Args:
         original: The original.
         options: Which text and how much of it, the dtype, the device and the seed.
+        progress: Told of every token of a text that the original writes.
 
     Raises:
         TextError: The text is missing, unreadable or too short, or there is no tokenizer.
@@ -62,11 +63,11 @@ class Yardstick:
         SweepError: The model does not run on tokens alone.
     """
 
-    def __init__(self, original: Original, options: VerifyOptions) -> None:
+    def __init__(self, original: Original, options: VerifyOptions, progress: Progress = QUIET) -> None:
         source, config = original.source, original.architecture.config
         self._place = placement(source.directory, dtype=options.dtype, device=options.device, models=2)
         self._source, self._options = source, options
-        found = find_text(source, config, lambda: self.original, options)
+        found = find_text(source, config, lambda: self.original, options, progress.part(WRITING))
         self._blocks, self._ids_NT = found.blocks, found.blocks.tokens_NT
         body = attempt(lambda: self._body(self.original))
         if isinstance(body, str):

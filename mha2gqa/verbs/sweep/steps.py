@@ -158,7 +158,7 @@ class Run:
             device=options.device,
             seed=texts.seed,
         )
-        return Yardstick(self._original, asked)
+        return Yardstick(self._original, asked, self._progress)
 
     def _convert(self, way: Way, work: Path) -> tuple[Path, Outcome, str]:
         """Convert in one way; return where to, the report, and the command line that does the same."""

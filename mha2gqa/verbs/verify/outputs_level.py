@@ -52,7 +52,11 @@ def writes_itself(options: VerifyOptions, source: Source) -> bool:
 
 
 def find_text(
-    source: Source, config: PreTrainedConfig, original: Callable[[], PreTrainedModel], options: VerifyOptions
+    source: Source,
+    config: PreTrainedConfig,
+    original: Callable[[], PreTrainedModel],
+    options: VerifyOptions,
+    advance: Advance,
 ) -> EvaluationText:
     """Find the text, or have the original write it.
 
@@ -61,6 +65,7 @@ def find_text(
         config: Its config.
         original: Gives its model; called only when it has to write the text.
         options: Which text, and how much of it.
+        advance: Told of every token that it writes.
 
     Raises:
         TextError: There is no tokenizer, or the text is missing, unreadable or too short.
@@ -78,6 +83,7 @@ def find_text(
         purpose="evaluation",
         column=options.column,
         seed=options.seed,
+        advance=advance,
     )
     known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     if isinstance(known, int):

@@ -10,7 +10,7 @@ from mha2gqa.families.blueprint import asking
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import load_tokenizer
 from mha2gqa.pages.page import check_place, write_page
-from mha2gqa.progress import QUIET, Advance, Progress
+from mha2gqa.progress import QUIET, WRITING, Advance, Progress
 from mha2gqa.record.pair import Pair, find_pair
 from mha2gqa.verbs.verify.benchmarks import Suite, find_tasks, run_tasks
 from mha2gqa.verbs.verify.card import check_card, write_numbers
@@ -51,7 +51,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     text: EvaluationText | str | None = None
     if "outputs" in options.levels:
         text = _unreadable(models, options) or find_text(
-            pair.original.source, models.config, lambda: models.original, options
+            pair.original.source, models.config, lambda: models.original, options, progress.part(WRITING)
         )
     file = check_files(pair, progress.part("files")) if "file" in options.levels else None
     readable = file is None or file.readable
