@@ -27,6 +27,9 @@ def summary(sweep: Sweep) -> Iterator[Part]:
     yield f"model  {sweep.model} ({sweep.model_type}, {sweep.heads} KV heads)"
     yield f"text   {evaluated(sweep)}\n"
     yield Section(numbers(*HEADER), tuple(row.cells for row in point_rows(sweep)))
+    if sweep.text is not None and any(point.window for point in sweep.points):
+        length = f"{sweep.text.context:,}"
+        yield Paragraph(f"\nBytes of a window are those of {length} tokens, through {length}: of a longer text fewer.")
     header, rows = layer_table(sweep)
     if rows:
         yield Paragraph("\nLoss added by one layer alone, nats a token:")
