@@ -157,7 +157,7 @@ def test_sweep_measures_single_layers(chain: dict[str, Path], text: str, step: s
 
 
 def _sweep(source: Path, text: str, folder: Path) -> Any:
-    size = {"tokens": 512, "eval_tokens": 256, "context": 32}
+    size = {"tokens": 512, "eval_tokens": 256, "context": 32, "sensitivity": True}
     return sweep(
         SweepOptions(
             model=str(source), groups=(1,), methods=("mean",), data=(text,), output=folder / "sweep.json", **size

@@ -176,7 +176,7 @@ def test_a_record_comes_back_as_it_was_written(
 ) -> None:
     layer = {"module": "a", "groups": [[1, 0]], "keys": "free", "values": "fixed", "errors": {"merged": 0.5}}
     made = Conversion(
-        command="convert",
+        command="convert" if "groups" in options else "expand",
         options=options,
         targets=("kv_heads",) if "groups" in options else ("expand",),
         model_type="llama",
