@@ -28,7 +28,7 @@ from mha2gqa.verbs.verify.load_level import Models, random_tokens
 
 _READ, _WRITTEN, _LIKELIEST = 48, 24, 20
 _BEYOND, _FARTHEST = 16, 2048
-"""Tokens that are read beyond the shortest window, which is longer reached for than that: engines may ignore it."""
+"""Tokens that are read beyond the shortest window, which an engine may ignore; and the most that are read for it."""
 _LIMITS = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.1}
 """Dtype -> mean difference of the logarithm of a probability that rounding and other kernels explain. In fp32 the
 engines of `docs/results/engines.md` stay below 0.002 where they are right, and are past 1 where they are wrong."""

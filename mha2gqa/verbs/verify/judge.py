@@ -23,6 +23,7 @@ from mha2gqa.verbs.verify.levels import (
     LoadLevel,
     OutputsLevel,
 )
+from mha2gqa.verbs.verify.measures import perplexity
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Limits, Verdict
 
@@ -31,10 +32,6 @@ ROUNDING = Limits(max_ppl_increase=0.001, max_kl=0.001, min_top1=0.98, min_cosin
 FORWARD, NOISE = "forward", "forward on noise"
 """Names of the check that a model runs on tokens, and, of those that read pictures or sound, on noise."""
 LOSSY = Limits(max_ppl_increase=0.01, max_kl=0.05, min_top1=0.9, min_cosine=0.99)
-
-
-_MOST_NATS = 700.0
-"""Beyond it the exponential is none in fp64."""
 
 
 def limits_for(conversion: Conversion, options: VerifyOptions) -> Limits:
@@ -51,7 +48,7 @@ def limit_findings(level: OutputsLevel, limits: Limits) -> Iterator[Finding]:
         grown = f"grew by {level.loss.increase:.2%} ({before:.4g} -> {after:.4g})"
         yield _finding("perplexity", f"{grown}; the limit is {limits.max_ppl_increase:.2%}")
     if (answers := level.answers) is not None:
-        increase = math.expm1(min(answers.converted - answers.original, _MOST_NATS))
+        increase = perplexity(answers.converted - answers.original) - 1
         if not increase <= limits.max_ppl_increase:
             problem = f"grew by {increase:.2%}; the limit is {limits.max_ppl_increase:.2%}"
             yield _finding("perplexity of answers", problem)
