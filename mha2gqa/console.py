@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mha2gqa.errors import visible
 from mha2gqa.progress import Progress
@@ -127,19 +128,34 @@ def waiting(message: str) -> Iterator[None]:
 
 
 class Bars(Progress):
-    """Bars on stderr, one for each thing that is under way; each has a name, and comes when it is first told of."""
+    """Bars on stderr, one for each thing that is under way; each has a name, and comes when it is first told of.
 
-    def __init__(self, shown: "RichProgress") -> None:
-        self._shown = shown
+    The first is that of the command: it moves, and counts the seconds, whatever goes on, so that nothing looks dead.
+    """
+
+    def __init__(self, shown: "RichProgress", command: str) -> None:
+        self._shown, self.command, self._said = shown, command, command
         self._bars: dict[str, TaskID] = {}
         self._lock = threading.Lock()
+        self.show(command, 0, None, command)
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Move a bar on by `done`."""
         self._shown.update(self._bar(name, total), advance=done, total=total)
 
+    @contextlib.contextmanager
+    def under_way(self, name: str) -> Iterator[None]:
+        """Say beside the command what goes on."""
+        whole, said = self._bars[self.command], self._said
+        self._shown.update(whole, description=f"{said}: {name}")
+        try:
+            yield
+        finally:
+            self._shown.update(whole, description=said)
+
     def show(self, name: str, done: int, total: int | None, text: str) -> None:
         """Set a bar to all that was done, with a text; None is a total that is not known."""
+        self._said = text if name == self.command else self._said
         self._shown.update(self._bar(name, total), completed=done, total=total, description=text)
 
     def keep(self, name: str) -> None:
@@ -156,11 +172,12 @@ class Bars(Progress):
 
 @contextlib.contextmanager
 def bars(
-    kind: type[Shown], unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True
+    command: str, kind: type[Shown], unit: Literal["share", "bytes", "steps"] = "share", *, shown: bool = True
 ) -> Iterator[Shown]:
     """Show bars while the block runs, where stderr is a terminal.
 
     Args:
+        command: What runs.
         kind: `Bars`, or what derives from it for one verb.
         unit: What is said beside them.
         shown: False shows none.
@@ -169,15 +186,21 @@ def bars(
 
     is_shown = shown and err.is_terminal
     with RichProgress(*_columns(unit), console=err, transient=True, disable=not is_shown) as progress:
-        yield kind(progress)
+        yield kind(progress, command)
 
 
 def _columns(unit: str) -> "tuple[ProgressColumn, ...]":
     from rich import progress as of
 
+    class Remaining(of.TimeRemainingColumn):
+        """What is left; of what has no end that is known, the time that it has taken."""
+
+        def render(self, task: of.Task) -> Text:
+            return super().render(task) if task.total is not None else of.TimeElapsedColumn().render(task)
+
     first = (of.TextColumn("{task.description}"), of.BarColumn())
     if unit == "bytes":
-        return (*first, of.DownloadColumn(), of.TransferSpeedColumn(), of.TimeRemainingColumn())
+        return (*first, of.DownloadColumn(), of.TransferSpeedColumn(), Remaining())
     if unit == "steps":
-        return (*first, of.MofNCompleteColumn(), of.TimeElapsedColumn())
-    return (*first, of.TaskProgressColumn(), of.TimeRemainingColumn())
+        return (*first, of.MofNCompleteColumn(), of.TimeElapsedColumn(), Remaining(compact=True))
+    return (*first, of.TaskProgressColumn(), Remaining())

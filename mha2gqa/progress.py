@@ -11,7 +11,8 @@ The console derives from it what a person sees; a test what it wants to know; Py
 Numbers and names are plain values. Nothing here prints.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -31,6 +32,11 @@ class Progress:
     def part(self, name: str) -> Advance:
         """Return `stage` for one stage, for what knows nothing of others."""
         return partial(self.stage, name)
+
+    @contextlib.contextmanager
+    def under_way(self, name: str) -> Iterator[None]:
+        """Take note of something that goes on while the block runs, of which nobody knows how far it is."""
+        yield
 
     def layer(self, module: str, errors: Mapping[str, float], number: int, total: int) -> None:
         """Take note of an attention layer that is finished, `number` of `total`.

@@ -79,7 +79,8 @@ def test_nothing_that_is_shown_steers_the_terminal(
 def test_bars_come_when_they_are_told_of_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=file, force_terminal=True, width=80, color_system=None))
-    with console.bars(console.Bars, "steps") as bars:
+    with console.bars("whole", console.Bars, "steps") as bars:
+        assert [(task.description, task.total) for task in bars._shown.tasks] == [("whole", None)]
         bars.show("whole", 1, 4, "whole: first")
         bars.stage("other", 0, 3)
         assert [task.total for task in bars._shown.tasks] == [4, 3]
@@ -93,8 +94,36 @@ def test_bars_come_when_they_are_told_of_and_go(monkeypatch: pytest.MonkeyPatch)
     assert "whole: first" in file.getvalue()
 
 
+def test_what_goes_on_stands_beside_the_command_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "err", Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
+    with console.bars("verify", console.Bars) as bars:
+
+        def said() -> str:
+            return bars._shown.tasks[0].description
+
+        with pytest.raises(ZeroDivisionError), bars.under_way("loading"):
+            assert said() == "verify: loading"
+            raise ZeroDivisionError
+        assert said() == "verify"
+        bars.show("verify", 1, 2, "verify: second")
+        with bars.under_way("loading"):
+            assert said() == "verify: second: loading"
+        assert said() == "verify: second"
+        shown = [column.render(bars._shown.tasks[0]).plain for column in bars._shown.columns[2:]]
+        assert shown[0].strip() == "50%"
+
+
+def test_what_has_no_known_end_shows_the_time_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "err", Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
+    with console.bars("verify", console.Bars) as bars:
+        bars.stage("part", 1, 2)
+        whole, part = bars._shown.tasks
+        times = bars._shown.columns[-1]
+        assert (times.render(whole).plain, times.render(part).plain) == ("0:00:00", "-:--:--")
+
+
 @pytest.mark.parametrize("unit", ["share", "bytes", "steps"])
 def test_no_bars_where_nobody_sees_them(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.bars(console.Bars, unit) as bars:
+    with console.bars("whole", console.Bars, unit) as bars:
         bars.stage("part", 1, 2)
     assert capsys.readouterr() == ("", "")

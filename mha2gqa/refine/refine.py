@@ -104,9 +104,10 @@ class Refiner:
                     tensors = self._files.read_back(number, layer)
                     install(self._student.get_submodule(layer.module), tensors)
                 else:
-                    for run in (self._teacher_run, self._student_run):
-                        run.reach(layer.module)
-                    self._files.write(number, layer, *self._layer(layer))
+                    with progress.under_way(layer.module):
+                        for run in (self._teacher_run, self._student_run):
+                            run.reach(layer.module)
+                        self._files.write(number, layer, *self._layer(layer))
                 report = self._files.report(number)
                 progress.layer(report["module"], report["errors"], number + 1, len(layers))
 

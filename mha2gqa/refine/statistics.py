@@ -229,6 +229,7 @@ def gather_statistics(
     """
     moments = {layer.module: Moments(layer) for layer in layers}
     heads = max((layer.query_heads for layer in layers), default=1)
+    advance(0, len(batches_BT))
     with eager(model), contextlib.ExitStack() as hooks:
         for one in moments.values():
             hooks.enter_context(one.watching(model))

@@ -80,9 +80,10 @@ class LatentRefiner:
         layers, files = self._host.source.layers, self._files
         for number, layer in enumerate(layers):
             if not files.has(number):
-                for run in (self._teacher_run, self._student_run):
-                    run.reach(layer.module)
-                files.write(number, *self._layer(layer))
+                with progress.under_way(layer.module):
+                    for run in (self._teacher_run, self._student_run):
+                        run.reach(layer.module)
+                    files.write(number, *self._layer(layer))
             install(self._student.get_submodule(layer.module), files.read(number))
             progress.layer(layer.module, files.report(number)["errors"], number + 1, len(layers))
 

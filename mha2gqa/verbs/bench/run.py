@@ -56,7 +56,8 @@ def bench(options: BenchOptions, progress: Progress = QUIET) -> BenchReport:
     free = free_memory(subjects.device)
     memory = parse_size(options.memory, "--memory") or free
     check_fits(grid, (first, second), free, shared=subjects.shares_weights)
-    running = open_engines(options, subjects, grid)
+    with progress.under_way("loading both models"):
+        running = open_engines(options, subjects, grid)
     report = BenchReport(
         model_type=str(subjects.original.model.config_json.get("model_type")),
         random_weights=subjects.random_weights,

@@ -33,6 +33,6 @@ class Layers(console.Bars):
 
 def command(options: ConvertOptions, *, as_json: bool) -> None:
     """Convert, and print what was done."""
-    with console.bars(Layers) as progress:
+    with console.bars("convert", Layers) as progress:
         report = convert(options, progress)
     console.print_json(report.to_json()) if as_json else console.print_report(summary(report))

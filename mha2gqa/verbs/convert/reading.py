@@ -35,8 +35,9 @@ class Text:
             Mha2GqaError: It has no tokenizer, does not run on text, or the text is missing or too short.
         """
         tokenizer = load_tokenizer(original.directory)
-        model = load_original(original, dtype=options.dtype, device=options.device)
-        _check_runs(model, options)
+        with progress.under_way("loading the original"):
+            model = load_original(original, dtype=options.dtype, device=options.device)
+            _check_runs(model, options)
         blocks = find_blocks(
             options.data,
             source=original.source,

@@ -23,11 +23,11 @@ def command(options: DemoOptions) -> None:
         rows = tuple(measure(directory, tokens))
     console.print_report([_win(rows), _results(rows), ""])
     console.print_report(inspection.summary(inspect(InspectOptions())))
-    with console.bars(Training) as progress:
+    with console.bars("uptrain", Training) as progress:
         recovered = recover(directory, tokens, progress)
     if recovered is not None:
         console.print_report(uptraining.summary(recovered))
-    with console.bars(console.Bars) as progress:
+    with console.bars("verify", console.Bars) as progress:
         report = prove(directory, tokens, progress)
     console.print_report(verification.summary(report))
     console.print_page(directory)

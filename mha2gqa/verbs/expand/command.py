@@ -5,20 +5,17 @@ from mha2gqa.verbs.convert.words import summary
 from mha2gqa.verbs.expand.options import ExpandOptions
 from mha2gqa.verbs.expand.run import expand
 
-_WHOLE = "expanding"
-
 
 class Bytes(console.Bars):
     """Shows an expansion as it goes."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Move the bar on; writing is all there is."""
-        super().stage(_WHOLE, done, total)
+        super().stage(self.command, done, total)
 
 
 def command(options: ExpandOptions, *, as_json: bool) -> None:
     """Expand, and print what was done."""
-    with console.bars(Bytes, "bytes") as progress:
-        progress.show(_WHOLE, 0, None, _WHOLE)  # headers are read before the first byte is written
+    with console.bars("expand", Bytes, "bytes") as progress:
         report = expand(options, progress)
     console.print_json(report.to_json()) if as_json else console.print_report(summary(report))

@@ -66,6 +66,8 @@ class Run:
         if not steps:
             tidy(self._output)
             return results
+        told = {"steps": len(steps), "known": len(results.points), "output": str(self._output)}
+        self._progress.event({"kind": "plan", **told})
         is_new_text = not self._text_directory.exists()
         stamp = hashlib.sha256(json.dumps(results.settings).encode()).hexdigest()
         try:

@@ -39,6 +39,15 @@ def summary(sweep: Sweep) -> Iterator[Part]:
         yield f"    {sweep.recommended.command}"
 
 
+def plan_line(event: Mapping[str, Any]) -> str:
+    """Return what a sweep is about to do, from the event of that."""
+    known = f", {event['known']:,} are known" * bool(event["known"])
+    return (
+        f"{event['steps']:,} to convert and measure{known}. Each is kept in {event['output']} as soon as it is there: "
+        "the same command goes on from it."
+    )
+
+
 def point_line(event: Mapping[str, Any]) -> str:
     """Return what was measured of a conversion, from the event of that while the sweep runs."""
     losses = f"loss {event['loss']:.4f} ({event['difference']:+.4f}), perplexity {event['increase']:+.2%}"

@@ -48,7 +48,7 @@ WORSE = 3
 
 def command(options: UptrainOptions, *, as_json: bool) -> int:
     """Train, print what that gave, in the main process of a launcher, and return the exit code."""
-    with console.bars(Training, shown=not as_json) as progress:
+    with console.bars("uptrain", Training, shown=not as_json) as progress:
         progress.as_json = as_json
         report = uptrain(options, progress)
     if report is not None:

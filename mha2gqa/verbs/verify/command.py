@@ -11,7 +11,7 @@ DIFFERENT = 3
 
 def command(options: VerifyOptions, *, as_json: bool) -> int:
     """Verify, print what was established, and return the exit code."""
-    with console.bars(console.Bars) as progress:
+    with console.bars("verify", console.Bars) as progress:
         report = verify(options, progress)
     console.print_json(report.to_json()) if as_json else console.print_report(summary(report))
     console.print_page(options.report)

@@ -55,13 +55,19 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         )
     file = check_files(pair, progress.part("files")) if "file" in options.levels else None
     readable = file is None or file.readable
-    load = check_loading(models, options.seed) if "load" in options.levels and readable else None
-    engine = _run_engine(models, options) if options.engine and readable else None
+    load = engine = None
+    if "load" in options.levels and readable:
+        with progress.under_way("loading and running both models"):
+            load = check_loading(models, options.seed)
+    if options.engine and readable:
+        with progress.under_way(f"running {options.engine}"):
+            engine = _run_engine(models, options)
     compared: Compared | str | None = text if isinstance(text, str) else None
     if isinstance(text, EvaluationText):
         is_there = readable and (load is None or models.converted is not None)
         rest = models, text, limits, options, progress.part("outputs")
-        compared = _compare(*rest) if is_there else "the converted checkpoint cannot be run"
+        with progress.under_way("answers of both models, then the text"):
+            compared = _compare(*rest) if is_there else "the converted checkpoint cannot be run"
     not_compared, found = (compared, None) if isinstance(compared, str) else (None, compared)
     benchmarks = _score(suite, models, progress.part("benchmarks")) if suite is not None and readable else ()
     verdict, reasons = judge(file, load, engine, found, not_compared, pair.conversion.effect)

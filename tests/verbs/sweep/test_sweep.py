@@ -85,6 +85,14 @@ def test_nothing_stays_but_the_results_and_the_text(cli: Cli, source: Path, tmp_
     assert {4: report["cache"], **caches} == {4: 2 * 2 * 4 * 16 * 4, 2: 2 * 2 * 2 * 16 * 4, 1: 2 * 2 * 1 * 16 * 4}
 
 
+def test_it_says_first_how_much_there_is_to_do(cli: Cli, source: Path) -> None:
+    small = (*SMALL[:-1], "--no-sensitivity")
+    kept = "Each is kept in source-sweep.json as soon as it is there"
+    assert f"2 to convert and measure. {kept}" in cli("sweep", source.name, *small, "-g", 2).err
+    assert f"2 to convert and measure, 2 are known. {kept}" in cli("sweep", source.name, *small).err
+    assert "to convert and measure" not in cli("sweep", source.name, *small).err
+
+
 def test_what_is_learned_from_is_not_evaluated_on(cli: Cli, source: Path, tmp_path: Path) -> None:
     swept(cli, source, "-g", 2)
     parts = {
