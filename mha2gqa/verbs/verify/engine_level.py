@@ -51,7 +51,8 @@ def check_engine_level(models: Models, model: PreTrainedModel, engine: str, seed
         EngineError: It is not installed, or does not take the checkpoint.
     """
     started = time.monotonic()
-    length, written_count = _lengths(model, [window for window in windows(models.pair.result) if window])
+    bounded = [window for window in windows(models.pair.result) if window]
+    length, written_count = lengths(context_length(model.config, None), bounded)
     ids_T = random_tokens(model, models.pair.result.config_json, seed, length - written_count - 1)[0]
     read = len(ids_T)
     setup = Setup(
@@ -88,6 +89,7 @@ def check_engine_level(models: Models, model: PreTrainedModel, engine: str, seed
         device=model.device.type,
         seconds=time.monotonic() - started,
         findings=(),
+        unread_window=max((window for window in bounded if window >= length), default=None),
     )
     return replace(level, findings=tuple(_findings(level)))
 
@@ -104,11 +106,16 @@ def _heard() -> Iterator[Callable[[], str]]:
             raise EngineError(error.problem + more, expected=error.expected, remedy=error.remedy) from error
 
 
-def _lengths(model: PreTrainedModel, bounded: Sequence[int]) -> tuple[int, int]:
-    """Return how many tokens there may be, and how many of them are to be written, by the windows of layers."""
+def lengths(context: int, bounded: Sequence[int]) -> tuple[int, int]:
+    """Return how many tokens there may be, and how many of them are to be written.
+
+    Args:
+        context: Tokens that the model reads.
+        bounded: The windows of layers that have one.
+    """
     beyond = min(bounded, default=_FARTHEST) + _BEYOND
     read = max(_READ, beyond if beyond <= _FARTHEST else 0)
-    length = min(context_length(model.config, None), read + _WRITTEN + 1)
+    length = min(context, read + _WRITTEN + 1)
     return length, min(_WRITTEN, length // 3)
 
 

@@ -193,6 +193,8 @@ class EngineLevel(_Ran):
     """Bytes that a token takes by that; None where it does not follow."""
     cache_formula: int
     """The same by the formula, in the dtype in which the model was run."""
+    unread_window: int | None = None
+    """A window of layers that so many tokens do not fill, so that an engine which ignores it was not found out."""
 
 
 Compared: TypeAlias = OutputsLevel | EmbeddingsLevel | HeadLevel

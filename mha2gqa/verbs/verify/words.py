@@ -155,6 +155,8 @@ def _engine(engine: EngineLevel) -> Section:
         ("cache", cache),
     ]
     rows += [("cache, in its words", engine.cache)] if engine.cache else []
+    if engine.unread_window is not None:
+        rows += [("window", f"of {engine.unread_window:,} tokens was not filled: nothing tells whether it is heeded")]
     return _section((f"{engine.name} ({engine.version})", "beside transformers"), rows)
 
 

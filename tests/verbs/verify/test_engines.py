@@ -17,6 +17,8 @@ from mha2gqa.engines.llama_cpp import gguf_path
 from mha2gqa.engines.printed import heard
 from mha2gqa.engines.vllm import Vllm
 from mha2gqa.verbs.export.gguf import write_gguf
+from mha2gqa.verbs.verify import engine_level
+from mha2gqa.verbs.verify.engine_level import lengths
 from tests.conftest import Run
 from tests.verbs.export.subjects import save_readable
 
@@ -44,6 +46,34 @@ def test_llama_cpp_makes_of_a_result_what_transformers_makes_of_it(readable: Pat
     told = cli("verify", readable, *ENGINE)
     assert "as transformers writes them" in told.out
     assert "512 bytes a token, 512 bytes a token by formula" in told.out
+
+
+@pytest.mark.parametrize(
+    ("context", "bounded", "read", "written"),
+    [
+        (512, [], 48, 24),
+        (512, [64], 80, 24),
+        (512, [64, 256], 80, 24),
+        (8192, [2032], 2048, 24),
+        (8192, [2033], 48, 24),
+        (90, [64], 65, 24),
+        (30, [], 19, 10),
+    ],
+)
+def test_an_engine_reads_beyond_a_window_that_is_not_too_long(
+    context: int, bounded: list[int], read: int, written: int
+) -> None:
+    length, count = lengths(context, bounded)
+    assert (length - count - 1, count) == (read, written)
+    assert length <= context
+
+
+def test_a_window_that_was_not_filled_is_told(readable: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_level, "windows", lambda model: [None, 4096])
+    run = cli("verify", readable, *ENGINE)
+    assert "of 4,096 tokens was not filled: nothing tells whether it is heeded" in run.out
+    monkeypatch.setattr(engine_level, "windows", lambda model: [None, 16])
+    assert "was not filled" not in cli("verify", readable, *ENGINE).out
 
 
 def test_a_file_of_another_model_is_found_out(readable: Path, cli: Cli, tmp_path: Path) -> None:
