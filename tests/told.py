@@ -1,7 +1,8 @@
 """A `Progress` that keeps what it is told."""
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mha2gqa.progress import Progress
@@ -21,12 +22,19 @@ class Told(Progress):
         """Number of each finished layer, and how many were said to be there."""
         self.steps: list[tuple[str, int, int]] = []
         self.events: list[Mapping[str, Any]] = []
+        self.under: list[str] = []
+        """What was under way, in turn."""
         self._lock = threading.Lock()
 
     def stage(self, name: str, done: int, total: int) -> None:
         with self._lock:
             self.done[name] = self.done.get(name, 0) + done
             self.totals.setdefault(name, set()).add(total)
+
+    @contextlib.contextmanager
+    def under_way(self, name: str) -> Iterator[None]:
+        self.under.append(name)
+        yield
 
     def layer(self, module: str, errors: Mapping[str, float], number: int, total: int) -> None:
         self.layers.append((module, errors))

@@ -52,7 +52,7 @@ def sample_text(
         tokens: How many tokens to write, rounded down to whole blocks, but at least one block.
         context: T.
         seed: Of the random numbers.
-        advance: Told of the tokens that were written.
+        advance: Told of the tokens that are there.
 
     Returns:
         int64 `[N, T]`, on the CPU.
@@ -95,6 +95,7 @@ def _starts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, c
 def _write(
     model: PreTrainedModel, starts_BS: torch.Tensor, context: int, template: "Template | None", tell: "_Told"
 ) -> torch.Tensor:
+    tell.given(starts_BS)
     ids = starts_BS.to(model.device)
     generate: Any = model.generate
     written = generate(
@@ -191,6 +192,10 @@ class _Told(StoppingCriteria):
 
     def __init__(self, total: int, advance: Advance) -> None:
         self._total, self._advance = total, advance
+
+    def given(self, ids_BS: torch.Tensor) -> None:
+        """Tell of what blocks begin with."""
+        self._advance(ids_BS.numel(), self._total)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Tell of one more token in each block."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mha2gqa.refine.refit import RIDGES, ends_in, refit
+from mha2gqa.refine.refit import RIDGES, Linear, ends_in, refit
 from mha2gqa.refine.replay import Call
 
 WIDTH, INNER, TOKENS = 6, 10, 40
@@ -76,6 +76,32 @@ def test_it_believes_text_as_far_as_other_text_confirms() -> None:
     best = errors[min(errors)]
     assert best is not errors[[*errors][-1]], "the loosest is the best one: nothing is tested"
     torch.testing.assert_close(module.o_proj.weight.data, best)
+
+
+def test_of_ridges_that_lose_hardly_more_than_the_best_it_takes_the_least_firm() -> None:
+    firmer_than_the_best = looser_than_the_best = 0
+    for seed in range(12):
+        draw = np.random.default_rng(seed)
+        before, truth = draw.normal(size=(2, WIDTH, INNER))
+        z, other_z = draw.normal(size=(2, 60, INNER)) * np.geomspace(1, 0.05, INNER)
+        y, other_y = (one @ (before + truth / 4).T + draw.normal(size=(60, WIDTH)) / 2 for one in (z, other_z))
+        lost = []
+        for ridge in RIDGES:
+            root = np.sqrt(ridge * np.square(z).sum() / INNER) * np.eye(INNER)
+            rows = np.concatenate([z, root]), np.concatenate([y, root @ before.T])
+            lost.append(np.square(other_y - other_z @ np.linalg.lstsq(*rows, rcond=None)[0]).sum())
+        within = [RIDGES[at] for at, one in enumerate(lost) if one <= 1.02 * min(lost)]
+        sums, aside = (
+            Linear(*(torch.from_numpy(one) for one in (a.T @ a, b.T @ a)), energy=float(np.square(b).sum()))
+            for a, b in ((z, y), (other_z, other_y))
+        )
+        chosen = sums.fit(torch.from_numpy(before), aside)[1]
+        assert chosen == min(within), (seed, lost)
+        best = RIDGES[int(np.argmin(lost))]
+        looser_than_the_best += chosen < best
+        firmer_than_the_best += chosen > RIDGES[-1]
+    assert looser_than_the_best, "the best was the least firm everywhere: nothing is tested"
+    assert firmer_than_the_best, "the least firm of all was taken everywhere: nothing is tested"
 
 
 def test_inputs_that_are_all_alike_keep_the_projection_where_nothing_is_known() -> None:

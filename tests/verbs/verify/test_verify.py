@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mha2gqa import ConvertOptions, VerifyOptions, convert, verify
+from mha2gqa.progress import WRITING
 from mha2gqa.record.conversion import Conversion
 from mha2gqa.targets.kv_heads import heads_change
 from mha2gqa.targets.target import Change
@@ -125,6 +126,13 @@ def test_what_the_original_writes_unasked_is_short(subject: Path, monkeypatch: p
         return level.text.blocks, level.text.context
 
     assert (shape(), shape(context=32), shape(tokens=32)) == ((4, 16), (2, 32), (2, 16))
+
+
+def test_it_tells_what_goes_on_and_how_far_the_original_is_with_the_text(subject: Path) -> None:
+    told = Told()
+    verify(VerifyOptions(converted=subject / "converted", tokens=64, context=16), told)
+    assert (told.done[WRITING], told.totals[WRITING]) == (64, {64})
+    assert told.under == ["loading and running both models", "answers of both models, then the text"]
 
 
 def test_the_reference_is_verified_on_its_held_out_text(tmp_path: Path) -> None:
