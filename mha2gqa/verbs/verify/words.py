@@ -229,9 +229,15 @@ def with_error(value: float, error: float | None) -> str:
 
 def _texts(outputs: OutputsLevel) -> Iterator[Row]:
     for text in outputs.continuations:
-        yield "prompt", _one_line(f"... {text.prompt[-_SHOWN:]}")
-        yield "  original", _one_line(text.original[:_SHOWN])
-        yield "  converted", _one_line(text.converted[:_SHOWN])
+        left_out = "... " * (len(text.prompt) > _SHOWN)
+        yield "prompt", _one_line(left_out + text.prompt[-_SHOWN:])
+        yield "  original", _one_line(_beginning(text.original))
+        yield "  converted", _one_line(_beginning(text.converted))
+
+
+def _beginning(text: str) -> str:
+    """Return as much of a text as is shown; dots say that there is more, and nothing else does."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _one_line(text: str) -> str:
