@@ -22,7 +22,7 @@ class Kind(NamedTuple):
 
     name: str
     """As `model.layers.{0-3,7}.self_attn.k_proj.weight`; of one tensor its own."""
-    count: int
+    number: int
     tensor: Mapping[str, Any]
     """One of them: its action, dtype and shapes are those of all."""
 

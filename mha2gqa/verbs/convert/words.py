@@ -107,8 +107,8 @@ def _plan(report: Outcome) -> Iterator[Part]:
     """Yield what would be done, one line for each kind of thing, so that a person still sees the summary below."""
     titles = ("tensors", "number", "action", "dtype", "before", "after")
     rows = (
-        (name, str(count), tensor["action"], tensor["dtype"], _shape(tensor["before"]), _shape(tensor["after"]))
-        for name, count, tensor in kinds_of(report.tensors)
+        (name, str(number), tensor["action"], tensor["dtype"], _shape(tensor["before"]), _shape(tensor["after"]))
+        for name, number, tensor in kinds_of(report.tensors)
     )
     columns = tuple(Column(title, is_number=title == "number", folds=True) for title in titles)
     yield Section(columns, tuple(rows))

@@ -30,13 +30,14 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.expand import Restore
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan
+from mha2gqa.verbs.convert.again import command_of
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
 from mha2gqa.verbs.sweep.store import write_results
 from mha2gqa.verbs.sweep.texts import Texts, find_texts
-from mha2gqa.verbs.sweep.ways import Way, command_line, convert_options
+from mha2gqa.verbs.sweep.ways import Way, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
 
 Step: TypeAlias = Callable[[Path], Iterator[Point | LayerPoint]]
@@ -178,7 +179,7 @@ class Run:
             shutil.rmtree(output)
         asked = convert_options(way, self._options, self._texts.calibration, self._texts.column, output)
         report = convert(asked, self._progress)
-        return output, report, command_line(asked)
+        return output, report, command_of(replace(asked, output=None))
 
     def _point(self, way: Way, work: Path) -> Iterator[Point]:
         """Convert in one way, and measure the result, which stays until the point is among the results."""

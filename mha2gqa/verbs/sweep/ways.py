@@ -5,9 +5,8 @@
 Whether each of them is possible is `convert`'s to say: the command plans all before it makes the first.
 """
 
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mha2gqa.methods import AUTO, METHODS, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.kv_heads import possible_groups
-from mha2gqa.texts.find import NONE
+from mha2gqa.texts.words import NONE
 from mha2gqa.verbs.convert.budget import check_budget
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
@@ -159,15 +158,3 @@ def _text_of(way: Way, grouping: Grouping, data: tuple[str, ...]) -> tuple[str, 
     if data or way.method == LATENT or way.share is not None or demand(way.method, grouping, way.refine).needs_text:
         return data
     return (NONE,)  # what the model would write by itself is what a sweep without text evaluates on
-
-
-def command_line(options: ConvertOptions) -> str:
-    """Return the command that converts so, without what is the default anyway."""
-    defaults = {field.name.replace("_", "-"): field.default for field in fields(ConvertOptions)}
-    words = ["mha2gqa", "convert", *filter(None, [options.model])]
-    asked = {"latent-like-groups": options.latent_like_groups, "cache": options.cache}
-    for name, value in {**asked, **options.recorded()}.items():
-        if value != defaults[name]:
-            values = value if isinstance(value, list) else [value]
-            words += [word for one in values for word in (f"--{name}", str(one))]
-    return shlex.join(words)

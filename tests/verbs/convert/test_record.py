@@ -377,7 +377,7 @@ def row(name: str, before: tuple[int, ...] = (4, 2), after: tuple[int, ...] | No
 def test_tensors_that_differ_in_their_layer_alone_are_one_line(
     tensors: list[dict[str, Any]], kinds: list[tuple[str, int]]
 ) -> None:
-    assert [(one.name, one.count) for one in kinds_of(tensors)] == kinds
+    assert [(one.name, one.number) for one in kinds_of(tensors)] == kinds
 
 
 def test_a_dry_run_foretells_the_run(source: Path, tmp_path: Path) -> None:
