@@ -7,7 +7,7 @@ from typing import Any
 
 from mha2gqa.rates import Trial
 from mha2gqa.units import perplexity
-from mha2gqa.verbs.uptrain.recipe import Length
+from mha2gqa.verbs.uptrain.length import Length
 
 TRIED_TOKENS = 8192
 """Of the held-out text, at most, by which a learning rate is chosen; reports say so beside what was found."""
