@@ -79,11 +79,13 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             told=(made.told() if made else {}) | chosen,
         )
         outcome = carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
-    if options.push_to_hub is None or options.dry_run:
-        return outcome
+    return outcome if options.push_to_hub is None or options.dry_run else _pushed(outcome, options.push_to_hub, options)
+
+
+def _pushed(outcome: Outcome, hub_id: str, options: ConvertOptions) -> Outcome:
     from mha2gqa.files.upload import push
 
-    return replace(outcome, pushed=push(output, options.push_to_hub, private=options.private))
+    return replace(outcome, pushed=push(outcome.output, hub_id, private=options.private))
 
 
 def _check(options: ConvertOptions) -> None:

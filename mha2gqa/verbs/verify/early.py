@@ -14,8 +14,9 @@ def check(options: VerifyOptions) -> None:
     Raises:
         Mha2GqaError: A directory, record, text, engine or extra is not there, or a page cannot be written.
     """
-    check_words(options.data)
-    check_named(options.data)
+    if "outputs" in options.levels:
+        check_words(options.data)
+        check_named(options.data)
     if options.engine is not None:
         check_installed(options.engine)
     if options.report is not None:
