@@ -3,6 +3,8 @@
     verbs/<verb>/options.py     `<Verb>Options`: names, types, defaults, help
     verbs/<verb>/command.py     `command(options, **extras)`: runs it, shows its progress, prints; may return an exit
                                 code. The extras are what only the command line has, such as `as_json`
+    verbs/<verb>/early.py       `check(options)`, where there is one: refuses what options, paths and small files say
+                                alone, before `command` is imported
 
 What is heavy is imported when a command is used, with garbage collection paused, which costs a fifth of the start-up of
 torch and transformers.
@@ -66,6 +68,7 @@ def _command(verb: str, options: type[Options]) -> Callable[..., None]:
 
     def command(given: typer.Context, **values: Any) -> None:
         asked = _options(options, values, given.meta.get(_FROM_FILE, {}))
+        _refuse_early(verb, asked)
         with _quick_imports():
             run = import_module(f"mha2gqa.verbs.{verb}.command").command
         if code := run(asked, **{name: values[name] for name in extras}):
@@ -75,6 +78,18 @@ def _command(verb: str, options: type[Options]) -> Callable[..., None]:
     signature = inspect.Signature([context, *(_parameter(one, known) for one in known.values())])
     command.__signature__ = signature  # type: ignore[attr-defined]
     return command
+
+
+def _refuse_early(verb: str, asked: Options) -> None:
+    """Refuse what the verb can judge before it imports what is heavy, which takes seconds."""
+    name = f"mha2gqa.verbs.{verb}.early"
+    try:
+        early = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return  # nothing heavy is imported for the verb, or nothing can be judged
+    early.check(asked)
 
 
 def _options(options: type[Options], values: Mapping[str, Any], from_file: Mapping[str, Any]) -> Options:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from mha2gqa.cli import app
 from mha2gqa.errors import TimingError
 from mha2gqa.files.source import HUB_ID
-from mha2gqa.verbs.bench.subjects import SHAPES
+from mha2gqa.verbs.bench.asked import SHAPES
 from tests.families.tiny import save_tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -111,6 +111,8 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tupl
         got: list[Any] = []
         stub = types.SimpleNamespace(command=lambda options, **extras: got.extend((options, extras)))
         monkeypatch.setitem(sys.modules, f"mha2gqa.verbs.{verb}.command", stub)
+        early = types.SimpleNamespace(check=lambda options: None)  # of what is named here, nothing is there
+        monkeypatch.setitem(sys.modules, f"mha2gqa.verbs.{verb}.early", early)
         result = CliRunner().invoke(app, [verb, *words])
         assert result.exit_code == 0, result.output
         return got[0], got[1]

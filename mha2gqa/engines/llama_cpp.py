@@ -16,7 +16,6 @@ from typing import Any
 from mha2gqa.engines import Cache, Setup
 from mha2gqa.errors import EngineError
 from mha2gqa.files.reader import read_json
-from mha2gqa.model.load import load_tokenizer
 
 _TYPES = {"float32": "GGML_TYPE_F32", "float16": "GGML_TYPE_F16", "bfloat16": "GGML_TYPE_BF16"}
 _CACHE = re.compile(r"llama_kv_cache(?:_\w+)?: (size = +([\d.]+) MiB \( *(\d+) cells,.*)")
@@ -70,6 +69,8 @@ class LlamaCpp:
                 expected="a class that it knows",
                 remedy="Write the file again (mha2gqa export --gguf f16 --force)",
             ) from error
+        from mha2gqa.model.load import load_tokenizer
+
         self._letter = load_tokenizer(setup.directory).encode("a", add_special_tokens=False)[-1]
 
     def _complete(self, ids: Sequence[int], tokens: int, **more: Any) -> dict[str, Any]:

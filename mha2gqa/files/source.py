@@ -83,6 +83,17 @@ def find_source(model: str | None, *, small: bool = False) -> Source:
     return Source(directory=directory, name=hub_id.partition("/")[2], hub_id=hub_id, revision=directory.name)
 
 
+def local_source(model: str | None) -> Source | None:
+    """Find a model that is here; None for one of the Hub, of which nothing is asked.
+
+    Raises:
+        SourceError: There can be no such directory, nor repository.
+    """
+    if model is not None and HUB_ID.fullmatch(model) and not Path(model).expanduser().exists():
+        return None
+    return find_source(model)
+
+
 def _local(path: Path) -> Source:
     whole = path.absolute()
     if not is_text(whole.resolve()):

@@ -13,6 +13,7 @@ from mha2gqa.files.finish import CARD
 from mha2gqa.files.reader import read_json
 from mha2gqa.files.source import Source
 from mha2gqa.methods import AUTO, find_method
+from mha2gqa.record.commands import command_line
 from mha2gqa.record.conversion import Outcome
 
 ENGINES = Path(__file__).parents[1] / "engines" / "classes.json"
@@ -66,7 +67,7 @@ def card_of(outcome: Outcome, source: Source) -> str:
         instead=", ".join(fact.instead for fact in facts),
         facts="\n".join(f"| {fact.label} | {_number(fact.before)} | {_number(fact.after)} |" for fact in facts),
         verb="converted" if outcome.command == "convert" else "expanded",
-        command=_command_line(outcome, source),
+        command=command_line(outcome.command, source.argument, outcome.options),
         cache_before=outcome.cache_before,
         cache_after=outcome.cache_after,
         cache_at="".join(
@@ -96,13 +97,6 @@ def extended_card(converted: Path, name: str, section: str) -> str:
     for quality in _QUALITY.values():
         text = re.sub(re.escape(f"{quality} ").replace(re.escape("{made}"), ".*"), "", text)
     return f"{text.rstrip()}\n\n{section}"
-
-
-def _command_line(outcome: Outcome, source: Source) -> str:
-    named = ((name, value if isinstance(value, list) else [value]) for name, value in outcome.options.items())
-    options = (f"--{name} {value}" for name, values in named for value in values if value not in (None, ""))
-    words = ["mha2gqa", outcome.command, source.argument, *options]
-    return " ".join(word for word in words if word)
 
 
 def _quality(outcome: Outcome) -> str:

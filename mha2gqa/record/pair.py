@@ -12,7 +12,7 @@ from typing import Any
 
 from mha2gqa.errors import CheckpointError, OriginalMissingError, PairError, SourceError
 from mha2gqa.files.reader import RECORD, read_json
-from mha2gqa.files.source import Source, find_source, reference_directory
+from mha2gqa.files.source import Source, find_source, local_source, reference_directory
 from mha2gqa.files.streams import Sources
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
@@ -58,9 +58,7 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
         CheckpointError: The record is missing or damaged, or the original is.
         SourceError: The original cannot be found or reached.
     """
-    directory = find_converted() if converted is None else converted
-    if not directory.is_dir():
-        raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
+    directory = converted_directory(converted)
     record = read_record(directory)
     original = Original.read(_find_original(directory, record, against))
     if record.conversion.rehosted_from is not None:
@@ -69,6 +67,36 @@ def find_pair(converted: Path | None, against: str | None) -> Pair:
     _check_configs(pair)
     _check_samples(pair)
     return pair
+
+
+def converted_directory(named: Path | None) -> Path:
+    """Return the directory of a converted checkpoint: the one that is named, else the only one here.
+
+    Raises:
+        PairError: It is not there, or there are none or several.
+    """
+    directory = find_converted() if named is None else named
+    if not directory.is_dir():
+        raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
+    return directory
+
+
+def check_pair(converted: Path | None, against: str | None) -> Path:
+    """Refuse, by small files alone, a converted checkpoint or a named original that is not there.
+
+    Returns:
+        The directory of the converted one.
+
+    Raises:
+        PairError: There is no such directory.
+        CheckpointError: It has no record, or one that cannot be read.
+        SourceError: The original that was named cannot be.
+    """
+    directory = converted_directory(converted)
+    read_record(directory)
+    if against is not None:
+        local_source(against)
+    return directory
 
 
 def find_converted() -> Path:

@@ -14,13 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeAlias
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mha2gqa.errors import TextError
 from mha2gqa.texts.local import Row
 from mha2gqa.texts.spans import Span, answer_spans, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Kind: TypeAlias = Literal["text", "chat", "completion", "tokens"]
 
@@ -198,7 +199,7 @@ def _tokens(name: str, row: Row, ids: Any) -> dict[str, Any]:
     return {TOKENS: ids, **masks}
 
 
-def encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def encode(record: Record, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     """Return the tokens of a record, and which of them are answers.
 
     Args:
@@ -229,7 +230,7 @@ def encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     return Encoded(ids, answers, is_whole=True, is_completion=columns is not None)
 
 
-def _ready(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def _ready(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     ids = row[TOKENS]
     known = len(tokenizer)
     if wrong := [one for one in ids if not 0 <= one < known]:
@@ -246,7 +247,7 @@ def _ready(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Encode
     return Encoded(ids, answers if is_divided else None, is_whole=True, is_completion=is_divided)
 
 
-def _plain(given: str, answer: str, tokenizer: PreTrainedTokenizerBase, between: str) -> Encoded:
+def _plain(given: str, answer: str, tokenizer: "PreTrainedTokenizerBase", between: str) -> Encoded:
     """Return a prompt and its completion without a template, with the end of text behind them, as TRL has it."""
     start = len(given + between)
     ids, answers = _tokenised(given + between + answer, [Span(start, start + len(answer))], tokenizer)
@@ -255,7 +256,7 @@ def _plain(given: str, answer: str, tokenizer: PreTrainedTokenizerBase, between:
     return Encoded([*ids, *ends], [*answers, *(True for _ in ends)], is_completion=True)
 
 
-def _tokenised(text: str, spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+def _tokenised(text: str, spans: Sequence[Span], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
     """Return the tokens of a text as it stands, and for each whether its first character lies in one of the spans.
 
     A tokenizer that does not say where its tokens lie gets the parts one after the other.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mha2gqa.errors import TextError
 from mha2gqa.files.source import Source
 from mha2gqa.progress import Advance
 from mha2gqa.reference import corpus
@@ -19,14 +18,8 @@ from mha2gqa.texts.blocks import pack_marked, random_blocks
 from mha2gqa.texts.chats import Document
 from mha2gqa.texts.documents import read_documents
 from mha2gqa.texts.tables import Purpose, named
+from mha2gqa.texts.words import RANDOM, SELF, check_words
 from mha2gqa.texts.written import sample_text
-
-SELF = "self"
-"""What --data says to have the model write the text."""
-NONE = "none"
-"""What --data says to do without text."""
-RANDOM = "random"
-"""What --data says to draw tokens at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,20 +105,3 @@ def _files(data: Sequence[str], begun: Sequence[str]) -> str:
     mixed = any(named(one).weight is not None for one in data)
     remedy = "more --tokens reach them" if mixed else f"{' '.join(f'--data {one}:1' for one in data)} mixes them"
     return f"text from {', '.join(begun)}, and none from {', '.join(unread)} ({remedy})"
-
-
-def check_words(data: Sequence[str], possible: Sequence[str] = (SELF,)) -> None:
-    """Refuse `self`, `none` and `random` where they mean nothing, or stand beside other text.
-
-    Raises:
-        TextError: One of them does not stand alone, or is not among the possible.
-    """
-    for word in (one for one in (SELF, NONE, RANDOM) if one in data):
-        if word not in possible:
-            raise TextError(
-                f"{word!r} is no text that answers could be learned from or measured on here",
-                expected=" or ".join(("text", *possible)),
-                remedy=f"A file of that name is ./{word}",
-            )
-        if len(data) > 1:
-            raise TextError(f"--data {word} stands beside other text", expected=f"either {word} or files and data sets")

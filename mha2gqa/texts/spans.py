@@ -9,13 +9,14 @@ where the content is and what stands behind it.
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from mha2gqa.errors import TextError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SAYS_ITSELF = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OTHER = "\ue000mha2gqa\ue001"
@@ -30,7 +31,7 @@ class Span(NamedTuple):
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: Any = None, *, opened: bool = False
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], tools: Any = None, *, opened: bool = False
 ) -> str:
     """Return a conversation as text, with all its special tokens.
 
@@ -64,7 +65,7 @@ def render(
 
 
 def answer_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: Any, text: str, first: int
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], tools: Any, text: str, first: int
 ) -> list[Span]:
     """Return where the answers are in a rendering, in order.
 
@@ -88,12 +89,14 @@ def answer_spans(
     return [span for span in spans if span.end > span.start]
 
 
-def _told(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: Any) -> list[Span] | None:
+def _told(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], tools: Any) -> list[Span] | None:
     """Return what the template says itself; None where it says nothing."""
     template = tokenizer.get_chat_template(None, tools)
     if not _SAYS_ITSELF.search(template):
         return None
     more: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     rendered: Any = render_jinja_template(  # apply_chat_template drops a span that begins with a space
         conversations=[list(messages)],
         tools=tools,
@@ -104,7 +107,7 @@ def _told(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: An
     return [Span(*span) for span in rendered[1][0]]
 
 
-def _found(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: Any, text: str, number: int) -> Span:
+def _found(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], tools: Any, text: str, number: int) -> Span:
     """Return where an answer is, by renderings of a part of the conversation."""
     opened = _attempted(tokenizer, messages[:number], tools, opened=True) if number else ""
     whole = _attempted(tokenizer, messages[: number + 1], tools)
@@ -126,7 +129,9 @@ def _found(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: A
     return Span(start, _next_special(tokenizer, text, content_end))
 
 
-def _attempted(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tools: Any, *, opened: bool = False) -> str:
+def _attempted(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], tools: Any, *, opened: bool = False
+) -> str:
     """Return a rendering, or nothing where the template refuses this part of a conversation."""
     try:
         return render(tokenizer, messages, tools, opened=opened)
@@ -134,14 +139,14 @@ def _attempted(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], tool
         return ""
 
 
-def _end(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -> int:
+def _end(tokenizer: "PreTrainedTokenizerBase", text: str, start: int, end: int) -> int:
     """Return where an answer ends: behind its last special token, where nothing but space follows it."""
     stripped = text[start:end].rstrip()
     is_ended = any(one and stripped.endswith(one) for one in _specials(tokenizer))
     return start + len(stripped) if is_ended else end
 
 
-def _next_special(tokenizer: PreTrainedTokenizerBase, text: str, at: int) -> int:
+def _next_special(tokenizer: "PreTrainedTokenizerBase", text: str, at: int) -> int:
     """Return where the special token ends that follows, space aside; the place itself where none does."""
     rest = text[at:].lstrip()
     begin = len(text) - len(rest)
@@ -149,7 +154,7 @@ def _next_special(tokenizer: PreTrainedTokenizerBase, text: str, at: int) -> int
     return begin + len(max(found, key=len)) if found else at
 
 
-def _specials(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def _specials(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     """Return the special tokens, those in the templates of chats among them, which need not be declared as such."""
     return {*tokenizer.all_special_tokens, *(str(one) for one in tokenizer.get_added_vocab())}
 

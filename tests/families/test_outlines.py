@@ -16,7 +16,7 @@ import pytest
 from mha2gqa.families import blueprint, outlines
 from mha2gqa.families.built import Asked, build
 from mha2gqa.families.expected import Blueprint, ConfigJson
-from mha2gqa.verbs.bench.subjects import SHAPES
+from mha2gqa.verbs.bench.asked import SHAPES
 from tests.families.tiny import tiny_config, tiny_model
 
 from .cases import CASES, Case

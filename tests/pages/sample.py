@@ -12,7 +12,7 @@ from mha2gqa.record.conversion import Conversion
 from mha2gqa.targets.kv_heads import heads_change
 from mha2gqa.verbs.verify.levels import CacheUse, Check, FileLevel, Finding, LoadLevel, OutputsLevel
 from mha2gqa.verbs.verify.measures import ComparedText, Continuation, Divergence, LayerError, Loss, PositionLoss
-from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Similarity, Verification
+from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Remedy, Similarity, Verification
 
 GROUPS = ((0, 1), (2, 3), (4, 5), (6, 7))
 HOSTILE = "</pre><script>document.title='owned'</script><img src=http://127.0.0.1:9/x>&amp;'\"{{ 7 * 7 }}\u202e\x1b[31m"
@@ -40,6 +40,10 @@ def verification(**overrides: Any) -> Verification:
         "reasons": (
             "The perplexity grows by 370.0 %, and at most 1 % is allowed.",
             "The mean KL divergence is 1.42 nats a token, and at most 0.02 is allowed.",
+        ),
+        "remedy": Remedy(
+            text="convert it with --method aligned, or take more KV heads",
+            command="mha2gqa convert --groups 4 --method aligned --output reference-gqa4-aligned",
         ),
         "file": FileLevel(
             readable=True, compared=30, recomputed=8, checksummed=0, files=5, size=14_400_000, seconds=0.4, findings=()

@@ -17,6 +17,7 @@ import torch
 from mha2gqa import engines
 from mha2gqa.engines.printed import heard
 from mha2gqa.errors import TimingError
+from mha2gqa.verbs.bench.asked import OWN
 from mha2gqa.verbs.bench.attention import use_attention
 from mha2gqa.verbs.bench.grid import Grid
 from mha2gqa.verbs.bench.limits import Filled
@@ -24,8 +25,6 @@ from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.bench.subjects import Subjects
 from mha2gqa.verbs.bench.transformers_engine import EncoderDecoderEngine, TransformersEngine
 
-OWN = "own"
-"""The kind of cache of an engine that has but one."""
 GRAPHS = ("cuda", "xpu")
 """Devices on which `generate` compiles the decode step of a static cache."""
 
@@ -69,27 +68,6 @@ class Running:
     compiled: bool
     packages: tuple[str, ...] = ()
     """Whose versions matter beside torch's and transformers'."""
-
-
-def check_engine(options: BenchOptions) -> tuple[str, ...]:
-    """Return the kinds of cache that the engine has.
-
-    Raises:
-        EngineError: The engine is not installed.
-        TimingError: It cannot do what the options ask.
-    """
-    if options.engine == "transformers":
-        return options.cache or ("dynamic", "static")
-    engines.check_installed(options.engine)
-    given = {"--cache": options.cache, "--attention": options.attention, "--shape": options.shape}
-    if named := [name for name, value in given.items() if value]:
-        raise TimingError(
-            f"--engine {options.engine} makes no use of {', '.join(named)}",
-            expected="two checkpoints; the cache and the attention are the engine's own",
-        )
-    if not engines.ENGINES[options.engine].batches and set(options.batch) != {1}:
-        raise TimingError(f"--engine {options.engine} decodes one sequence at a time here", expected="--batch 1")
-    return (OWN,)
 
 
 def check_encoder(options: BenchOptions, subjects: Subjects) -> None:

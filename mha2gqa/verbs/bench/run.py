@@ -20,8 +20,9 @@ import torch
 from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.units import format_size, parse_size
+from mha2gqa.verbs.bench.asked import check_engine
 from mha2gqa.verbs.bench.attention import repeats_heads
-from mha2gqa.verbs.bench.engines import GRAPHS, Engine, Running, check_encoder, check_engine, open_engines
+from mha2gqa.verbs.bench.engines import GRAPHS, Engine, Running, check_encoder, open_engines
 from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid, free_memory
 from mha2gqa.verbs.bench.limits import Costs, Filled, costs, largest_that_runs, why_not_faster
 from mha2gqa.verbs.bench.options import BenchOptions

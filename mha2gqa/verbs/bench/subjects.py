@@ -28,10 +28,9 @@ from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.latent.aim import planned_key
 from mha2gqa.targets.latent.host import LatentHost, LatentSource
 from mha2gqa.targets.latent.widths import Widths, divisions
+from mha2gqa.verbs.bench.asked import check_subjects, shape_file
 from mha2gqa.verbs.bench.options import BenchOptions
 
-SHAPES = Path(__file__).parents[2] / "shapes"
-"""Configs of well-known models, by name."""
 _STD = 0.02
 """Standard deviation of random weights that no initialisation of the class has set."""
 
@@ -100,6 +99,7 @@ def find_subjects(options: BenchOptions) -> Subjects:
         TimingError: The shape is unknown, or the models do not write text token by token.
         Mha2GqaError: As `find_pair`; the number of groups is not possible; the device is not there.
     """
+    check_subjects(options)
     device = find_device(options.device)
     if device == "auto":
         raise TimingError("Models are timed on one device", expected="--device cuda, mps or cpu")
@@ -147,11 +147,6 @@ def _check_kind(subject: Subject) -> None:
 
 
 def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
-    if (options.groups, options.latent, options.rope_width) != (None, None, None):
-        raise TimingError(
-            "--groups, --latent and --rope-width belong to --shape",
-            remedy="Convert the checkpoint to as many groups, or leave it",
-        )
     pair = find_pair(options.converted, options.against)
     before = Architecture(read_json(pair.original.directory / "config.json"))  # in the class that wrote its files
     return Subject(pair.original.name, before, pair.original.directory), Subject(
@@ -160,16 +155,12 @@ def _pair(options: BenchOptions) -> tuple[Subject, Subject]:
 
 
 def _shape(options: BenchOptions) -> tuple[Subject, Subject]:
-    if options.converted is not None or options.against is not None:
-        raise TimingError("--shape takes the place of checkpoints", remedy="Leave out the one or the others")
     name = Path(str(options.shape)).name.removesuffix(".json")
     if options.latent is not None and options.rope_width is not None and options.groups is None:
         model = Architecture(_shape_config(str(options.shape)))
         return Subject(name, model, None), _latent(name, model, options.latent, options.rope_width)
-    if options.groups is None or (options.latent, options.rope_width) != (None, None):
-        raise TimingError(
-            "--shape needs --groups, or --latent and --rope-width in their place", expected="one second model"
-        )
+    if options.groups is None:
+        raise AssertionError("`check_subjects` has refused a shape without a second model")
     model = Architecture(_shape_config(str(options.shape)))
     host = Architecture(host_config(model, options.groups)[1]) if has_hosts(model) else model
     converted = host.with_heads(KvHeads(options.groups).moves(host))
@@ -185,10 +176,7 @@ def _latent(name: str, model: Architecture, latent: int, rope_width: int) -> Sub
 
 def _shape_config(shape: str) -> ConfigJson:
     """Read the config of a named shape, or of a file."""
-    path = Path(shape) if shape.endswith(".json") else SHAPES / f"{shape}.json"
-    if not path.is_file():
-        known = sorted(one.stem for one in SHAPES.glob("*.json"))
-        raise TimingError(f"There is no shape {shape!r}", expected=f"a config.json, or one of {', '.join(known)}")
+    path = shape_file(shape)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeError, json.JSONDecodeError) as error:

@@ -17,7 +17,7 @@ from mha2gqa.model.devices import placement
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length
 from mha2gqa.model.original import Original
-from mha2gqa.texts.find import NONE, SELF
+from mha2gqa.texts.words import NONE, SELF
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 TOKENS = 8192

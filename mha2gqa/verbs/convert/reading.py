@@ -13,7 +13,8 @@ from mha2gqa.model.load import context_length, load_original, load_tokenizer
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, WRITING, Progress
 from mha2gqa.texts.blocks import check_vocabulary
-from mha2gqa.texts.find import RANDOM, SELF, Blocks, check_words, find_blocks
+from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.texts.words import RANDOM, SELF, check_words
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 _LEAST_BLOCKS = 8

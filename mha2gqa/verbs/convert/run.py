@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mha2gqa.errors import CalibrationError
+from mha2gqa.files.source import local_source
+from mha2gqa.files.staging import check_output
 from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, Progress
@@ -17,6 +19,7 @@ from mha2gqa.targets.latent.target import Latent
 from mha2gqa.targets.plan import make_plan
 from mha2gqa.targets.target import Chain, Target
 from mha2gqa.targets.window import Window, parse_layers
+from mha2gqa.units import parse_size
 from mha2gqa.verbs.convert.options import ConvertOptions
 
 
@@ -38,17 +41,19 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
         from mha2gqa.files.upload import check_account
 
         check_account(options.push_to_hub)
+    _check(options)
     original = Original.find(options.model)
     chosen: dict[str, object] = {}
     if AUTO in (options.groups, options.window_layers):
         from mha2gqa.verbs.convert.choosing import choose
 
-        _whole_layers(options)
         choice = choose(options, original, progress)
         options, chosen = choice.options, choice.told()
     target = _target(options)
     plan = make_plan(target.host(original), target)
     output = options.output or Path(f"{original.source.name}-{target.suffix()}")
+    if not options.dry_run:
+        check_output(output, original.source.directory, plan.size, force=options.force)
     with contextlib.ExitStack() as stack:
         made = None
         # What runs a model and reads text is half of the package: it is imported where layers ask for it.
@@ -74,11 +79,31 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
             told=(made.told() if made else {}) | chosen,
         )
         outcome = carry_out(plan.with_layers(made.layers) if made else plan, request, progress)
-    if options.push_to_hub is None or options.dry_run:
-        return outcome
+    return outcome if options.push_to_hub is None or options.dry_run else _pushed(outcome, options.push_to_hub, options)
+
+
+def _pushed(outcome: Outcome, hub_id: str, options: ConvertOptions) -> Outcome:
     from mha2gqa.files.upload import push
 
-    return replace(outcome, pushed=push(output, options.push_to_hub, private=options.private))
+    return replace(outcome, pushed=push(outcome.output, hub_id, private=options.private))
+
+
+def _check(options: ConvertOptions) -> None:
+    """Refuse what options, paths and small files say alone, before a model is read or what runs one is imported.
+
+    Raises:
+        Mha2GqaError: Options contradict one another, text is not there, or the output cannot be written there.
+    """
+    if not options.is_latent:
+        _whole_layers(options)
+    parse_size(options.max_shard_size)
+    parse_size(options.activation_memory, "--activation-memory")
+    if options.data:
+        from mha2gqa.texts.words import check_named
+
+        check_named(options.data)
+    if options.output is not None and not options.dry_run and (source := local_source(options.model)) is not None:
+        check_output(options.output, source.directory, 0, force=options.force)
 
 
 def _target(options: ConvertOptions) -> Target:

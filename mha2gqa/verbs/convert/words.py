@@ -9,8 +9,8 @@ from mha2gqa.methods import AUTO_METHOD, find_method
 from mha2gqa.record.conversion import Outcome
 from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 from mha2gqa.units import format_size as size
+from mha2gqa.verbs.convert.kinds import kinds_of
 
-"""Name of the stage in which the model writes what it then reads."""
 _OF_MEAN = (
     "averaging heads that were trained independently breaks the model until it is trained again (mha2gqa uptrain); "
     "--method aligned gives the same cache at a fraction of the loss"
@@ -104,20 +104,28 @@ def _layers(report: Outcome) -> Iterator[tuple[str, str]]:
 
 
 def _plan(report: Outcome) -> Iterator[Part]:
-    titles = ("tensor", "action", "dtype", "before", "after")
+    """Yield what would be done, one line for each kind of thing, so that a person still sees the summary below."""
+    titles = ("tensors", "number", "action", "dtype", "before", "after")
     rows = (
-        (tensor["name"], tensor["action"], tensor["dtype"], _shape(tensor["before"]), _shape(tensor["after"]))
-        for tensor in report.tensors
+        (name, str(number), tensor["action"], tensor["dtype"], _shape(tensor["before"]), _shape(tensor["after"]))
+        for name, number, tensor in kinds_of(report.tensors)
     )
-    yield Section(tuple(Column(title, folds=True) for title in titles), tuple(rows))
-    for file, length in report.files.items():
-        yield Paragraph(f"write {file}: {size(length)}")
+    columns = tuple(Column(title, is_number=title == "number", folds=True) for title in titles)
+    yield Section(columns, tuple(rows))
+    yield Paragraph(_files(report.files))
     yield from (f"write {name}" for name in report.added)
-    yield from (f"copy {companion}" for companion in report.companions)
+    if report.companions:
+        yield Paragraph(f"copy {', '.join(report.companions)}")
     for change in report.config_changes:
         path = ".".join(change["path"])
         yield Paragraph(f"config.json {path}: {json.dumps(change['before'])} -> {json.dumps(change['after'])}")
-    yield Paragraph("\nDry run: nothing was written.\n")
+    yield Paragraph("\nDry run: nothing was written. --json lists every tensor.\n")
+
+
+def _files(files: Mapping[str, int]) -> str:
+    names = list(files)
+    through = f" to {names[-1]}: {len(names)} files," if len(names) > 1 else ":"
+    return f"write {names[0]}{through} {size(sum(files.values()))}"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

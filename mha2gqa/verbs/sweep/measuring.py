@@ -136,6 +136,8 @@ def single_layers(
     expanded: PreTrainedModel,
     modules: Sequence[str],
     advance: Advance,
+    *,
+    only: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, Measured]]:
     """Measure the original with one attention module converted, for one module after the other.
 
@@ -145,7 +147,8 @@ def single_layers(
         expanded: The converted model with its KV heads repeated, so that it has the same shapes. Its attention
             modules are exchanged for the original's and back.
         modules: Names of the attention modules.
-        advance: Told of every batch, in tokens of all modules.
+        advance: Told of every batch, in tokens of all modules that are measured.
+        only: Which of them are measured; None measures all.
 
     Yields:
         Each module's name, and what was measured.
@@ -153,9 +156,10 @@ def single_layers(
     converted = {name: _weights(expanded, name) for name in modules}
     for name in modules:
         _exchange(expanded, name, _weights(original, name))
-    for name in modules:
+    measured = modules if only is None else only
+    for name in measured:
         _exchange(expanded, name, converted[name])
-        yield name, yardstick.measure(expanded, lambda done, total: advance(done, total * len(modules)))
+        yield name, yardstick.measure(expanded, lambda done, total: advance(done, total * len(measured)))
         _exchange(expanded, name, _weights(original, name))
     for name in modules:
         _exchange(expanded, name, converted[name])

@@ -95,12 +95,13 @@ class Sweep:
     settings: Mapping[str, Any]
     """What the numbers depend on; a later run with the same settings goes on from these."""
 
-    def extended(self, found: Sequence[Point] | Sequence[LayerPoint]) -> "Sweep":
-        """Return the report with more points; those that are there already are replaced."""
-        points = {one.name: one for one in (*self.points, *(one for one in found if isinstance(one, Point)))}
-        layers = {(one.method, one.groups, one.module): one for one in self.layers}
-        layers |= {(one.method, one.groups, one.module): one for one in found if isinstance(one, LayerPoint)}
-        return replace(self, points=list(points.values()), layers=list(layers.values()))
+    def extended(self, found: Point | LayerPoint) -> "Sweep":
+        """Return the report with what was measured next; what is there already is replaced."""
+        if isinstance(found, Point):
+            points = {one.name: one for one in (*self.points, found)}
+            return replace(self, points=list(points.values()))
+        layers = {(one.method, one.groups, one.module): one for one in (*self.layers, found)}
+        return replace(self, layers=list(layers.values()))
 
     @cached_property
     def frontier(self) -> list[Point]:

@@ -6,7 +6,6 @@ was interrupted goes on from there.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mha2gqa.model.original import Original
@@ -14,6 +13,7 @@ from mha2gqa.pages.page import check_place, write_page
 from mha2gqa.progress import QUIET, Progress
 from mha2gqa.record.conversion import Outcome
 from mha2gqa.verbs.convert.run import convert
+from mha2gqa.verbs.sweep.early import output_of
 from mha2gqa.verbs.sweep.measuring import check_kind
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import Sweep
@@ -44,7 +44,7 @@ def sweep(options: SweepOptions, progress: Progress = QUIET) -> Sweep:
     check_texts(options)
     if options.report is not None:
         check_place(options.report)
-    output = options.output or Path(f"{original.source.name}-sweep.json")
+    output = output_of(options, original.source)
     settings = settings_of(options, original)
     found = read_results(output, settings, force=options.force) or _nothing_yet(original, plans, settings)
     run = Run(options, original, output, progress)

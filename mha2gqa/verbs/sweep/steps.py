@@ -1,8 +1,8 @@
 """Carries a sweep out: one step after the other, the results written after each.
 
-A step is one conversion and its measurement, or the single layers of one method. Checkpoints lie in a workspace beside
-the results until they are measured, and go, unless they are to be kept; what an interrupted conversion has finished
-stays there for the next run.
+A step is one conversion and its measurement, or the single layers of one method, each of which is a result. Checkpoints
+lie in a workspace beside the results until they are measured, and go, unless they are to be kept; what an interrupted
+conversion has finished stays there for the next run.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mha2gqa.errors import Interrupted, Mha2GqaError, OutputError, going_on
 from mha2gqa.families.cache import cache_bytes
@@ -30,14 +30,18 @@ from mha2gqa.record.conversion import Outcome
 from mha2gqa.targets.expand import Restore
 from mha2gqa.targets.kv_heads import KvHeads
 from mha2gqa.targets.plan import make_plan
+from mha2gqa.verbs.convert.again import command_of
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
 from mha2gqa.verbs.sweep.store import write_results
 from mha2gqa.verbs.sweep.texts import Texts, find_texts
-from mha2gqa.verbs.sweep.ways import Way, command_line, convert_options
+from mha2gqa.verbs.sweep.ways import Way, convert_options
 from mha2gqa.verbs.verify.options import VerifyOptions
+
+Step: TypeAlias = Callable[[Path], Iterator[Point | LayerPoint]]
+"""Takes the workspace, and gives each result as soon as it is there."""
 
 
 class Run:
@@ -48,7 +52,7 @@ class Run:
         self._output, self._progress = output, progress
 
     def go(self, ways: Sequence[Way], results: Sweep, cache: int) -> Sweep:
-        """Take every step that the results lack, and write them after each.
+        """Take every step that the results lack, and write them after each measurement.
 
         Args:
             ways: What is to be measured.
@@ -77,8 +81,9 @@ class Run:
                 results = replace(results, cache=self._cache(self._original.architecture, cache))
                 for number, (name, take) in enumerate(steps):
                     self._progress.step(name, number, len(steps))
-                    results = results.extended(take(work))
-                    write_results(self._output, results)
+                    for found in take(work):
+                        results = results.extended(found)
+                        write_results(self._output, results)
                     self._put_away(work / name)
                 self._progress.step("", len(steps), len(steps))
         except KeyboardInterrupt as error:
@@ -98,9 +103,7 @@ class Run:
         else:
             shutil.rmtree(made)
 
-    def _missing(
-        self, ways: Sequence[Way], results: Sweep
-    ) -> list[tuple[str, Callable[[Path], Sequence[Point] | Sequence[LayerPoint]]]]:
+    def _missing(self, ways: Sequence[Way], results: Sweep) -> list[tuple[str, Step]]:
         """Return the steps that the results lack, by name: the points, then the single layers of each method."""
         keep, names = self._options.keep, {point.name for point in results.points}
         called = {way.name(self._source.name): way for way in ways}
@@ -115,16 +118,25 @@ class Run:
                 expected="a directory without it",
                 remedy="Choose another with --keep",
             )
+        return [
+            *((name, partial(self._point, way)) for name, way in points.items()),
+            *self._single_layers(ways, results),
+        ]
+
+    def _single_layers(self, ways: Sequence[Way], results: Sweep) -> Iterator[tuple[str, Step]]:
+        """Yield a step for each method of which not all layers have been measured alone."""
         # A latent has no heads that could be repeated, so that a layer of the original may take its place.
         uniform = [way for way in ways if way.is_uniform and self._options.sensitivity]
         least = min((way.groups for way in uniform if way.groups), default=None)
-        known = {layer.method for layer in results.layers if layer.groups == least}
-        methods = dict.fromkeys(way.method for way in uniform if way.method not in known)
-        alone = [Way(groups=least, method=method) for method in methods]
-        return [
-            *((name, partial(self._point, way)) for name, way in points.items()),
-            *((f"single layers, {way.method}", partial(self._layers, way, least or 1)) for way in alone),
-        ]
+        if least is None:
+            return
+        same_class = KvHeads(least).host(self._original)
+        known = {(layer.method, layer.module) for layer in results.layers if layer.groups == least}
+        for method in dict.fromkeys(way.method for way in uniform):
+            rest = [name for name in same_class.architecture.attention_modules if (method, name) not in known]
+            if rest:
+                way = Way(groups=least, method=method)
+                yield f"single layers, {method}", partial(self._layers, way, least, same_class, rest)
 
     @property
     def _text_directory(self) -> Path:
@@ -169,9 +181,9 @@ class Run:
             shutil.rmtree(output)
         asked = convert_options(way, self._options, self._texts.calibration, self._texts.column, output)
         report = convert(asked, self._progress)
-        return output, report, command_line(asked)
+        return output, report, command_of(replace(asked, output=None))
 
-    def _point(self, way: Way, work: Path) -> list[Point]:
+    def _point(self, way: Way, work: Path) -> Iterator[Point]:
         """Convert in one way, and measure the result, which stays until the point is among the results."""
         started = time.monotonic()
         output, report, command = self._convert(way, work)
@@ -195,31 +207,37 @@ class Run:
         loss = measured.loss
         told = {"loss": loss.converted, "difference": loss.difference, "increase": loss.increase}
         self._progress.event({"kind": "point", "name": point.name, **told})
-        return [point]
+        yield point
 
     def _cache(self, model: Architecture, cache: int) -> int:
         """Return the bytes of cache a token of a text as long as is evaluated on; `cache` is that of one alone."""
         context, layers = self._yardstick.text.context, counted(model).cached
         return round(cache * cache_bytes(layers, 1, context) / max(1, context * cache_bytes(layers, 1)))
 
-    def _layers(self, way: Way, groups: int, work: Path) -> list[LayerPoint]:
-        """Convert in one way, and measure the original with each attention module of the result alone."""
+    def _layers(
+        self, way: Way, groups: int, same_class: Original, rest: Sequence[str], work: Path
+    ) -> Iterator[LayerPoint]:
+        """Convert in one way, and measure the original with one attention module of the result alone.
+
+        Args:
+            way: How to convert.
+            groups: KV heads of the result.
+            same_class: The original, in the class of the result.
+            rest: The modules that are not among the results.
+            work: Where the checkpoints lie meanwhile.
+        """
         output, _, _ = self._convert(way, work)
         expanded = work / f"{output.name}-restored"
-        same_class = KvHeads(groups).host(self._original)
         restore(output, same_class.architecture, expanded)
         model, original = self._yardstick.load(expanded), self._yardstick.original
         if not same_class.origin.is_own:
             original = load_original(same_class, dtype=self._options.dtype, device=self._options.device)
         modules = same_class.architecture.attention_modules
         advance = self._progress.part("evaluation of single layers")
-        measured = single_layers(self._yardstick, original, model, modules, advance)
-        points = [
-            LayerPoint(module=module, groups=groups, method=way.method, measured=found) for module, found in measured
-        ]
+        for module, measured in single_layers(self._yardstick, original, model, modules, advance, only=rest):
+            yield LayerPoint(module=module, groups=groups, method=way.method, measured=measured)
         shutil.rmtree(output)
         shutil.rmtree(expanded)
-        return points
 
 
 def _window(facts: Mapping[str, Any]) -> str:

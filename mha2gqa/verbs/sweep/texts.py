@@ -15,8 +15,8 @@ from mha2gqa.files.source import Source
 from mha2gqa.files.working import make_ours, replace_file
 from mha2gqa.texts.chats import Document, Record
 from mha2gqa.texts.documents import read_documents
-from mha2gqa.texts.find import SELF
 from mha2gqa.texts.tables import check_exists, named
+from mha2gqa.texts.words import SELF
 from mha2gqa.verbs.sweep.options import SweepOptions
 
 _SHARE = 5

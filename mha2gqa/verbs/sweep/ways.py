@@ -5,9 +5,8 @@
 Whether each of them is possible is `convert`'s to say: the command plans all before it makes the first.
 """
 
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from mha2gqa.methods import AUTO, METHODS, demand, text_readers
 from mha2gqa.model.original import Original
 from mha2gqa.targets.by_layer import heads_of
 from mha2gqa.targets.kv_heads import possible_groups
-from mha2gqa.texts.find import NONE
-from mha2gqa.verbs.convert.budget import check_budget
+from mha2gqa.texts.words import NONE
 from mha2gqa.verbs.convert.options import ConvertOptions, Grouping, Refinement
 from mha2gqa.verbs.sweep.options import SweepOptions
 
@@ -66,12 +64,7 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
         FamilyError: The family cannot be converted.
         CheckpointError: The weights are quantised.
     """
-    if unknown := [name for name in options.methods if name not in (*METHODS, LATENT)]:
-        raise SweepError(
-            f"There is no method {unknown[0]!r} to sweep over",
-            expected=f"some of {', '.join(METHODS)}, or {LATENT}",
-            remedy="What --method auto tries is what a sweep compares" if unknown[0] == AUTO else "",
-        )
+    check_methods(options)
     merged = list(_merged(options, options.groups or _default_groups(original)))
     if options.cache and not any(way.share is not None for way in merged):
         raise SweepError(
@@ -91,6 +84,20 @@ def all_ways(options: SweepOptions, original: Original) -> list[Way]:
             remedy="Leave out --data",
         )
     return list(dict.fromkeys(ways))
+
+
+def check_methods(options: SweepOptions) -> None:
+    """Refuse methods that there are none of.
+
+    Raises:
+        SweepError: One is unknown.
+    """
+    if unknown := [name for name in options.methods if name not in (*METHODS, LATENT)]:
+        raise SweepError(
+            f"There is no method {unknown[0]!r} to sweep over",
+            expected=f"some of {', '.join(METHODS)}, or {LATENT}",
+            remedy="What --method auto tries is what a sweep compares" if unknown[0] == AUTO else "",
+        )
 
 
 def _merged(options: SweepOptions, groups: Sequence[int]) -> Iterator[Way]:
@@ -149,6 +156,8 @@ def settled(options: ConvertOptions, original: Original) -> ConvertOptions:
     """Return options that can be planned without text: heads by layer as the fewest that there can be."""
     if options.groups != AUTO:
         return options
+    from mha2gqa.verbs.convert.budget import check_budget  # runs models
+
     check_budget(options, original)
     return replace(options, groups=(1,) * len(heads_of(original.architecture)), cache=None)
 
@@ -159,15 +168,3 @@ def _text_of(way: Way, grouping: Grouping, data: tuple[str, ...]) -> tuple[str, 
     if data or way.method == LATENT or way.share is not None or demand(way.method, grouping, way.refine).needs_text:
         return data
     return (NONE,)  # what the model would write by itself is what a sweep without text evaluates on
-
-
-def command_line(options: ConvertOptions) -> str:
-    """Return the command that converts so, without what is the default anyway."""
-    defaults = {field.name.replace("_", "-"): field.default for field in fields(ConvertOptions)}
-    words = ["mha2gqa", "convert", *filter(None, [options.model])]
-    asked = {"latent-like-groups": options.latent_like_groups, "cache": options.cache}
-    for name, value in {**asked, **options.recorded()}.items():
-        if value != defaults[name]:
-            values = value if isinstance(value, list) else [value]
-            words += [word for one in values for word in (f"--{name}", str(one))]
-    return shlex.join(words)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mha2gqa.sections import Paragraph, Part, Section, numbers
-from mha2gqa.texts.find import NONE
+from mha2gqa.texts.words import NONE
 from mha2gqa.verbs.sweep.outcome import Point, Sweep
 from mha2gqa.verbs.verify.measures import Loss
 

@@ -9,6 +9,11 @@ _RUN_KEYS = ("train", "objective", "text", "step", "processes", "changed")
 
 NOTHING = "Nothing was gained: at no step was the held-out loss below that of the start, whose weights were kept."
 
+_IN_TRAINING = (
+    "The output as it is on disk has {after:.4f}. While it trained, step {step:,} measured {loss:.4f}: that was before "
+    "its weights were rounded to the dtype of the file."
+)
+
 _TRAINS = {
     "attention": "the converted attention layers",
     "all": "all parameters",
@@ -37,6 +42,14 @@ def describe_run(report: UptrainReport) -> str:
         f"{_TRAINS[report.train].capitalize()}, trained {_LEARNS[report.objective]} for {length.steps:,} steps of "
         f"{length.tokens_per_step:,} tokens of {report.text} ({length.tokens:,} tokens{alpha})."
     )
+
+
+def of_rounding(report: UptrainReport) -> str:
+    """Return why the last figure of the run is not that of the report; empty where they are the same."""
+    loss, losses = report.in_training, report.losses
+    if loss is None or losses is None or f"{loss:.4f}" == f"{losses.after:.4f}":
+        return ""
+    return _IN_TRAINING.format(after=losses.after, step=report.step, loss=loss)
 
 
 def card_section(report: UptrainReport) -> str:

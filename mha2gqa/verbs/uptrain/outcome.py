@@ -7,7 +7,10 @@ from typing import Any
 
 from mha2gqa.rates import Trial
 from mha2gqa.units import perplexity
-from mha2gqa.verbs.uptrain.recipe import Length
+from mha2gqa.verbs.uptrain.length import Length
+
+TRIED_TOKENS = 8192
+"""Of the held-out text, at most, by which a learning rate is chosen; reports say so beside what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,14 @@ class UptrainReport:
         return self.losses is not None and self.losses.after > self.losses.before
 
     @property
+    def in_training(self) -> float | None:
+        """The held-out loss of the weights that are kept, as the run measured it: not yet rounded to the file's dtype.
+
+        None where nothing was gained, and where it was not measured.
+        """
+        return dict(self.series("eval_loss")).get(self.step) if self.step else None
+
+    @property
     def rounds(self) -> float | None:
         """How often the training text is read."""
         if not self.text_tokens or self.step_tokens is None:
@@ -97,7 +108,8 @@ class UptrainReport:
         """Return the report as plain JSON values."""
         length = asdict(self.length) | {"tokens": self.length.tokens, "alpha": self.length.alpha}
         losses = None if self.losses is None else self.losses.to_json()
-        return asdict(self) | {"output": str(self.output), "length": length, "losses": losses}
+        derived = {"output": str(self.output), "length": length, "losses": losses, "in_training": self.in_training}
+        return asdict(self) | derived
 
 
 def gap_closed(before: float, now: float, original: float | None) -> float | None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mha2gqa.pages.figures import CONVERTED, HEIGHT, INK, LINE, MUTED, ORIGINAL, STYLE, WIDTH, Plot, drawing, legend
 from mha2gqa.pages.page import render
 from mha2gqa.units import perplexity
-from mha2gqa.verbs.uptrain.account import describe_run
+from mha2gqa.verbs.uptrain.account import describe_run, of_rounding
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.recipe import recipe_text
 
@@ -31,6 +31,7 @@ def uptrain_page(report: UptrainReport) -> str:
         summary=describe_run(report),
         losses=_rows(report),
         tokens=report.losses.tokens if report.losses else 0,
+        rounded=of_rounding(report),
         plot=loss_plot(report),
         facts=_facts(report),
         recipe=recipe_text(report.recipe),

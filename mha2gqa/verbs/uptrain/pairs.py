@@ -22,8 +22,8 @@ from mha2gqa.model.divergence import target_losses
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.texts.blocks import check_vocabulary
 from mha2gqa.texts.documents import Pair, read_pairs
-from mha2gqa.texts.find import SELF, check_words
 from mha2gqa.texts.tables import Purpose
+from mha2gqa.texts.words import SELF, check_words
 from mha2gqa.verbs.uptrain.blocks import TrainingRow, key_of, shuffled
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.subject import Subject

@@ -19,19 +19,13 @@ from mha2gqa.files.staging import check_output
 from mha2gqa.model.load import load_model
 from mha2gqa.rates import Trial
 from mha2gqa.refine.latent.modules import free_norms
+from mha2gqa.verbs.uptrain.early import output_of
+from mha2gqa.verbs.uptrain.length import Length, check_keys, check_length, check_weights, find_length
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.outcome import UptrainReport
 from mha2gqa.verbs.uptrain.pairs import pairs
 from mha2gqa.verbs.uptrain.parameters import count_parameters, select_parameters
-from mha2gqa.verbs.uptrain.recipe import (
-    Length,
-    build_arguments,
-    check_length,
-    check_trainer,
-    find_length,
-    merged_recipe,
-    set_steps,
-)
+from mha2gqa.verbs.uptrain.recipe import build_arguments, check_trainer, merged_recipe, set_steps
 from mha2gqa.verbs.uptrain.rehearsal import rehearsed
 from mha2gqa.verbs.uptrain.running_text import running_text
 from mha2gqa.verbs.uptrain.settings import typed
@@ -132,14 +126,15 @@ def plan_job(options: UptrainOptions) -> Job:
         Mha2GqaError: The request is refused.
     """
     check_length(options)
+    check_keys(options.trainer)
     check_trainer(options.trainer)
     options = replace(options, trainer=typed(options.trainer))
-    _check_weights(options)
+    check_weights(options)
     subject = find_subject(options)
     refuse_quantised(subject.checkpoint.config)
     task: Task = (pairs if subject.learns_from_pairs else running_text)(subject, options)
     task.check()
-    output = options.output or Path(f"{subject.name}-uptrained")
+    output = output_of(options, subject.directory)
     check_output(output, subject.directory, subject.converted.size, force=options.force)
     if subject.original is not None:
         check_output(output, subject.original.directory, 0, force=options.force)
@@ -166,16 +161,3 @@ def _arguments(options: UptrainOptions, subject: Subject, task: Task, output: Pa
             f"trainer: gradient_checkpointing is not supported by {type(model).__name__}", remedy="Leave it out"
         )
     return arguments
-
-
-def _check_weights(options: UptrainOptions) -> None:
-    wrong = {
-        "--temperature": None if options.temperature > 0 else options.temperature,
-        "--lm-weight": None if 0 <= options.lm_weight <= 1 else options.lm_weight,
-        "--hidden-weight": None if options.hidden_weight >= 0 else options.hidden_weight,
-        "--lora-rank": None if options.lora_rank > 0 else options.lora_rank,
-        "--held-out-tokens": options.held_out_tokens if (options.held_out_tokens or 2) < 2 else None,
-    }
-    for name, value in wrong.items():
-        if value is not None:
-            raise TrainingError(f"{name} is {value}", expected="a number above zero (weights: from 0, a share to 1)")

@@ -18,13 +18,12 @@ from mha2gqa.files.working import replace_file
 from mha2gqa.progress import Advance
 from mha2gqa.rates import MOST_RATES, Trial, best_rate, steps_at_each, try_rates
 from mha2gqa.verbs.uptrain.held_out import loss_sums
+from mha2gqa.verbs.uptrain.outcome import TRIED_TOKENS
 from mha2gqa.verbs.uptrain.plan import Job
 from mha2gqa.verbs.uptrain.text import TrainingText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 
 _FILE = "rate.json"
-_TOKENS = 8192
-"""Of held-out text that is measured, at most."""
 _BY_WIDTH = 0.1
 """The safe rate of a model one number wide: 1.7e-4 at 576, 2.4e-5 at 4096."""
 
@@ -82,7 +81,7 @@ def _tried(job: Job, text: TrainingText, highest: float, advance: Advance) -> li
 
 
 def _measured(text: TrainingText, job: Job) -> Sequence[Any]:
-    rows = max(1, _TOKENS // job.task.row_tokens)
+    rows = max(1, TRIED_TOKENS // job.task.row_tokens)
     return [text.held_out[number] for number in range(min(rows, len(text.held_out)))]
 
 

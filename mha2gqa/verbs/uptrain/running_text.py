@@ -16,7 +16,7 @@ from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.reference import corpus
 from mha2gqa.texts.chats import Document, Record
 from mha2gqa.texts.documents import read_documents
-from mha2gqa.texts.find import SELF, check_words
+from mha2gqa.texts.words import SELF, check_words
 from mha2gqa.verbs.uptrain.blocks import (
     COLUMNS,
     TrainingRow,

@@ -10,7 +10,7 @@ from mha2gqa.files.source import Source
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.original import Original
 from mha2gqa.record.conversion import Conversion
-from mha2gqa.record.pair import find_converted, find_pair
+from mha2gqa.record.pair import converted_directory, find_pair
 from mha2gqa.record.record import Record, read_record
 from mha2gqa.verbs.uptrain.options import Objective, UptrainOptions
 
@@ -61,9 +61,7 @@ def find_subject(options: UptrainOptions) -> Subject:
         TrainingError: Text does not train a model of this kind, or the objective needs the original, and it
             is not at hand, or is what the checkpoint answers like already.
     """
-    directory = find_converted() if options.converted is None else options.converted
-    if not directory.is_dir():
-        raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
+    directory = converted_directory(options.converted)
     record, converted = read_record(directory), Original.at(directory)
     _check_kind(converted)
     _check_change(converted, record)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mha2gqa.errors import TextError
 from mha2gqa.progress import Progress
-from mha2gqa.texts.find import SELF
+from mha2gqa.texts.words import SELF
 from mha2gqa.verbs.uptrain.blocks import BlockFile, TrainingRow, is_held_out, read_blocks
 from mha2gqa.verbs.uptrain.options import UptrainOptions
 from mha2gqa.verbs.uptrain.samples import read_samples, write_samples

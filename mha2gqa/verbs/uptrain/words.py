@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from mha2gqa.sections import Facts, Paragraph, Part, Section, numbers
-from mha2gqa.verbs.uptrain.account import NOTHING
-from mha2gqa.verbs.uptrain.outcome import Losses, UptrainReport
+from mha2gqa.verbs.uptrain.account import NOTHING, of_rounding
+from mha2gqa.verbs.uptrain.outcome import TRIED_TOKENS, Losses, UptrainReport
 
 
 def plan_line(event: Mapping[str, Any]) -> str:
@@ -28,7 +28,8 @@ def tried(trials: Sequence[Mapping[str, float]]) -> str:
     if not trials:
         return ""
     losses = ", ".join(f"{one['loss']:.4f} at {one['rate']:.3g}" for one in trials[1:])
-    return f" (held-out {trials[0]['loss']:.4f} at the start, after a few steps {losses})"
+    start = f"{trials[0]['loss']:.4f} at the start"
+    return f" (on up to {TRIED_TOKENS:,} held-out tokens: {start}, after a few steps {losses})"
 
 
 def measured(event: Mapping[str, Any]) -> str:
@@ -45,6 +46,8 @@ def summary(report: UptrainReport) -> Iterator[Part]:
         yield Paragraph("\nDry run: nothing was trained, nothing was written.")
         return
     yield _losses(report.losses)
+    if rounded := of_rounding(report):
+        yield Paragraph(f"\n{rounded}")
     if report.step == 0:
         yield Paragraph(f"\n{NOTHING}")
     elif report.is_worse:

@@ -87,6 +87,16 @@ class Benchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """What to do about what is wrong."""
+
+    text: str
+    """As a phrase."""
+    command: str | None = None
+    """The command that does it; None where something would have to be filled in."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """The report of `verify`."""
 
@@ -104,6 +114,8 @@ class Verification:
     """`identical`: nothing differs; `within limits`: no finding; `different`: at least one finding."""
     reasons: tuple[str, ...]
     """Why, as sentences; the first is the most important."""
+    remedy: Remedy | None = None
+    """What to do about the first of them; None where nothing is wrong, or nothing is known to do."""
     file: FileLevel | None
     """None when the level was not asked for."""
     load: LoadLevel | None

@@ -21,7 +21,8 @@ from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import context_length, load_tokenizer
 from mha2gqa.progress import Advance
 from mha2gqa.texts.blocks import check_vocabulary
-from mha2gqa.texts.find import SELF, Blocks, find_blocks
+from mha2gqa.texts.find import Blocks, find_blocks
+from mha2gqa.texts.words import SELF
 from mha2gqa.verbs.verify.judge import limit_findings
 from mha2gqa.verbs.verify.levels import OutputsLevel
 from mha2gqa.verbs.verify.load_level import Models

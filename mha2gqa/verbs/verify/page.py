@@ -46,6 +46,7 @@ def verify_page(report: Verification) -> str:
             reason[:1].upper() + reason[1:]
             for reason in (*report.reasons[:1], *report.reasons[max(1, len(report.findings)) :])
         ],
+        remedy="" if report.remedy is None else f"{report.remedy.text[:1].upper()}{report.remedy.text[1:]}.",
         tiles=list(_tiles(report)),
         levels=list(_levels(report)),
         facts=list(_facts(report)),

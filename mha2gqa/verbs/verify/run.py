@@ -4,6 +4,8 @@ Standard benchmarks, the page and the card come on top where they are asked for.
 first byte is compared.
 """
 
+from dataclasses import replace
+
 from mha2gqa.engines import check_installed
 from mha2gqa.errors import EngineError
 from mha2gqa.families.blueprint import asking
@@ -23,6 +25,7 @@ from mha2gqa.verbs.verify.load_level import Models, check_loading
 from mha2gqa.verbs.verify.options import VerifyOptions
 from mha2gqa.verbs.verify.outcome import Benchmark, Limits, Verification
 from mha2gqa.verbs.verify.outputs_level import EvaluationText, compare_outputs, find_text, writes_itself
+from mha2gqa.verbs.verify.remedy import remedy_for
 from mha2gqa.verbs.verify.tensors import head_similarity
 from mha2gqa.verbs.verify.windows import beyond_windows
 
@@ -91,6 +94,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
         similarity=head_similarity(pair) if options.report is not None else (),
         benchmarks=benchmarks,
     )
+    report = replace(report, remedy=remedy_for(report, pair, options))
     _write(report, options, pair)
     return report
 

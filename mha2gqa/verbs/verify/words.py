@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 
-from mha2gqa.record.conversion import Conversion
 from mha2gqa.sections import Column, Part, Row, Section
 from mha2gqa.verbs.verify.judge import LOSSY
 from mha2gqa.verbs.verify.levels import (
@@ -10,7 +9,6 @@ from mha2gqa.verbs.verify.levels import (
     EmbeddingsLevel,
     EngineLevel,
     FileLevel,
-    Finding,
     HeadLevel,
     LoadLevel,
     OutputsLevel,
@@ -18,17 +16,21 @@ from mha2gqa.verbs.verify.levels import (
 from mha2gqa.verbs.verify.outcome import Benchmark, Verification
 
 _STATES = {True: "passed", False: "FAILED", None: "open"}
-_HALF = ("float16", "bfloat16")
 _SHOWN = 100
 """Characters of a text that are shown."""
 
 
 def summary(report: Verification) -> Iterator[Part]:
-    """Yield the parts of the report in the order in which they are read, a blank line between; the verdict is last."""
+    """Yield the parts of the report in the order in which they are read, a blank line between; the verdict is last.
+
+    Below it stands the command that does what it advises, where there is one.
+    """
     for number, section in enumerate(_sections(report)):
         if number:
             yield ""
         yield section
+    if report.remedy is not None and report.remedy.command is not None:
+        yield f"    {report.remedy.command}"
 
 
 def _sections(report: Verification) -> Iterator[Section]:
@@ -66,35 +68,12 @@ def _verdict(report: Verification) -> str:
 def _problem(report: Verification) -> str:
     """Return what is wrong first, and what to do about it, for somebody who has never met a limit."""
     first, limits, loss = report.findings[0], report.limits, report.outputs and report.outputs.loss
-    if first.level == "engine":
-        return f"{first.guilty} {first.problem}; serve it with another engine"
-    if _is_rounded(first, report.load):
-        return f"{first.guilty} {first.problem}; rounding may explain that: verify again with --dtype float32"
-    if first.level != "outputs":
-        return f"{first.guilty} {first.problem}; do not use the checkpoint, make it again"
     problem = f"{first.guilty} {first.problem}"
-    if loss and not loss.increase <= limits.max_ppl_increase:
+    if first.level == "outputs" and loss and not loss.increase <= limits.max_ppl_increase:
         named = "default limit" if limits == LOSSY else "limit"
         problem = f"perplexity {100 * loss.increase:+.1f} %, above the {named} of {100 * limits.max_ppl_increase:g} %"
-    return f"{problem}: {_remedy(report.conversion)}" if report.conversion.effect == "loss" else problem
-
-
-def _is_rounded(finding: Finding, load: LoadLevel | None) -> bool:
-    """Return whether a finding is a difference that 16 bits may make, which nobody can tell from a fault."""
-    if load is None or load.dtype not in _HALF or finding.level != "load":
-        return False
-    return any(check.name == finding.guilty and check.tolerance is not None for check in load.checks)
-
-
-def _remedy(made: Conversion) -> str:
-    more = "take more KV heads" if made.asks_for_heads else "keep more of the cache"
-    if made.asks_for_heads and made.method != "aligned" and not made.uptrain:
-        return f"convert it with --method aligned, or {more}"
-    refined = {None: "refine it (--refine refit)", "refit": "distil it (--refine distil)"}.get(
-        made.refinement, "uptrain it"
-    )
-    next_step = refined if made.asks_for_heads else "uptrain it"
-    return f"{'uptrain it longer' if made.uptrain else next_step}, or {more}"
+    sign = ":" if first.level == "outputs" else ";"
+    return problem if report.remedy is None else f"{problem}{sign} {report.remedy.text}"
 
 
 def _section(titles: Row, rows: Iterable[Row], *, numbers: bool = False) -> Section:
@@ -231,9 +210,15 @@ def with_error(value: float, error: float | None) -> str:
 
 def _texts(outputs: OutputsLevel) -> Iterator[Row]:
     for text in outputs.continuations:
-        yield "prompt", _one_line(f"... {text.prompt[-_SHOWN:]}")
-        yield "  original", _one_line(text.original[:_SHOWN])
-        yield "  converted", _one_line(text.converted[:_SHOWN])
+        left_out = "... " * (len(text.prompt) > _SHOWN)
+        yield "prompt", _one_line(left_out + text.prompt[-_SHOWN:])
+        yield "  original", _one_line(_beginning(text.original))
+        yield "  converted", _one_line(_beginning(text.converted))
+
+
+def _beginning(text: str) -> str:
+    """Return as much of a text as is shown; dots say that there is more, and nothing else does."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _one_line(text: str) -> str:

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from mha2gqa.errors import GroupsError, TimingError
+from mha2gqa.verbs.bench.asked import SHAPES
 from mha2gqa.verbs.bench.grid import Grid, check_fits, find_grid
 from mha2gqa.verbs.bench.limits import Filled, costs
 from mha2gqa.verbs.bench.options import BenchOptions
 from mha2gqa.verbs.bench.run import take_turns, time_decode, time_prefill
-from mha2gqa.verbs.bench.subjects import SHAPES, find_subjects
+from mha2gqa.verbs.bench.subjects import find_subjects
 
 TINY = BenchOptions(shape="olmo-1b", groups=2)
 

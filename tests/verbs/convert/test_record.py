@@ -21,6 +21,7 @@ from mha2gqa.record.card import card_of
 from mha2gqa.record.conversion import Conversion, Outcome
 from mha2gqa.record.record import read_record, record_of
 from mha2gqa.targets.kv_heads import heads_change
+from mha2gqa.verbs.convert.kinds import kinds_of
 from mha2gqa.verbs.convert.options import ConvertOptions
 from mha2gqa.verbs.convert.run import convert
 from mha2gqa.verbs.expand.options import ExpandOptions
@@ -323,20 +324,60 @@ def test_the_record_of_the_source_is_not_taken_for_the_results(source: Path, tmp
 # ---------------------------------------------------------------------------------------------- reports
 
 
-def test_a_dry_run_lists_every_tensor_and_file_and_writes_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_dry_run_lists_every_kind_of_tensor_and_every_file_and_writes_nothing(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     arguments = ["convert", source, "--groups", 1, "-o", output, "--dry-run"]
     printed = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False).stdout
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in printed.splitlines() if "BF16" in line}
+    assert rows.keys() == {name.replace(".0.", ".{0-1}.").replace(".1.", ".{0-1}.") for name in read_tensors(source)}
     for name, tensor in read_tensors(source).items():
-        row = next(line for line in printed.splitlines() if line.split()[:1] == [name])
+        layers = ".0." in name or ".1." in name
+        row = rows[name.replace(".0.", ".{0-1}.").replace(".1.", ".{0-1}.")]
         assert str(list(tensor.shape)) in row
-        assert "BF16" in row
+        assert row.split()[0] == ("2" if layers else "1")
         assert ("changed" in row) == ("k_proj" in name or "v_proj" in name)
-    for name in TAKEN:
-        assert f"copy {name}\n" in printed
-    assert "write model.safetensors" in printed
+    copied = " ".join(printed.partition("\ncopy ")[2].partition("config.json num_key")[0].split())
+    assert set(TAKEN) <= set(copied.split(", "))
+    assert "write model.safetensors: " in printed
     assert "config.json num_key_value_heads: 4 -> 1" in printed
+    assert "--json lists every tensor" in printed
     assert list(tmp_path.iterdir()) == [source]
+
+
+def row(name: str, before: tuple[int, ...] = (4, 2), after: tuple[int, ...] | None = (2, 2)) -> dict[str, Any]:
+    return {"name": name, "action": "changed", "dtype": "F32", "before": before, "after": after}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kinds"),
+    [
+        pytest.param([row(f"a.{n}.k") for n in range(12)], [("a.{0-11}.k", 12)], id="all layers"),
+        pytest.param([row(f"a.{n}.k") for n in (7, 0, 1, 2, 3, 10)], [("a.{0-3,7,10}.k", 6)], id="some layers"),
+        pytest.param(
+            [row(f"a.{n}.k", after=(2 if n % 3 else 1, 2)) for n in range(7)],
+            [("a.{0,3,6}.k", 3), ("a.{1-2,4-5}.k", 4)],
+            id="heads by layer",
+        ),
+        pytest.param(
+            [row(f"a.{n}.e.{m}.w") for n in range(3) for m in range(8)], [("a.{0-2}.e.{0-7}.w", 24)], id="experts"
+        ),
+        pytest.param(
+            [row(f"a.{n}.e.{m}.w") for n in range(3) for m in range(8 - 4 * (n == 1))],
+            [("a.{0,2}.e.{0-7}.w", 16), ("a.1.e.{0-3}.w", 4)],
+            id="fewer experts in a layer",
+        ),
+        pytest.param([row(f"b.{n}.layer.0.k") for n in range(6)], [("b.{0-5}.layer.0.k", 6)], id="a number in all"),
+        pytest.param(
+            [row("emb"), row("a.0.k"), row("a.1.k", (4, 2), None), row("a.{}.k"), row("a.007.k")],
+            [("emb", 1), ("a.0.k", 1), ("a.1.k", 1), ("a.{}.k", 1), ("a.007.k", 1)],
+            id="nothing alike",
+        ),
+    ],
+)
+def test_tensors_that_differ_in_their_layer_alone_are_one_line(
+    tensors: list[dict[str, Any]], kinds: list[tuple[str, int]]
+) -> None:
+    assert [(one.name, one.number) for one in kinds_of(tensors)] == kinds
 
 
 def test_a_dry_run_foretells_the_run(source: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mha2gqa.cli import app
 from mha2gqa.families.blueprint import ConfigJson
-from mha2gqa.verbs.bench.subjects import SHAPES
+from mha2gqa.verbs.bench.asked import SHAPES
 from mha2gqa.verbs.inspect.options import InspectOptions
 from mha2gqa.verbs.inspect.run import InspectReport, inspect
 from tests.families.tiny import save_tiny

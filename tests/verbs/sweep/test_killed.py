@@ -30,6 +30,7 @@ MOMENTS = {
     "after a point is kept": (KEPT, Moment(f"{STEPS}.move", after=True)),
     "before a kept point is written down": (KEPT, Moment(f"{STEPS}.write_results")),
     "while single layers are measured": ((), Moment(f"{STEPS}.single_layers")),
+    "after a single layer is written down": ((), Moment(f"{STEPS}.write_results", 3, after=True)),
     "before single layers are restored": ((), Moment(f"{STEPS}.restore")),
 }
 """Options, and where the run ends."""

@@ -37,7 +37,7 @@ def source(_source: Path, tmp_path: Path) -> Path:
         (("--methods", ","), ("nothing to sweep over",)),
         (("--refine", "none,refit", "--methods", "mean"), ("--refine refit needs calibration text", "--data self")),
         (("--data", "text.txt", "--eval-data", "./text.txt"), ("--data and by --eval-data",)),
-        (("--data", "text.txt", "--eval-data", "text.txt", "--methods", "mean"), ("makes use of --data",)),
+        (("--data", "text.txt", "--eval-data", "self", "--methods", "mean"), ("makes use of --data",)),
         ((*TEXT, "--cache", "1%", "--methods", "aligned"), ("--cache 1.0% leaves less than one KV head a layer",)),
         ((*TEXT, "--window", 24), ("--context 24 ends within the window of 24 tokens",)),
         (("--data", "nothing.txt"), ("no file 'nothing.txt'",)),

@@ -11,6 +11,7 @@ import torch
 
 from mha2gqa.texts.find import find_blocks
 from mha2gqa.verbs.sweep import steps
+from mha2gqa.verbs.sweep.measuring import Yardstick
 from tests.conftest import Run
 from tests.verbs.verify.subjects import save_source, save_text
 
@@ -152,6 +153,32 @@ def test_an_interrupted_sweep_goes_on(cli: Cli, source: Path, monkeypatch: Any, 
         json.loads(json.dumps(whole["points"]).replace("other-text", "source-sweep-text"))
     )
     assert resumed["layers"] == whole["layers"]
+
+
+def test_of_an_interrupted_sweep_no_single_layer_is_measured_again(
+    cli: Cli, source: Path, monkeypatch: Any, tmp_path: Path
+) -> None:
+    own, calls, few = Yardstick.measure, list[bool](), ("-g", "2", "--methods", "mean,aligned")
+
+    def measure(*arguments: Any) -> Any:
+        calls.append(True)
+        if len(calls) == 4:  # two points, and the first of two layers, come before
+            raise KeyboardInterrupt
+        return own(*arguments)
+
+    monkeypatch.setattr(Yardstick, "measure", measure)
+    answer = cli("sweep", source.name, *SMALL, *few)
+    assert (answer.code, len(calls)) == (130, 4)
+    assert "What was finished stays in source-sweep.json, and the same command goes on" in answer.err
+    written = json.loads((tmp_path / "source-sweep.json").read_text())["layers"]
+    assert [(one["method"], one["module"]) for one in written] == [("mean", MODULES[0])]
+    resumed = swept(cli, source, *few)
+    assert len(calls) == 4 + 3
+    whole = swept(cli, source, *few, "-o", "other.json")
+    assert resumed["layers"] == whole["layers"]
+    assert [(one["method"], one["module"]) for one in whole["layers"]] == [
+        (method, module) for method in ("mean", "aligned") for module in MODULES
+    ]
 
 
 def test_a_second_sweep_adds_to_the_first_and_measures_nothing_again(cli: Cli, source: Path, monkeypatch: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from mha2gqa import UptrainOptions
 from mha2gqa.errors import TrainingError
 from mha2gqa.files.source import reference_directory
-from mha2gqa.verbs.uptrain.recipe import check_length, find_length
+from mha2gqa.verbs.uptrain.length import check_length, find_length
 
 
 @pytest.mark.parametrize("text", ["", "many", "0"])

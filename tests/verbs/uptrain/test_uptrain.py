@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 from mha2gqa import VerifyOptions, uptrain, verify
 from mha2gqa.errors import TextError
 from mha2gqa.record.record import read_record
-from mha2gqa.verbs.uptrain import rates
+from mha2gqa.verbs.uptrain import rates, words
 from mha2gqa.verbs.uptrain import run as uptrain_command
 from mha2gqa.verbs.uptrain.blocks import read_blocks
+from mha2gqa.verbs.uptrain.page import uptrain_page
 from mha2gqa.verbs.uptrain.running_text import RunningText
 from mha2gqa.verbs.uptrain.trainer import UptrainTrainer
 from tests.verbs.uptrain.subjects import QUICK, options, save_documents, save_latent_subject, save_subject, trained
@@ -228,6 +229,24 @@ def test_the_page_holds_the_losses_and_the_recipe(subject: tuple[Path, Path], tm
         f"{report.losses.gap_closed:.1%} of the gap closed" in html if report.losses.gap_closed else "Uptrained" in html
     )
     assert "http" not in html.replace("http://www.w3.org", "").replace("http-equiv", "")
+
+
+def test_a_figure_of_the_run_that_is_not_the_reports_is_explained(subject: tuple[Path, Path], tmp_path: Path) -> None:
+    """In fp32 nothing is rounded; a run that was rounded measures its last step twice, and both are told apart."""
+    page = tmp_path / "page"
+    report = trained(subject, keep="last", report=page)
+    assert report.losses is not None and report.step == 4
+    assert report.in_training == pytest.approx(report.losses.after, abs=5e-5)
+    own = replace(report, losses=replace(report.losses, after=report.in_training))
+    assert not any("on disk" in part for part in words.summary(own) if isinstance(part, str))
+    rounded = replace(report, losses=replace(report.losses, after=report.in_training + 0.02))
+    (told,) = [part for part in words.summary(rounded) if isinstance(part, str) and "on disk" in part]
+    assert f"on disk has {rounded.losses.after:.4f}" in told
+    assert f"step 4 measured {report.in_training:.4f}" in told
+    assert told.strip() in uptrain_page(rounded)
+    assert rounded.to_json()["in_training"] == report.in_training
+    kept = replace(rounded, step=0)
+    assert kept.in_training is None
 
 
 def test_verify_accepts_the_output_and_finds_a_flipped_bit(subject: tuple[Path, Path]) -> None:

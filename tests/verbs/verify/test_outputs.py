@@ -12,7 +12,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mha2gqa import VerifyOptions, verify
-from mha2gqa.verbs.verify import metrics, side_by_side
+from mha2gqa.sections import Section
+from mha2gqa.verbs.verify import metrics, side_by_side, words
 from mha2gqa.verbs.verify.judge import LOSSY, limit_findings
 from mha2gqa.verbs.verify.levels import OutputsLevel
 from mha2gqa.verbs.verify.measures import Continuation
@@ -259,6 +260,20 @@ def test_a_chat_model_answers_questions_of_its_template(tmp_path: Path) -> None:
         for _ in range(8):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         assert one.original.startswith(tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("length", [1, 100, 101])
+def test_dots_stand_where_something_was_left_out_and_nowhere_else(subject: Path, length: int) -> None:
+    report = verify(VerifyOptions(converted=subject / "converted", data=(str(subject / "text.txt"),), context=CONTEXT))
+    assert report.outputs is not None
+    written = "a" + "b" * (length - 1)
+    one = Continuation(prompt=written, original=written, converted=written[:-1], agreed=0, tokens=64, written=64)
+    told = replace(report, outputs=replace(report.outputs, continuations=(one,)))
+    sections = [part for part in words.summary(told) if isinstance(part, Section)]
+    rows = {row[0].strip(): row[1] for section in sections for row in section.rows if len(row) == 2}
+    assert rows["prompt"] == ("... " + "b" * 100 if length > 100 else written)
+    assert rows["original"] == ("a" + "b" * 99 + " ..." if length > 100 else written)
+    assert rows["converted"] == written[:-1]
 
 
 def test_an_answer_that_is_over_is_the_same_when_all_of_it_is() -> None:

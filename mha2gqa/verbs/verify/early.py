@@ -1,0 +1,28 @@
+"""What `verify` refuses before it imports what runs models: by its options, by paths and by small files alone."""
+
+from mha2gqa.engines import check_installed
+from mha2gqa.errors import BenchmarkError
+from mha2gqa.pages.page import check_place
+from mha2gqa.record.pair import check_pair
+from mha2gqa.texts.words import check_named, check_words
+from mha2gqa.verbs.verify.options import VerifyOptions
+
+
+def check(options: VerifyOptions) -> None:
+    """Refuse what needs no model.
+
+    Raises:
+        Mha2GqaError: A directory, record, text, engine or extra is not there, or a page cannot be written.
+    """
+    if "outputs" in options.levels:
+        check_words(options.data)
+        check_named(options.data)
+    if options.engine is not None:
+        check_installed(options.engine)
+    if options.report is not None:
+        check_place(options.report)
+    if options.task_path is not None and not options.task_path.is_dir():
+        raise BenchmarkError(
+            f"No such directory: {str(options.task_path)!r}", expected="--task-path with task definitions in YAML"
+        )
+    check_pair(options.converted, options.against)
