@@ -16,6 +16,7 @@ import functools
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def _quiet_and_single_threaded() -> None:
     logging.disable_progress_bar()
     for kind in (PreTrainedConfig, GenerationConfig):  # said of each that is read, to nobody: 6 % of the contract
         patch.object(kind, "__repr__", object.__repr__).start()
+    patch.object(re, "_MAXCACHE", 1 << 16).start()  # an expression for each tensor that is loaded
     torch.set_num_threads(1)  # tiny models are slower on several, and the workers share the cores
 
 
