@@ -8,28 +8,30 @@
     tree(directory)         everything below a directory, to show that nothing has changed
     load(directory)         the model, as transformers loads it, with nothing missing and nothing left over
 
-Checkpoints are built once per session and copied. What damages them is the tests' own.
+Checkpoints are built once per session and copied. What damages them is the tests' own. torch and transformers are
+imported where they are needed: who hands the tests out to workers reads this file too, before there are any.
 """
 
 import functools
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, PreTrainedModel
-from transformers.utils import logging
 
 from mha2gqa.cli import main
-from tests.families.tiny import tiny_config, tiny_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 COMPANIONS = {
     "tokenizer.json": "{}",
@@ -39,7 +41,7 @@ COMPANIONS = {
     "additional_chat_templates/tools.jinja": "{{ tools }}",
 }
 
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_and_single_threaded() -> None:
+    import torch
+    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
+    for kind in (PreTrainedConfig, GenerationConfig):  # said of each that is read, to nobody: 6 % of the contract
+        patch.object(kind, "__repr__", object.__repr__).start()
+    patch.object(re, "_MAXCACHE", 1 << 16).start()  # an expression for each tensor that is loaded
     torch.set_num_threads(1)  # tiny models are slower on several, and the workers share the cores
 
 
@@ -71,8 +80,10 @@ def _nothing_waits_for_the_disk() -> None:
 
 @pytest.fixture(scope="session")
 def _original(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    from tests.families.tiny import tiny_config, tiny_model
+
     @functools.cache
-    def build(dtype: torch.dtype, max_shard_size: str, **overrides: Any) -> Path:
+    def build(dtype: "torch.dtype", max_shard_size: str, **overrides: Any) -> Path:
         directory = tmp_path_factory.mktemp("original")
         model = tiny_model(tiny_config("llama", **overrides)).to(dtype)
         model.save_pretrained(directory, max_shard_size=max_shard_size)
@@ -86,6 +97,8 @@ def _original(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def tiny(_original: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    import torch
+
     def make(
         name: str = "source", *, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB", **overrides: Any
     ) -> Path:
@@ -97,6 +110,8 @@ def tiny(_original: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def pickled(tensors: Callable[[Path], Tensors]) -> Callable[..., Path]:
     """Replace the safetensors of a checkpoint; more than one shard makes an index."""
+
+    import torch
 
     def make(directory: Path, content: Any = None, *, shards: int = 1, **options: Any) -> Path:
         state = tensors(directory) if content is None else content
@@ -151,6 +166,8 @@ def refuse(cli: Callable[..., Run], tmp_path: Path, tree: Callable[..., Any]) ->
 
 @pytest.fixture(scope="session")
 def tensors() -> Callable[[Path], Tensors]:
+    from safetensors.torch import load_file
+
     def read(directory: Path) -> Tensors:
         files = sorted(directory.glob("*.safetensors"))
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -168,8 +185,10 @@ def tree() -> Callable[[Path], dict[str, bytes | None]]:
 
 
 @pytest.fixture(scope="session")
-def load() -> Callable[[Path], PreTrainedModel]:
-    def read(directory: Path) -> PreTrainedModel:
+def load() -> "Callable[[Path], PreTrainedModel]":
+    from transformers import LlamaForCausalLM
+
+    def read(directory: Path) -> "PreTrainedModel":
         model, info = LlamaForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
         assert not any(info.values()), info
         return model

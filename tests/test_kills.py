@@ -9,12 +9,12 @@ their own in the place of what was left: that is refused, and not touched.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import sys
+import types
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ import yaml
 
 from mha2gqa.cli import main
 from mha2gqa.files.working import working_directory
+from mha2gqa.verbs.export import gguf
+from tests.forks import fork, run_module_beside
 from tests.verbs.export.subjects import save_readable
 from tests.verbs.uptrain.subjects import QUICK, save_documents
 from tests.verbs.verify.subjects import converted, save_source, save_text
 
-FORKS = multiprocessing.get_context("forkserver")
 TIMEOUT = 120
 IN_A_ROW = 3
 """Kills of one run, each of which goes on behind the one before."""
@@ -69,17 +70,19 @@ WAYS = {
 
 def run(arguments: tuple[str, ...], directory: Path, fatal: int) -> None:
     """In the child: run the command line, and die before an event; the number of events is written down at the end."""
+    assert "tests.preloaded" in sys.modules, "each run imports everything for itself"
     os.chdir(directory)
     torch.set_num_threads(1)
     sys.argv = ["mha2gqa", *arguments]
     sys.stderr = sys.stdout = Path("log").open("w", buffering=1)  # noqa: SIM115 (lives as long as the process)
-    count = 0
+    gguf.subprocess = types.SimpleNamespace(run=run_module_beside, DEVNULL=None)
+    count, itself = 0, os.getpid()
 
     def happen() -> None:
         nonlocal count
-        count += 1
-        if count == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+        count += os.getpid() == itself  # a converter of llama.cpp is forked from it
+        if count == fatal and os.getpid() == itself:
+            os.kill(itself, signal.SIGKILL)
 
     def audit(event: str, values: tuple[Any, ...]) -> None:
         if event in EVENTS or (event == "open" and values[2] & (os.O_WRONLY | os.O_RDWR)):
@@ -103,8 +106,7 @@ def run(arguments: tuple[str, ...], directory: Path, fatal: int) -> None:
 
 
 def child(directory: Path, arguments: tuple[str, ...], fatal: int = 0) -> tuple[int | None, str]:
-    process = FORKS.Process(target=run, args=(arguments, directory, fatal), daemon=True)
-    process.start()
+    process = fork(run, arguments, directory, fatal)
     process.join(TIMEOUT)
     log = directory / "log"
     said = log.read_text()
@@ -114,11 +116,6 @@ def child(directory: Path, arguments: tuple[str, ...], fatal: int = 0) -> tuple[
 
 @pytest.fixture(scope="session")
 def _whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    FORKS.set_forkserver_preload(
-        [f"mha2gqa.verbs.{verb}.run" for verb in ("convert", "expand", "export", "sweep", "uptrain")]
-        + ["mha2gqa.console", "mha2gqa.verbs.convert.conversion", "mha2gqa.verbs.uptrain.train", "tests.test_kills"]
-        + ["transformers.models.llama.modeling_llama"]
-    )
     directory = tmp_path_factory.mktemp("kills")
     save_source(directory / "source")
     converted(directory / "source", directory / "two", 2)

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings, revert_weight_conversion
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
@@ -110,8 +111,9 @@ def build(config_text: str) -> Asked:
     _require_known(model_type, config_json)
     config = _accept(model_type, lambda: _read_config(config_text))
     build = _model_class(config, config_json)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():  # there is nothing to fill, and to find that out takes a fifth
         model = _accept(model_type, lambda: build(config))
+    model.tie_weights()
     state = model.state_dict()
     unsaved = model._keys_to_ignore_on_save or ()  # tables that the class computes
     saved = remove_tied_weights_from_state_dict({name: state[name] for name in state if name not in unsaved}, model)

@@ -96,6 +96,7 @@ def find_changes(
     rules = [*count.decoder.family.tensors.items(), (PLAIN, TensorRule())]
     by_rule: dict[int, dict[str, tuple[Shape | None, Shape | None]]] = {}
     patterns = [re.compile(rf"(?:^|\.)(?:{pattern})$") for pattern, _ in rules]
+    widths: set[int] = set()
     for name, shapes in different.items():
         number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
         if number is None:
@@ -105,7 +106,8 @@ def find_changes(
                 remedy="Please report the model type; a family is one row of families/table.py",
             )
         if rules[number][1].source is separate and rules[number][1].cached:
-            _check_width(name, shapes[0], count, rules[number][1])
+            widths = widths or _widths(count)
+            _check_width(name, shapes[0], count, rules[number][1], widths)
         by_rule.setdefault(number, {})[name] = shapes
     changes = []
     for number, names in by_rule.items():
@@ -118,16 +120,21 @@ def find_changes(
     return changes
 
 
-def _check_width(name: str, shape: Shape | None, count: Count, rule: TensorRule) -> None:
+def _widths(count: Count) -> set[int]:
+    """Return the widths that a config names for a head."""
+    config = count.decoder.config
+    widths = set(_head_widths(config.to_dict()))
+    if hidden := getattr(config, "hidden_size", None):
+        widths.add(hidden // count.decoder.query_heads)
+    return widths
+
+
+def _check_width(name: str, shape: Shape | None, count: Count, rule: TensorRule, widths: Set[int]) -> None:
     """Refuse a K or V tensor that holds another number of heads than its count says.
 
     A class may multiply the count for some layers. Cutting such a tensor into `count` heads would
     merge halves of different heads without any error, so a head must have a width that the config names.
     """
-    config = count.decoder.config
-    widths = set(_head_widths(config.to_dict()))
-    if hidden := getattr(config, "hidden_size", None):
-        widths.add(hidden // count.decoder.query_heads)
     if shape is None or rule.head_width or shape[0] // count.heads in widths:
         return
     raise FamilyError(

@@ -1,7 +1,7 @@
 """What the contract tests compare with: running a tiny checkpoint, and an oracle that knows nothing of the converter.
 
 A conversion is right when the converted model answers as the *source's own class and config* do with every pooled KV
-head written out once per head of its group. `repeated_source` writes that checkpoint; `pooled` gives the tensors that
+head written out once per head of its group. `repeated_source` is that model; `pooled` gives the tensors that
 averaging must have produced. Both read a tensor's layout from the difference between the source's and the converted
 shape, and from the few families named below whose tensors hold more than KV heads.
 
@@ -144,19 +144,40 @@ def write_checkpoint(directory: Path, tensors: Tensors, config: Mapping[str, Any
 # ---------------------------------------------------------------------------------------------- oracle
 
 
-def repeated_source(source: Path, converted: Path, directory: Path, case: Case, groups: int) -> None:
-    """Write to `directory` the source with every KV head that the conversion pooled repeated R times."""
-    before, after = (_stacked(read_tensors(path)) for path in (source, converted))
-    tensors = {
-        name: tensor if tensor.shape == after[name].shape else _repeated(name, tensor, after[name], case, groups)
-        for name, tensor in before.items()
-    }
-    write_checkpoint(directory, _unstacked(tensors), read_config(source), like=source)
+def repeated_source(
+    original: PreTrainedModel, source: Path, before: Tensors, after: Tensors, case: Case, groups: int
+) -> PreTrainedModel:
+    """Return the source with every KV head that the conversion pooled repeated R times.
+
+    Args:
+        original: The source's model. Where its modules have the names of its file, it is what gets the tensors and is
+            returned; for others a checkpoint is written beside the source, and loaded.
+        source: Its checkpoint.
+        before: What that holds.
+        after: What the converted one holds.
+        case: The family.
+        groups: KV heads of the result.
+    """
+    before, after = _stacked(before), _stacked(after)
+    tensors = _unstacked(
+        {
+            name: tensor if tensor.shape == after[name].shape else _repeated(name, tensor, after[name], case, groups)
+            for name, tensor in before.items()
+        }
+    )
+    own = original.state_dict()
+    filled = {own[name].data_ptr() for name in tensors.keys() & own.keys()}
+    if tensors.keys() <= own.keys() and all(tensor.data_ptr() in filled for tensor in own.values()):
+        original.load_state_dict(tensors, strict=False)  # what is tied is in the file once
+        return original
+    directory = source.with_name(f"oracle-{groups}")
+    write_checkpoint(directory, tensors, read_config(source), like=source)
+    return load_strict(directory, case)
 
 
-def pooled(source: Path, converted: Path, case: Case, groups: int) -> Tensors:
+def pooled(before: Tensors, after: Tensors, case: Case, groups: int) -> Tensors:
     """The tensors that averaging each group's KV heads must give, by their names in the converted file."""
-    before, after = (_stacked(read_tensors(path)) for path in (source, converted))
+    before, after = _stacked(before), _stacked(after)
     return _unstacked(
         {
             name: tensor if tensor.shape == after[name].shape else _averaged(name, tensor, after[name], case, groups)

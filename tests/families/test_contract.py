@@ -63,6 +63,9 @@ def test_the_result_is_the_source_with_shared_heads(case: Case, workspace: Path)
     source = workspace / "source"
     original = save_tiny(case.model_type, source, **case.overrides)
     answer, cache = logits(original, case), cached_layers(original, case)
+    before = read_tensors(source)
+    configs = [module.config for module in original.modules() if isinstance(module, PreTrainedModel)]
+    kernels = [(config, config._attn_implementation) for config in configs]
     formula: list[CacheLayer] = []
     for groups in case.groups:
         converted = workspace / f"groups-{groups}"
@@ -72,15 +75,17 @@ def test_the_result_is_the_source_with_shared_heads(case: Case, workspace: Path)
             formula = model.cached
             assert not case.caches or possible_groups(model.counts)[0] == case.groups[-1]
         assert_config_says(source, converted, case, groups)
-        assert_tensors_are_means(source, converted, case, groups)
+        after = read_tensors(converted)
+        assert_tensors_are_means(before, after, case, groups)
         if groups < case.source_heads:
-            oracle_directory = workspace / f"oracle-{groups}"
-            repeated_source(source, converted, oracle_directory, case, groups)
-            oracle = load_strict(oracle_directory, case)
+            oracle = repeated_source(original, source, before, after, case, groups)
             result = load_strict(converted, case)
             assert_cache_shrinks(cache, cached_layers(result, case), case, groups, formula)
-            assert (answer - logits(oracle, case)).abs().max() > 1e-4, "the conversion changed nothing"
-            assert_same_answers(oracle, result, case)
+            expected = logits(oracle, case)
+            assert (answer - expected).abs().max() > 1e-4, "the conversion changed nothing"
+            assert_same_answers(oracle, expected, result, case)
+            for config, kernel in kernels:
+                config._attn_implementation_internal = kernel
     if groups < case.source_heads and (layers := cached_layers(result, case)):
         assert nbytes(layers) == expected_bytes(case, Architecture(read_config(converted)).cached, None)
 
@@ -96,9 +101,10 @@ def assert_config_says(source: Path, converted: Path, case: Case, groups: int) -
     assert expected == {path: value for path, value in changed.items() if path not in case.may_change}
 
 
-def assert_tensors_are_means(source: Path, converted: Path, case: Case, groups: int) -> None:
-    before, after = read_tensors(source), read_tensors(converted)
-    expected = pooled(source, converted, case, groups)
+def assert_tensors_are_means(
+    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], case: Case, groups: int
+) -> None:
+    expected = pooled(before, after, case, groups)
     assert after.keys() == expected.keys()
     for name, tensor in after.items():
         if name in before and _bytes_equal(expected[name], before[name]):
@@ -148,18 +154,17 @@ def expected_bytes(case: Case, layers: list[CacheLayer], groups: int | None) -> 
     return own + sum(layer.numbers(groups) * 9 * 4 for layer in encoders)
 
 
-def assert_same_answers(oracle: PreTrainedModel, result: PreTrainedModel, case: Case) -> None:
-    assert_same_logits(oracle, result, case)
+def assert_same_answers(oracle: PreTrainedModel, expected: torch.Tensor, result: PreTrainedModel, case: Case) -> None:
+    assert_same_logits(expected, result, case)
     if case.generates:
         assert torch.equal(greedy(result, case), greedy(oracle, case))
     if case.eager:
         for model in (oracle, result):
             model.set_attn_implementation("eager")
-        assert_same_logits(oracle, result, case)
+        assert_same_logits(logits(oracle, case), result, case)
 
 
-def assert_same_logits(oracle: PreTrainedModel, result: PreTrainedModel, case: Case) -> None:
-    expected = logits(oracle, case)
+def assert_same_logits(expected: torch.Tensor, result: PreTrainedModel, case: Case) -> None:
     tolerance = 1e-5 * max(1.0, expected.abs().max().item())
     torch.testing.assert_close(logits(result, case), expected, rtol=0, atol=tolerance)
 

@@ -18,6 +18,7 @@ from mha2gqa.verbs.bench.subjects import find_subjects
 from mha2gqa.verbs.bench.transformers_engine import TransformersEngine, generate, going_on
 from mha2gqa.verbs.export.gguf import write_gguf
 from tests.families.tiny import save_tiny, tiny_config, tiny_model
+from tests.forks import forked_converter
 from tests.verbs.export.subjects import save_readable
 from tests.verbs.verify.subjects import converted
 
@@ -214,7 +215,8 @@ def test_llama_cpp_decodes_the_gguf_beside_each_checkpoint(tmp_path: Path, cli: 
     missing = cli(*arguments)
     assert (missing.code, "There are 0 GGUF files beside" in missing.err) == (1, True)
     for directory in (converted, tmp_path / "llama"):
-        write_gguf(directory, "f32", force=False)
+        with forked_converter():
+            write_gguf(directory, "f32", force=False)
     answer = cli(*arguments, "--json")
     assert (answer.code, answer.err) == (0, "")
     content = json.loads(answer.out)

@@ -10,7 +10,6 @@
 """
 
 import json
-import multiprocessing
 import os
 import pkgutil
 import shutil
@@ -28,9 +27,9 @@ import pytest
 import torch
 
 from mha2gqa.cli import main
+from tests.forks import FORKS, fork
 
-FORKS = multiprocessing.get_context("forkserver")
-TIMEOUT = 60
+TIMEOUT = 120
 
 
 class Moment(NamedTuple):
@@ -97,9 +96,7 @@ class Child:
     def __init__(self, directory: Path, moment: Moment, arguments: tuple[str, ...]) -> None:
         self._reached, self._resume = FORKS.Event(), FORKS.Event()
         self._log = directory / "log"
-        values = (arguments, directory, moment, self._reached, self._resume)
-        self._process = FORKS.Process(target=run, args=values, daemon=True)
-        self._process.start()
+        self._process = fork(run, arguments, directory, moment, self._reached, self._resume)
         assert self._reached.wait(TIMEOUT)
 
     def send(self, number: signal.Signals) -> None:
@@ -114,12 +111,6 @@ class Child:
         self.log = self._log.read_text()
         self._log.unlink()
         return self._process.exitcode
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _preload() -> None:
-    heavy = ["mha2gqa.verbs.convert.run", "mha2gqa.console", "transformers.models.llama.modeling_llama"]
-    FORKS.set_forkserver_preload(heavy)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from mha2gqa.refine import refine
 from mha2gqa.verbs.convert import layerwise
-from tests.verbs.convert.test_crash import FORKS, Child, Moment
+from tests.verbs.convert.test_crash import Child, Moment
 from tests.verbs.verify.subjects import save_source, save_text
 
 DISTIL = ("--method", "aligned", "--refine", "distil", "--data", "text.txt", "--steps", "3")
@@ -32,12 +32,6 @@ MOMENTS = {
     "after training together": (JOINT, Moment(WEIGHTS, 4, after=True), 0),
 }
 """Options, where the run ends, and how many layers the next run has to refine."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _preload() -> None:
-    heavy = ["mha2gqa.verbs.convert.conversion", "mha2gqa.console", "transformers.models.llama.modeling_llama"]
-    FORKS.set_forkserver_preload(["mha2gqa.verbs.convert.run", *heavy])
 
 
 @pytest.fixture(scope="session")

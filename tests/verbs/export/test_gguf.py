@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,17 @@ from transformers import AutoTokenizer
 from mha2gqa import ConvertOptions, convert
 from mha2gqa.verbs.export.converter import _BY_EXPRESSION, pre_tokenizer, without_code
 from tests.conftest import Run
+from tests.forks import forked_converter
 from tests.verbs.export.subjects import VOCABULARY, save_byte_tokenizer, save_readable
 
 Cli = Callable[..., Run]
 Tree = Callable[[Path], dict[str, bytes | None]]
+
+
+@pytest.fixture
+def _forked() -> Iterator[None]:
+    with forked_converter():
+        yield
 
 
 def says(reader: GGUFReader, name: str) -> object:
@@ -42,6 +49,7 @@ def test_a_file_holds_the_heads_that_the_checkpoint_has(tmp_path: Path, cli: Cli
     assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_model_written_as_phi_is_not_taken_for_phi_2(tmp_path: Path, cli: Cli) -> None:
     theta = {"rope_theta": 5000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
     directory = save_readable(tmp_path, "gpt_neox", rope_parameters=theta)
@@ -54,6 +62,7 @@ def test_a_model_written_as_phi_is_not_taken_for_phi_2(tmp_path: Path, cli: Cli)
     assert says(reader, "rope.freq_base") == 5000.0
 
 
+@pytest.mark.usefixtures("_forked")
 def test_latents_are_written_with_a_latent_of_the_queries_that_changes_nothing(tmp_path: Path, cli: Cli) -> None:
     source, output = save_readable(tmp_path).with_name("llama"), tmp_path / "latent"
     asked = {"latent": 24, "rope_width": 8, "data": ("self",), "tokens": 512}
@@ -69,6 +78,7 @@ def test_latents_are_written_with_a_latent_of_the_queries_that_changes_nothing(t
     assert tensors["blk.0.attn_kv_a_mqa.weight"].dtype == np.float32
 
 
+@pytest.mark.usefixtures("_forked")
 def test_latents_of_free_speeds_are_refused(tmp_path: Path, cli: Cli) -> None:
     source, output = save_readable(tmp_path).with_name("llama"), tmp_path / "latent"
     asked = {"latent": 24, "rope_width": 4, "data": ("self",), "tokens": 512}
@@ -77,6 +87,7 @@ def test_latents_of_free_speeds_are_refused(tmp_path: Path, cli: Cli) -> None:
     assert (run.code, "longrope" in run.err) == (1, True)
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_file_that_is_there_is_replaced_by_force_alone(tmp_path: Path, cli: Cli, tree: Tree) -> None:
     directory = save_readable(tmp_path)
     path = tmp_path / "llama-2-bf16.gguf"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.verbs.convert.test_crash import FORKS, Child, Moment
+from tests.verbs.convert.test_crash import Child, Moment
 from tests.verbs.verify.subjects import save_source, save_text
 
 SIZE = ("--context", "24", "--tokens", "600", "--eval-tokens", "240", "--sensitivity")
@@ -41,11 +41,6 @@ RERUNS = {
     if not (force and moment.after)
 }
 """The same, and how it is run again; one of the two is enough behind a moment that a forced run has in front."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _preload() -> None:
-    FORKS.set_forkserver_preload(["mha2gqa.verbs.sweep.run", "mha2gqa.console"])
 
 
 @pytest.fixture(scope="session")

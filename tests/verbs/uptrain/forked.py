@@ -1,21 +1,15 @@
-"""Commands in processes of their own that share one start-up, which takes longer than what they train.
+"""Commands that train, forked (`tests/forks.py`): each with streams, environment and end of its own.
 
-One process of a test session imports torch, transformers and what `uptrain` needs, and does nothing else; each command
-is forked from it, with streams, environment and end of its own. So what is said of processes holds: they can be killed,
-meet over a port, and share no memory. `torchrun` itself is run where a test says so.
+`torchrun` itself is run where a test says so.
 """
 
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["mha2gqa.verbs.uptrain.run", "mha2gqa.cli", "torch.distributed.fsdp", "accelerate"])
-_QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+from tests.forks import fork
 
 
 class Forked:
@@ -29,9 +23,7 @@ class Forked:
 
     def __init__(self, words: Sequence[str], output: Path, **environment: str) -> None:
         self._output = output
-        self._process = _FORKS.Process(target=_run, args=(list(words), str(output), environment))
-        with patch.dict(os.environ, _QUIET):  # the first one starts the process that they are forked from
-            self._process.start()
+        self._process = fork(_run, list(words), str(output), environment)
 
     def lines(self) -> list[str]:
         """Return the whole lines that were printed so far."""

@@ -20,6 +20,7 @@ from mha2gqa.verbs.export.gguf import write_gguf
 from mha2gqa.verbs.verify import engine_level
 from mha2gqa.verbs.verify.engine_level import lengths
 from tests.conftest import Run
+from tests.forks import forked_converter
 from tests.verbs.export.subjects import save_readable
 
 Cli = Callable[..., Run]
@@ -29,7 +30,8 @@ ENGINE = ("--level", "load", "--engine", "llama.cpp")
 @pytest.fixture(scope="module")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = save_readable(tmp_path_factory.mktemp("engines"))
-    write_gguf(directory, "f32", force=False)
+    with forked_converter():
+        write_gguf(directory, "f32", force=False)
     return directory
 
 
@@ -80,7 +82,8 @@ def test_a_file_of_another_model_is_found_out(readable: Path, cli: Cli, tmp_path
     other = save_readable(tmp_path, groups=4)
     file = gguf_path(readable, "f32")
     file.rename(tmp_path / "kept.gguf")
-    shutil.copyfile(write_gguf(other, "f32", force=False), file)
+    with forked_converter():
+        shutil.copyfile(write_gguf(other, "f32", force=False), file)
     run = cli("verify", readable, *ENGINE)
     (tmp_path / "kept.gguf").replace(file)
     assert run.code == 3
