@@ -15,6 +15,7 @@ from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, b
 from mha2gqa.families.counts import Count, rewrite
 from mha2gqa.families.layouts import Geometry, Layout, separate
 from mha2gqa.families.names import PLAIN
+from mha2gqa.families.outlines import Settings
 from mha2gqa.families.row import TensorRule
 
 
@@ -124,8 +125,8 @@ def _check_width(name: str, shape: Shape | None, count: Count, rule: TensorRule)
     A class may multiply the count for some layers. Cutting such a tensor into `count` heads would
     merge halves of different heads without any error, so a head must have a width that the config names.
     """
-    config = count.decoder.config
-    widths = set(_head_widths(config.to_dict()))
+    config: Any = count.decoder.config
+    widths = set(_head_widths(config.known if isinstance(config, Settings) else config.to_dict()))
     if hidden := getattr(config, "hidden_size", None):
         widths.add(hidden // count.decoder.query_heads)
     if shape is None or rule.head_width or shape[0] // count.heads in widths:
