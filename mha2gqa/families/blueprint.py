@@ -18,9 +18,20 @@ from contextvars import ContextVar
 from typing import Any
 
 from mha2gqa.families.expected import Blueprint, ConfigJson, Shape, Spelling, by_module, find_spelling, fit
-from mha2gqa.families.outlines import outlined
+from mha2gqa.families.outlines import data_of, outlined
 
-__all__ = ["Blueprint", "ConfigJson", "Shape", "Spelling", "asking", "blueprint", "by_module", "find_spelling", "fit"]
+__all__ = [
+    "Blueprint",
+    "ConfigJson",
+    "Shape",
+    "Spelling",
+    "asking",
+    "blueprint",
+    "by_module",
+    "find_spelling",
+    "fit",
+    "said_of",
+]
 
 _only_asked: ContextVar[bool] = ContextVar("only_asked", default=False)
 
@@ -38,6 +49,12 @@ def blueprint(config_json: ConfigJson) -> Blueprint:
         FamilyError: transformers does not know the model type.
     """
     return _find(json.dumps(_without_kernels(config_json), sort_keys=True), _only_asked.get())
+
+
+def said_of(model_type: str, key: str) -> Any:
+    """Return what the data says of a model type besides its tensors; None where transformers has to be asked."""
+    data = None if _only_asked.get() else data_of(model_type)
+    return None if data is None else data.get(key)
 
 
 @contextlib.contextmanager

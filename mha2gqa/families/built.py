@@ -92,6 +92,12 @@ class Asked(Blueprint):
         filed: dict[str, torch.Tensor] = revert_weight_conversion(self._model, dict(tensors))
         return filed
 
+    def filed_names(self) -> Mapping[str, str]:
+        """Return the name in such a file of each tensor of the module tree that has one of its own there."""
+        state = {name: torch.empty(shape, device="meta") for name, shape in self.module_shapes.items()}
+        names = {id(tensor): name for name, tensor in state.items()}
+        return {names[id(tensor)]: name for name, tensor in self.filed(state).items() if id(tensor) in names}
+
     def modern(self, names: AbstractSet[str]) -> Mapping[str, str]:
         """Return the names that transformers takes those of former versions for."""
         renamings = [one for one in get_model_conversion_mapping(self._model) if type(one) is WeightRenaming]

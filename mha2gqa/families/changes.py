@@ -15,6 +15,7 @@ from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, Spelling, b
 from mha2gqa.families.counts import Count, rewrite
 from mha2gqa.families.layouts import Geometry, Layout, separate
 from mha2gqa.families.names import PLAIN
+from mha2gqa.families.outlines import Settings
 from mha2gqa.families.row import TensorRule
 
 
@@ -122,8 +123,8 @@ def find_changes(
 
 def _widths(count: Count) -> set[int]:
     """Return the widths that a config names for a head."""
-    config = count.decoder.config
-    widths = set(_head_widths(config.to_dict()))
+    config: Any = count.decoder.config
+    widths = set(_head_widths(config.known if isinstance(config, Settings) else config.to_dict()))
     if hidden := getattr(config, "hidden_size", None):
         widths.add(hidden // count.decoder.query_heads)
     return widths

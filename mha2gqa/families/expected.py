@@ -93,6 +93,10 @@ class Blueprint(ABC):
         """Return tensors of the module tree under the names, and in the form, that `save_pretrained` writes."""
 
     @abstractmethod
+    def filed_names(self) -> Mapping[str, str]:
+        """Return the name in such a file of each tensor of the module tree that has one of its own there."""
+
+    @abstractmethod
     def modern(self, names: AbstractSet[str]) -> Mapping[str, str]:
         """Return the names that transformers takes those of former versions for."""
 

@@ -4,13 +4,13 @@ Everything else is None here, and is asked of transformers. What transformers re
 it in old keys, is made here as well: sizes in the place of None, kinds of layers, the rotation.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
 from mha2gqa.families.expected import ConfigJson
+from mha2gqa.families.formulas import quotient
 
 Values: TypeAlias = Mapping[str, Any]
 
@@ -33,38 +33,41 @@ def named_class(config_json: ConfigJson, data: Values) -> str | None:
 
 def read_values(config_json: ConfigJson, data: Values) -> dict[str, Any] | None:
     """Return what transformers reads of a config; None where it says something that was not tried."""
-    values = {**data["defaults"], **config_json}
-    for key, name in data["filled"].items():
-        if values.get(key) is None:
-            values[key] = filled(values, name)
-    domains = {**data["keys"], **_COMMON}
-    for key, value in values.items():
+    said = _canonical(config_json, data)
+    values = {**data["defaults"], **said}
+    domains = {**data["keys"], **COMMON}
+    for key, value in sorted(values.items(), key=lambda one: domains.get(one[0]) != "size"):  # the others look at them
         if key not in domains or not _is_tried(key, value, domains[key], values, data):
             return None
-    if not _is_sound(values, data):
+    for key, formula in data["filled"].items():
+        if values.get(key) is None:
+            values[key] = quotient(formula, values)
+    if len(said) < len(config_json) or not _is_sound(values, data):
         return None
+    equal = {pair: values[key] == values[other] for pair in data["equal"] for key, other in [pair.split("=")]}
     made = _layer_types(values, data) | rope_parameters(values, data)
-    return {**values, **data["fixed"], **made}
+    return {**values, **data["fixed"], **made, **equal}
 
 
-def filled(values: Values, name: str) -> int | None:
-    """Return what a class takes in the place of None: another size, or the quotient of two."""
-    found = [values.get(part) for part in name.split("//")]
-    sizes = [one for one in found if type(one) is int and one > 0]
-    return functools.reduce(int.__floordiv__, sizes) if len(sizes) == len(found) else None
+def _canonical(config_json: ConfigJson, data: Values) -> ConfigJson:
+    """Return a config with the names of its class in the place of others that it reads as well."""
+    names: Values = data["spelled"]
+    return {names.get(key, key): value for key, value in config_json.items()}
 
 
 def _is_tried(key: str, value: Any, domain: Any, values: Values, data: Values) -> bool:
     if key in data["defaults"] and type(value) is type(data["defaults"][key]) and value == data["defaults"][key]:
-        return domain != "token" or _is_token(value, values)
+        return domain != "token" or _is_token(value, values, data)
     if domain == "rope":
         return _is_rotary(value)
     if domain == "token":
-        return _is_token(value, values)
+        return _is_token(value, values, data)
     if domain == "kinds":
-        return isinstance(value, list) and len(value) == values["num_hidden_layers"] and {*value} <= {*data["kinds"]}
-    if domain == "activation":
-        return value in data["activations"]
+        return isinstance(value, list) and len(value) == _layers(values, data) and {*value} <= {*data["kinds"]}
+    if domain == "implied":
+        return _is_implied(value, values, *data["implied"][key])
+    if domain in ("activation", "choice"):
+        return isinstance(value, str) and value in (data["choices"].get(key) or data["activations"])
     check = _DOMAINS.get(domain)
     return check is not None and check(value)
 
@@ -79,17 +82,23 @@ _DOMAINS: Mapping[str, Callable[[Any], bool]] = {
     "switch": lambda value: type(value) is bool,
     "share": lambda value: _number(value) and 0 <= value <= 1,
     "part": lambda value: type(value) is float and 0 <= value <= 1,
+    "real": lambda value: _number(value) and value >= 0,
+    "decimal": lambda value: type(value) is float and math.isfinite(value) and value >= 0,
     "number": lambda value: _number(value) and value > 0,
     "float": lambda value: type(value) is float and math.isfinite(value) and value > 0,
     "id": lambda value: value is None or type(value) is int,
     "ids": lambda value: value is None or all(type(one) is int for one in (value if type(value) is list else [value])),
+    "index": lambda value: type(value) is int,
+    "numbers": lambda value: value is None or (type(value) is list and all(type(one) is int for one in value)),
     "text": lambda value: isinstance(value, str),
     "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
     "names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "any": lambda value: True,
+    "labels": lambda value: isinstance(value, dict) and 0 < len(value) <= _MOST and all(key.isdigit() for key in value),
     "map": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
 }
 """Name in the data -> what a value may be. Those that depend on other values are in `_is_tried`."""
-_COMMON = {
+COMMON = {
     **dict.fromkeys(("model_type", "transformers_version", "_name_or_path"), "text"),
     **dict.fromkeys(("dtype", "torch_dtype"), "dtype"),
     "architectures": "names",
@@ -99,8 +108,15 @@ _COMMON = {
 """What every config may say."""
 
 
-def _is_token(value: Any, values: Values) -> bool:
-    return value is None or (type(value) is int and 0 <= value < values["vocab_size"])
+def _is_implied(value: Any, values: Values, choice: str, implied: Values) -> bool:
+    """Return whether a config says of a choice what follows of it."""
+    known = implied.get(values[choice]) if isinstance(values[choice], str) else None
+    return known is not None and type(value) is type(known) and bool(value == known)
+
+
+def _is_token(value: Any, values: Values, data: Values) -> bool:
+    rows = [values[key] for key in data["padded"]]  # of the tables that have one for padding
+    return value is None or (type(value) is int and 0 <= value < min(rows, default=0))
 
 
 def _is_rotary(value: Any) -> bool:
@@ -121,16 +137,25 @@ def _is_rotary(value: Any) -> bool:
 
 def _is_sound(values: Values, data: Values) -> bool:
     """Return whether sizes are there, and heads divide what they must; of others transformers has its own to say."""
-    if any(values[key] is None for key in data["sizes"] if key != "head_dim"):
+    sizes = sized(values, data)
+    if any(sizes[key] is None for key in (*data["sizes"], "head_dim")):
         return False
-    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
-    width = with_width(values)["head_dim"]
-    return not any((values["hidden_size"] % heads, heads % kv_heads, width % 2))
+    return not any(sizes[whole] % sizes[part] for whole, part in data["divides"]) and sizes["head_dim"] % 2 == 0
 
 
-def with_width(values: Values) -> Values:
-    """Return the sizes, that of a head also where a config does not say it."""
-    return {**values, "head_dim": values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]}
+def sized(values: Values, data: Values) -> dict[str, Any]:
+    """Return the sizes: that of a head also where a config does not say it, and what a class takes for None."""
+    names: Values = data["aliases"]
+    hidden, heads, width = (
+        values.get(names.get(key, key)) for key in ("hidden_size", "num_attention_heads", "head_dim")
+    )
+    taken = {key: quotient(formula, values) for key, formula in data["taken"].items() if values.get(key) is None}
+    whole = hidden // heads if hidden and heads else None
+    return {**values, **taken, "head_dim": width or whole, "num_labels": len(values.get("id2label") or "__")}
+
+
+def _layers(values: Values, data: Values) -> Any:
+    return values[data["aliases"].get("num_hidden_layers", "num_hidden_layers")]
 
 
 def _layer_types(values: Values, data: Values) -> dict[str, Any]:
@@ -138,7 +163,7 @@ def _layer_types(values: Values, data: Values) -> dict[str, Any]:
     if data["cycle"] is None or values.get("layer_types") is not None:
         return {}
     cycle = data["cycle"]
-    return {"layer_types": [cycle[layer % len(cycle)] for layer in range(values["num_hidden_layers"])]}
+    return {"layer_types": [cycle[layer % len(cycle)] for layer in range(_layers(values, data))]}
 
 
 def rope_parameters(values: Values, data: Values) -> dict[str, Any]:
@@ -146,8 +171,9 @@ def rope_parameters(values: Values, data: Values) -> dict[str, Any]:
     if data["theta"] is None:
         return {}
     said = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
-    said.setdefault("rope_theta", values.get("rope_theta", data["theta"]))
-    if (turned := values.get("partial_rotary_factor", data["turned"])) is not None:
+    theta, turning = data["rotation"]  # what the class calls them
+    said.setdefault("rope_theta", values.get(theta, data["theta"]))
+    if (turned := values.get(turning, data["turned"])) is not None:
         said.setdefault("partial_rotary_factor", turned)
     said.setdefault("rope_type", said.get("type", "default"))
     return {"rope_parameters": said}

@@ -8,14 +8,16 @@ q, k and v become one tensor, head by head, which the row of gpt_bigcode in `fam
 
 from collections.abc import Iterator
 from functools import partial
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.maths import interleave
 from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed, zeros
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
 
@@ -23,7 +25,7 @@ _PARTS = ("q_proj", "k_proj", "v_proj")
 _GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate")
 
 
-def ends(config: PreTrainedConfig, groups: int) -> str:
+def ends(config: "PreTrainedConfig", groups: int) -> str:
     """Return the objection to any other number of KV heads than 1 and H, and to what engines do not read.
 
     transformers' class has any activation; llama.cpp's and others have GELU, whatever the config says.
@@ -44,22 +46,26 @@ _GPT2_KEYS = {
 }
 
 
-def _gpt2_config(config: PreTrainedConfig) -> ConfigJson:
+def _gpt2_config(config: "PreTrainedConfig") -> ConfigJson:
     return named(_GPT2_KEYS, config) | {"n_inner": config.n_inner or 4 * config.n_embd, "multi_query": False}
 
 
-def _gpt2_objection(config: PreTrainedConfig, groups: int) -> str:
+def _gpt2_objection(config: "PreTrainedConfig", groups: int) -> str:
     return "it has no cross-attention with one KV head" if config.add_cross_attention else ends(config, groups)
 
 
-def _gpt2_fused(tensor_NR: torch.Tensor, heads: int, divisor: int) -> torch.Tensor:
+def _gpt2_fused(tensor_NR: "torch.Tensor", heads: int, divisor: int) -> "torch.Tensor":
     """Return q, k and v head by head; the scores are divided by the layer's number where the config says so."""
     q_RN, k_RN, v_RN = (tensor_NR.T if tensor_NR.ndim == 2 else tensor_NR).chunk(3)
     return interleave(q_RN / divisor, k_RN, v_RN, heads)
 
 
+def _transposed(tensor_NR: "torch.Tensor") -> "torch.Tensor":
+    return tensor_NR.t()
+
+
 def _gpt2_tensors(source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
+    config = source.settings
     same = {"lm_head": "lm_head", "transformer.wte": "transformer.wte", "transformer.wpe": "transformer.wpe"}
     yield from renamed(same, parts=("weight",))
     yield from renamed({"transformer.ln_f": "transformer.ln_f"})
@@ -72,7 +78,7 @@ def _gpt2_tensors(source: Blueprint) -> Iterator[Recipe]:
             name = f"{path}attn.c_attn.{part}"
             yield made(name, partial(_gpt2_fused, heads=config.n_head, divisor=divisor), name)
         for module in ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
-            yield made(f"{path}{module}.weight", torch.t, f"{path}{module}.weight")
+            yield made(f"{path}{module}.weight", _transposed, f"{path}{module}.weight")
             yield from renamed({module: module}, path, path, parts=("bias",))
 
 
@@ -89,18 +95,18 @@ _NEO_KEYS = {
 }
 
 
-def _neo_config(config: PreTrainedConfig) -> ConfigJson:
+def _neo_config(config: "PreTrainedConfig") -> ConfigJson:
     inner = {"n_inner": config.intermediate_size or 4 * config.hidden_size}
     return named(_NEO_KEYS, config) | inner | {"multi_query": False, "scale_attn_weights": False}
 
 
-def _neo_objection(config: PreTrainedConfig, groups: int) -> str:
+def _neo_objection(config: "PreTrainedConfig", groups: int) -> str:
     local = sum(kind != "global" for kind in config.attention_layers)
     return f"{local} of its layers attend to a window of tokens alone" if local else ends(config, groups)
 
 
 def _neo_tensors(source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
+    config = source.settings
     same = {"lm_head": "lm_head", "transformer.wte": "transformer.wte", "transformer.wpe": "transformer.wpe"}
     yield from renamed(same, parts=("weight",))
     yield from renamed({"transformer.ln_f": "transformer.ln_f"})

@@ -9,15 +9,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-
-import torch
-from transformers import PreTrainedConfig
-from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding
+from typing import TYPE_CHECKING
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.bigcode import ends, fused
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 _OFFSET = 2
 """Row of the first position in the tables of these classes."""
@@ -25,7 +26,7 @@ _EPSILON = 1e-5
 """Of their LayerNorms: the classes take torch's default whatever the config says."""
 
 
-def _positions(table_RD: torch.Tensor) -> torch.Tensor:
+def _positions(table_RD: "torch.Tensor") -> "torch.Tensor":
     return table_RD[_OFFSET:]
 
 
@@ -53,11 +54,11 @@ _LAYER = {
 }
 
 
-def _scale(config: PreTrainedConfig) -> float:
+def _scale(config: "PreTrainedConfig") -> float:
     return math.sqrt(config.hidden_size) if getattr(config, "scale_embedding", False) else 1.0
 
 
-def _decoder_config(config: PreTrainedConfig) -> ConfigJson:
+def _decoder_config(config: "PreTrainedConfig") -> ConfigJson:
     kind = config.model_type
     dropout, act, inner = {
         "opt": ("dropout", "activation_function", "ffn_dim"),
@@ -80,7 +81,7 @@ def _decoder_config(config: PreTrainedConfig) -> ConfigJson:
     return named(keys, config) | fixed
 
 
-def _opt_objection(config: PreTrainedConfig, groups: int) -> str:
+def _opt_objection(config: "PreTrainedConfig", groups: int) -> str:
     if not config.do_layer_norm_before or config._remove_final_layer_norm:
         return "its LayerNorms stand behind attention and MLP, or the last one is missing"
     if config.word_embed_proj_dim != config.hidden_size:
@@ -88,13 +89,13 @@ def _opt_objection(config: PreTrainedConfig, groups: int) -> str:
     return ends(config, groups)
 
 
-def _xglm_objection(config: PreTrainedConfig, groups: int) -> str:
+def _xglm_objection(config: "PreTrainedConfig", groups: int) -> str:
     return "it has no cross-attention with one KV head" if config.add_cross_attention else ends(config, groups)
 
 
 def _decoder_tensors(decoder: _Decoder, source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
-    known = source.module_shapes.keys() | {f"{source.model.base_model_prefix}.{name}" for name in source.module_shapes}
+    config = source.settings
+    known = source.module_shapes.keys() | {f"{source.prefix}.{name}" for name in source.module_shapes}
     for recipe in _decoder_recipes(decoder, config):
         # OPT can do without biases, and without gains and biases of its norms.
         if recipe.sources[0] in known:
@@ -108,7 +109,7 @@ def _embedding(decoder: _Decoder) -> str:
     return f"{decoder.base}embed_tokens.weight"
 
 
-def _decoder_recipes(decoder: _Decoder, config: PreTrainedConfig) -> Iterator[Recipe]:
+def _decoder_recipes(decoder: _Decoder, config: "PreTrainedConfig") -> Iterator[Recipe]:
     embedding, factor = _embedding(decoder), _scale(config)
     yield _scaled("transformer.wte.weight", embedding, factor)
     yield Recipe(name="lm_head.weight", sources=(f"{decoder.head}.weight",))
@@ -121,11 +122,15 @@ def _decoder_recipes(decoder: _Decoder, config: PreTrainedConfig) -> Iterator[Re
             yield fused(f"{new}attn.c_attn", f"{old}self_attn", part, config.num_attention_heads)
 
 
+def _times(tensor_RN: "torch.Tensor", factor: float) -> "torch.Tensor":
+    return tensor_RN.mul(factor)
+
+
 def _scaled(name: str, source: str, factor: float) -> Recipe:
-    return Recipe(name=name, sources=(source,), make=None if factor == 1.0 else partial(torch.mul, other=factor))
+    return Recipe(name=name, sources=(source,), make=None if factor == 1.0 else partial(_times, factor=factor))
 
 
-def _wpe(decoder: _Decoder, config: PreTrainedConfig) -> Recipe:
+def _wpe(decoder: _Decoder, config: "PreTrainedConfig") -> Recipe:
     if config.model_type != "xglm":
         return made("transformer.wpe.weight", _positions, f"{decoder.base}embed_positions.weight")
     beside = f"{decoder.base}{decoder.norm}.weight"
@@ -133,7 +138,9 @@ def _wpe(decoder: _Decoder, config: PreTrainedConfig) -> Recipe:
     return made("transformer.wpe.weight", table, beside)
 
 
-def _sinusoids(beside: torch.Tensor, count: int, width: int) -> torch.Tensor:
+def _sinusoids(beside: "torch.Tensor", count: int, width: int) -> "torch.Tensor":
+    from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding
+
     table_RD: torch.Tensor = XGLMSinusoidalPositionalEmbedding.get_embedding(count + _OFFSET, width)
     return _positions(table_RD)
 

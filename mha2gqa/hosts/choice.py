@@ -13,6 +13,7 @@ from mha2gqa.errors import FamilyError, GroupsError
 from mha2gqa.families.blueprint import ConfigJson
 from mha2gqa.heads.grouping import divisors
 from mha2gqa.hosts.host import Host
+from mha2gqa.hosts.shipped import auto_map
 from mha2gqa.model.architecture import Architecture
 
 NATIVE: Mapping[str, tuple[str, ...]] = {
@@ -106,8 +107,8 @@ def write_config(host: Host, model: Architecture) -> ConfigJson:
     architecture = host.architectures[model.blueprint.architecture]
     named = {"model_type": host.model_type, "architectures": [architecture]}
     if host.shipped:
-        auto_map = {"auto_map": shipped.auto_map(host.model_type)}
-        return model.config_json | host.config(model.config) | named | auto_map
+        ships = {"auto_map": auto_map(host.model_type)}
+        return model.config_json | host.config(model.settings) | named | ships
     kept = {key: model.config_json[key] for key in _KEPT_KEYS if key in model.config_json}
-    values = {key: getattr(model.config, key) for key in _KEPT_VALUES if hasattr(model.config, key)}
-    return named | values | host.config(model.config) | kept
+    values = {key: getattr(model.settings, key) for key in _KEPT_VALUES if hasattr(model.settings, key)}
+    return named | values | host.config(model.settings) | kept

@@ -8,14 +8,16 @@ bias).
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK = 1024
 """Rows that are in float64 at a time."""
 
 
-def order_rows(tensor_RN: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+def order_rows(tensor_RN: "torch.Tensor", order: Sequence[int]) -> "torch.Tensor":
     """Re-order the rows of each head; `order` has one row number of the head for each row of the result."""
     heads_HEN = tensor_RN.reshape(-1, len(order), *tensor_RN.shape[1:])
     return heads_HEN[:, list(order)].flatten(0, 1)
@@ -41,24 +43,30 @@ def spread(rotary: int, width: int) -> list[int]:
     return [*range(planes), *unturned[:rest], *range(planes, rotary), *unturned[rest:]]
 
 
-def cut(tensor_RN: torch.Tensor, part: int, blocks: int) -> torch.Tensor:
+def cut(tensor_RN: "torch.Tensor", part: int, blocks: int) -> "torch.Tensor":
     """Return one of three parts of a tensor that consists of blocks of three: a head's q, k and v, for example."""
     parts = tensor_RN.reshape(blocks, 3, -1, *tensor_RN.shape[1:])
     return parts[:, part].flatten(0, 1)
 
 
-def interleave(q_RN: torch.Tensor, k_RN: torch.Tensor, v_RN: torch.Tensor, heads: int) -> torch.Tensor:
+def interleave(q_RN: "torch.Tensor", k_RN: "torch.Tensor", v_RN: "torch.Tensor", heads: int) -> "torch.Tensor":
     """Return the rows of q, k and v head by head: the inverse of `cut` with a block for each head."""
+    import torch
+
     parts = [tensor.reshape(heads, -1, *tensor.shape[1:]) for tensor in (q_RN, k_RN, v_RN)]
     return torch.stack(parts, 1).flatten(0, 2)
 
 
-def fold_gain(weight_RD: torch.Tensor, gain_D: torch.Tensor) -> torch.Tensor:
+def fold_gain(weight_RD: "torch.Tensor", gain_D: "torch.Tensor") -> "torch.Tensor":
     """Return `W·diag(g)`: the weight that reads a norm without its gain."""
     return weight_RD * gain_D
 
 
-def fold_shift(weight_RD: torch.Tensor, shift_D: torch.Tensor, bias_R: torch.Tensor | None = None) -> torch.Tensor:
+def fold_shift(
+    weight_RD: "torch.Tensor", shift_D: "torch.Tensor", bias_R: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """Return `W·b + c`: the bias of what reads a norm without its own bias b."""
+    import torch
+
     products = torch.cat([block_RD.double() @ shift_D.double() for block_RD in weight_RD.split(_BLOCK)])
     return products if bias_R is None else products + bias_R.double()

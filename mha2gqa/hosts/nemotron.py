@@ -6,15 +6,17 @@ a gain near 0 loses digits. q, k and v lie head by head in one tensor.
 
 from collections.abc import Iterator
 from functools import partial
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.maths import cut
 from mha2gqa.hosts.recipes import WEIGHT_AND_BIAS, made, named, renamed
 from mha2gqa.hosts.rotary import head_width, same_rotary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 _KEYS = {
     "hidden_size": "hidden_size",
@@ -29,16 +31,16 @@ _KEYS = {
 }
 
 
-def _config(config: PreTrainedConfig) -> ConfigJson:
+def _config(config: "PreTrainedConfig") -> ConfigJson:
     fixed = {"head_dim": head_width(config), "attention_bias": True, "mlp_bias": True}
     return named(_KEYS, config) | fixed | same_rotary(config)
 
 
-def _objection(config: PreTrainedConfig, groups: int) -> str:
+def _objection(config: "PreTrainedConfig", groups: int) -> str:
     return "it normalises queries and keys (qk_layernorm)" if config.qk_layernorm else ""
 
 
-def _less_one(gain_D: torch.Tensor) -> torch.Tensor:
+def _less_one(gain_D: "torch.Tensor") -> "torch.Tensor":
     return gain_D - 1
 
 
@@ -48,7 +50,7 @@ def _norm(name: str, source: str) -> Iterator[Recipe]:
 
 
 def _tensors(source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
+    config = source.settings
     same = {"model.embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
     yield from renamed(same, parts=("weight",))
     yield from _norm("model.norm", "model.final_layernorm")

@@ -10,15 +10,17 @@ gpt_neox  With the parallel residual (Pythia): it has two LayerNorms that normal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.maths import cut, fold_gain, fold_shift, halves, order_rows
 from mha2gqa.hosts.recipes import linear, made, named, renamed, zeros
 from mha2gqa.hosts.rotary import rotary, same_rotary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 _THETA = 10000.0
 """Base of the rotary frequencies of GPT-J and CodeGen, which their classes write out."""
@@ -39,7 +41,7 @@ _GPTJ_KEYS = {
 }
 
 
-def _gptj_config(config: PreTrainedConfig) -> ConfigJson:
+def _gptj_config(config: "PreTrainedConfig") -> ConfigJson:
     inner = {"intermediate_size": config.n_inner or 4 * config.n_embd}
     width = config.n_embd // config.n_head
     return named(_GPTJ_KEYS, config) | inner | rotary(config.rotary_dim, width, _THETA)
@@ -54,13 +56,13 @@ def _gptj_outside_attention(layers: int) -> Iterator[Recipe]:
         yield from linear(f"{new}self_attn.dense", f"{old}attn.out_proj", has_bias=False)
 
 
-def _halves(config: PreTrainedConfig) -> list[int]:
+def _halves(config: "PreTrainedConfig") -> list[int]:
     width = config.n_embd // config.n_head
     return halves(config.rotary_dim, width)
 
 
 def _gptj_tensors(source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
+    config = source.settings
     turn = partial(order_rows, order=_halves(config))
     yield from _gptj_outside_attention(config.n_layer)
     for layer in range(config.n_layer):
@@ -71,13 +73,13 @@ def _gptj_tensors(source: Blueprint) -> Iterator[Recipe]:
             yield zeros(f"{new}.{name}.bias", f"{old}.{name}.weight")
 
 
-def _codegen_part(tensor_RN: torch.Tensor, name: str, order: list[int]) -> torch.Tensor:
+def _codegen_part(tensor_RN: "torch.Tensor", name: str, order: list[int]) -> "torch.Tensor":
     rows_RN = cut(tensor_RN, _ORDER[name], _BLOCKS)
     return rows_RN if name == "v_proj" else order_rows(rows_RN, order)
 
 
 def _codegen_tensors(source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
+    config = source.settings
     yield from _gptj_outside_attention(config.n_layer)
     for layer in range(config.n_layer):
         fused = f"transformer.h.{layer}.attn.qkv_proj.weight"
@@ -102,16 +104,16 @@ _NEOX_KEYS = {
 }
 
 
-def _neox_config(config: PreTrainedConfig) -> ConfigJson:
+def _neox_config(config: "PreTrainedConfig") -> ConfigJson:
     return named(_NEOX_KEYS, config) | same_rotary(config)
 
 
-def _neox_objection(config: PreTrainedConfig, groups: int) -> str:
+def _neox_objection(config: "PreTrainedConfig", groups: int) -> str:
     return "" if config.use_parallel_residual else "its attention and MLP stand behind one another, not side by side"
 
 
 def _neox_tensors(source: Blueprint) -> Iterator[Recipe]:
-    config = source.config
+    config = source.settings
     yield from renamed({"model.embed_tokens": "gpt_neox.embed_in"}, parts=("weight",))
     yield from renamed({"model.final_layernorm": "gpt_neox.final_layer_norm"})
     yield from renamed({"lm_head": "lm_head"}, parts=("weight",))
@@ -129,7 +131,7 @@ def _neox_tensors(source: Blueprint) -> Iterator[Recipe]:
         yield from renamed({"mlp.fc2": "mlp.dense_4h_to_h"}, old, new)
 
 
-def _neox_attention(config: PreTrainedConfig, old: str, new: str) -> Iterator[Recipe]:
+def _neox_attention(config: "PreTrainedConfig", old: str, new: str) -> Iterator[Recipe]:
     heads, fused, norm = config.num_attention_heads, f"{old}attention.query_key_value", f"{old}input_layernorm"
     biases = (f"{fused}.bias",) if config.attention_bias else ()
     for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
@@ -139,13 +141,13 @@ def _neox_attention(config: PreTrainedConfig, old: str, new: str) -> Iterator[Re
         yield made(f"{module}.bias", shifted, f"{fused}.weight", f"{norm}.bias", *biases)
 
 
-def _part_gain(weight_RD: torch.Tensor, gain_D: torch.Tensor, part: int, heads: int) -> torch.Tensor:
+def _part_gain(weight_RD: "torch.Tensor", gain_D: "torch.Tensor", part: int, heads: int) -> "torch.Tensor":
     return fold_gain(cut(weight_RD, part, heads), gain_D)
 
 
 def _part_shift(
-    weight_RD: torch.Tensor, shift_D: torch.Tensor, bias_R: torch.Tensor | None = None, *, part: int, heads: int
-) -> torch.Tensor:
+    weight_RD: "torch.Tensor", shift_D: "torch.Tensor", bias_R: "torch.Tensor | None" = None, *, part: int, heads: int
+) -> "torch.Tensor":
     return fold_shift(cut(weight_RD, part, heads), shift_D, None if bias_R is None else cut(bias_R, part, heads))
 
 

@@ -7,29 +7,28 @@ types read `tokenizer.json` alone, which older checkpoints do not have. Which ho
 """
 
 import functools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+from typing import TYPE_CHECKING
 
 from mha2gqa import shipped
 from mha2gqa.errors import CheckpointError
-from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape
-from mha2gqa.files.dtypes import DTYPES
-from mha2gqa.files.pieces import TensorInfo, VirtualFile, path_of
+from mha2gqa.families.blueprint import Blueprint, ConfigJson, Shape, said_of
+from mha2gqa.files.pieces import ITEMSIZES, TensorInfo, VirtualFile, path_of
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.files.reader import Checkpoint
 from mha2gqa.files.streams import Sources
-from mha2gqa.files.tensors import read_tensor
 from mha2gqa.hosts.choice import host_config
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Origin, Original
+
+if TYPE_CHECKING:
+    import torch
 
 _KEPT = 4
 """Finished tensors that are kept, as readers take them in runs of bytes: one for each thread of the writer, and one."""
@@ -44,12 +43,14 @@ class Recent:
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: int, make: Callable[[], torch.Tensor]) -> memoryview:
+    def get(self, key: int, make: "Callable[[], torch.Tensor]") -> memoryview:
         """Return the bytes of a tensor, made now unless they are kept."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
+        import torch
+
         content = make().contiguous().view(-1).view(torch.uint8).numpy().data
         with self._lock:
             self._kept[key] = content
@@ -63,7 +64,7 @@ class MadeFile(VirtualFile):
     """A tensor that is made when it is read."""
 
     path: Path
-    make: Callable[[], torch.Tensor] = field(repr=False)
+    make: "Callable[[], torch.Tensor]" = field(repr=False)
     recent: Recent = field(repr=False)
 
     def read_into(self, offset: int, view: memoryview) -> None:
@@ -102,17 +103,19 @@ class _Finder:
 
     def __init__(self, original: Original) -> None:
         source = original.architecture.blueprint
-        self._model = source.model
+        self._source = source
         self.infos = original.infos
         self.shapes = source.module_shapes
         self._names = _file_names(original)
-        self._prefix = f"{source.model.base_model_prefix}."
+        self._prefix = f"{source.prefix}."
 
     def tied(self, name: str) -> TensorInfo | None:
         """Return a tensor, or one that is tied to it and stands for both in the file."""
-        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        if (info := self(name)) is not None:
+            return info
+        parameters = dict(self._source.model.named_parameters(remove_duplicate=False))
         same = (other for other, parameter in parameters.items() if parameter is parameters.get(name))
-        found = (self(other) for other in (name, *same))
+        found = (self(other) for other in same)
         return next((info for info in found if info is not None), None)
 
     def __call__(self, name: str) -> TensorInfo | None:
@@ -126,10 +129,9 @@ class _Finder:
 
 def _file_names(original: Original) -> dict[str, str]:
     """Return the name in the file of each tensor of the module tree that a file has under one name."""
-    source = original.architecture.blueprint
-    state = {name: torch.empty(shape, device="meta") for name, shape in source.module_shapes.items()}
-    names, written = {id(tensor): name for name, tensor in state.items()}, original.spelling.write(source, state)
-    return {names[id(tensor)]: name for name, tensor in written.items() if id(tensor) in names}
+    source, spelling = original.architecture.blueprint, original.spelling
+    filed = source.filed_names() if spelling.attribute == "shapes" else {name: name for name in source.module_shapes}
+    return {name: spelling.named(known) for name, known in filed.items()}
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _fitting(
     recipes: Iterable[Recipe], target: Blueprint, find: _Finder
 ) -> Iterator[tuple[Recipe, str, list[TensorInfo]]]:
     """Yield the recipes of the tensors that the host's file has, their names there, and what they are made of."""
-    prefix = f"{target.model.base_model_prefix}."
+    prefix = f"{target.prefix}."
     for recipe in recipes:
         name = recipe.name if recipe.name in target.module_shapes else recipe.name.removeprefix(prefix)
         if name not in target.module_shapes:
@@ -221,12 +223,17 @@ def _info(recipe: Recipe, name: str, sources: list[TensorInfo], shape: Shape, re
         if first.shape != shape:
             raise _unfit(first.name, f"has shape {list(first.shape)}", shape)
         return replace(first, name=name)
-    dtype = DTYPES[first.dtype]
-    file = MadeFile(path_of(first.file), functools.partial(_make, recipe, sources, shape, dtype), recent)
-    return TensorInfo(name, first.dtype, shape, file, 0, torch.Size(shape).numel() * dtype.itemsize)
+    file = MadeFile(path_of(first.file), functools.partial(_make, recipe, sources, shape), recent)
+    return TensorInfo(name, first.dtype, shape, file, 0, math.prod(shape) * ITEMSIZES[first.dtype])
 
 
-def _make(recipe: Recipe, sources: list[TensorInfo], shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+def _make(recipe: Recipe, sources: list[TensorInfo], shape: Shape) -> "torch.Tensor":
+    import torch
+
+    from mha2gqa.files.dtypes import DTYPES
+    from mha2gqa.files.tensors import read_tensor
+
+    dtype = DTYPES[sources[0].dtype]
     if recipe.fill is not None:
         return torch.full(shape, recipe.fill, dtype=dtype)
     make: Callable[..., torch.Tensor] = recipe.make or torch.Tensor.clone
@@ -251,14 +258,13 @@ def _modules(host: Host, source: Blueprint, target: Blueprint) -> Mapping[str, s
     if host.modules is None:
         return {}
     before, after = host.modules
-    layers = target.config.num_hidden_layers - host.last_differs
+    layers = target.settings.num_hidden_layers - host.last_differs
     pairs = {after.format(layer): before.format(layer) for layer in range(layers)}
     return {_in_tree(new, target): _in_tree(old, source) for new, old in pairs.items()}
 
 
 def _in_tree(name: str, plan: Blueprint) -> str:
-    is_bare = plan.model.base_model is plan.model
-    return name.removeprefix(f"{plan.model.base_model_prefix}.") if is_bare else name
+    return name.removeprefix(f"{plan.prefix}.") if plan.is_base else name
 
 
 def tokenizer_class(checkpoint: Checkpoint) -> str | None:
@@ -267,8 +273,12 @@ def tokenizer_class(checkpoint: Checkpoint) -> str | None:
     if not names & {_FILE, *_VOCABULARIES}:
         return None
     model_type = str(checkpoint.config["model_type"])
-    name: str | None = checkpoint.config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model_type)
-    return name
+    name: str | None = checkpoint.config.get("tokenizer_class") or said_of(model_type, "tokenizer")
+    if name is not None:
+        return name
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    return TOKENIZER_MAPPING_NAMES.get(model_type)
 
 
 def tokenizer_files(checkpoint: Checkpoint) -> dict[str, str]:
@@ -279,6 +289,8 @@ def tokenizer_files(checkpoint: Checkpoint) -> dict[str, str]:
     names = {companion.name for companion in checkpoint.companions}
     if _FILE in names or not names.intersection(_VOCABULARIES):
         return {}
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
     except Exception:  # of every kind: one that cannot be loaded here is copied as it is

@@ -9,15 +9,17 @@ gpt_neox_japanese  The same without biases: they are zero here, but for that of 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from mha2gqa.families.blueprint import Blueprint, ConfigJson
 from mha2gqa.hosts.host import Host, Recipe
 from mha2gqa.hosts.maths import cut, order_rows, spread
 from mha2gqa.hosts.recipes import linear, made, named, renamed, zeros
 from mha2gqa.hosts.rotary import head_width, is_default, rotary_rows, spread_rotary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 _KEYS = {
     "hidden_size": "hidden_size",
@@ -32,7 +34,7 @@ _KEYS = {
 }
 
 
-def _config(config: PreTrainedConfig) -> ConfigJson:
+def _config(config: "PreTrainedConfig") -> ConfigJson:
     japanese = config.model_type == "gpt_neox_japanese"
     inner = int(config.hidden_size * config.intermediate_multiple_size) if japanese else config.intermediate_size
     fixed = {
@@ -44,7 +46,7 @@ def _config(config: PreTrainedConfig) -> ConfigJson:
     return named(_KEYS, config) | fixed | spread_rotary(config)
 
 
-def _objection(config: PreTrainedConfig, groups: int) -> str:
+def _objection(config: "PreTrainedConfig", groups: int) -> str:
     if getattr(config, "use_parallel_residual", False):
         return "its attention and MLP stand side by side, not behind one another"
     if rotary_rows(config) < head_width(config) and not is_default(config):
@@ -52,12 +54,12 @@ def _objection(config: PreTrainedConfig, groups: int) -> str:
     return ""
 
 
-def _part(tensor_RN: torch.Tensor, part: int, heads: int, order: list[int] | None) -> torch.Tensor:
+def _part(tensor_RN: "torch.Tensor", part: int, heads: int, order: list[int] | None) -> "torch.Tensor":
     rows_RN = cut(tensor_RN, part, heads)
     return rows_RN if order is None else order_rows(rows_RN, order)
 
 
-def _attention(config: PreTrainedConfig, fused: str, new: str, *, has_bias: bool) -> Iterator[Recipe]:
+def _attention(config: "PreTrainedConfig", fused: str, new: str, *, has_bias: bool) -> Iterator[Recipe]:
     rows, width = rotary_rows(config), head_width(config)
     for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
         order = spread(rows, width) if name != "v_proj" and rows < width else None
@@ -70,8 +72,8 @@ def _attention(config: PreTrainedConfig, fused: str, new: str, *, has_bias: bool
 
 
 def _tensors(source: Blueprint) -> Iterator[Recipe]:
-    config, layers = source.config, source.config.num_hidden_layers
-    base, head = source.config.model_type, "embed_out" if "embed_out.weight" in source.module_shapes else "lm_head"
+    config, layers = source.settings, source.settings.num_hidden_layers
+    base, head = source.settings.model_type, "embed_out" if "embed_out.weight" in source.module_shapes else "lm_head"
     has_bias = bool(getattr(config, "attention_bias", False))
     has_inner_bias = base == "gpt_neox"
     yield from renamed({"model.embed_tokens": f"{base}.embed_in", "lm_head": head}, parts=("weight",))

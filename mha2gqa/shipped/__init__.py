@@ -60,6 +60,11 @@ def find_class(model_type: str, name: str) -> type | None:
     return getattr(_module(model_type), name, None) if model_type in MODULES else None
 
 
+def native(model_type: str) -> str:
+    """Return the model type of transformers that one of this package is made of; others are their own."""
+    return _LAYERED.get(model_type, model_type.removesuffix("_gqa"))
+
+
 def architectures(model_type: str) -> dict[str, str]:
     """Return the model classes of a model type: transformers' class -> the class of the file."""
     return {found.__mro__[2].__name__: found.__name__ for found in _model_classes(model_type)}
@@ -81,13 +86,12 @@ def _auto_classes(model_type: str) -> dict[str, str]:
     """Return the auto classes that know the native model type, and our class for each."""
     from transformers.models.auto import modeling_auto
 
-    native = _LAYERED.get(model_type, model_type.removesuffix("_gqa"))
     ours = architectures(model_type)
     found = {"AutoConfig": _config_class(model_type).__name__}
     for name, auto in vars(modeling_auto).items():
         mapping = getattr(auto, "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None:
-            names = mapping._model_mapping.get(native, ())
+            names = mapping._model_mapping.get(native(model_type), ())
             known = [ours[one] for one in ((names,) if isinstance(names, str) else names) if one in ours]
             found |= {name: known[0]} if known else {}
     return found

@@ -81,12 +81,14 @@ class KvHeads:
             CheckpointError: The weights that would change are quantised.
         """
         model = original.architecture
-        aim = aim_at_heads(original, self.moves(model), "loss")
+        moves = self.moves(model)
+        aim = aim_at_heads(original, moves, "loss")
         if model.model_type not in shipped.GROUPED:
             return aim
-        from mha2gqa.hosts.shipped import engines  # transformers comes with it
+        from mha2gqa.hosts.shipped import engines, known_targets, targets
 
-        return replace(aim, notes=(engines(model.model_type, aim.layers()),))
+        known = known_targets(model.model_type) if any(count.heads != heads for count, heads in moves) else []
+        return replace(aim, notes=(engines(model.model_type, targets(aim.layers()) if known is None else known),))
 
     def moves(self, model: Architecture) -> list[Move]:
         """Return each number of KV heads of a model, and what it becomes.
