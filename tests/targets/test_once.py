@@ -44,7 +44,7 @@ def built(cli: Run, *arguments: object) -> int:
 @pytest.fixture
 def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of families, so that transformers is asked for all."""
-    monkeypatch.setattr(outlines, "_types", dict)
+    monkeypatch.setattr(outlines, "data_of", lambda model_type: None)
     blueprint._find.cache_clear()
 
 

@@ -51,20 +51,13 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     suite = find_tasks(options.tasks, options.task_path, pair.original.architecture.outline) if options.tasks else None
     models = Models(pair, dtype=options.dtype, device=options.device)
     limits = limits_for(pair.conversion, options)
-    text: EvaluationText | str | None = None
-    if "outputs" in options.levels:
-        text = _unreadable(models, options) or find_text(
-            pair.original.source, models.config, lambda: models.original, options, progress.part(WRITING)
-        )
+    text = _text(models, options, progress.part(WRITING)) if "outputs" in options.levels else None
     file = check_files(pair, progress.part("files")) if "file" in options.levels else None
     readable = file is None or file.readable
-    load = engine = None
-    if "load" in options.levels and readable:
-        with progress.under_way("loading and running both models"):
-            load = check_loading(models, options.seed)
-    if options.engine and readable:
-        with progress.under_way(f"running {options.engine}"):
-            engine = _run_engine(models, options)
+    with progress.under_way("loading and running both models"):
+        load = check_loading(models, options.seed) if "load" in options.levels and readable else None
+    with progress.under_way(f"running {options.engine}"):
+        engine = _run_engine(models, options) if options.engine and readable else None
     compared: Compared | str | None = text if isinstance(text, str) else None
     if isinstance(text, EvaluationText):
         is_there = readable and (load is None or models.converted is not None)
@@ -75,8 +68,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     benchmarks = _score(suite, models, progress.part("benchmarks")) if suite is not None and readable else ()
     verdict, reasons = judge(file, load, engine, found, not_compared, pair.conversion.effect)
     if suite is not None and not benchmarks:
-        why = _drawn(models) if models.drawn else "the converted checkpoint does not load"
-        reasons = (*reasons, f"The benchmarks were not run: {why}.")
+        reasons = (*reasons, _not_scored(models))
     report = Verification(
         original=pair.original.name,
         converted=str(pair.converted),
@@ -99,6 +91,12 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     return report
 
 
+def _text(models: Models, options: VerifyOptions, advance: Advance) -> EvaluationText | str:
+    """Return the text to compare on, or why there is none."""
+    source = models.pair.original.source
+    return _unreadable(models, options) or find_text(source, models.config, lambda: models.original, options, advance)
+
+
 def _unreadable(models: Models, options: VerifyOptions) -> str | None:
     """Return why there is no text that both models could be compared on, whatever is named."""
     kind = kind_of(models.pair.original.architecture.outline)
@@ -109,6 +107,11 @@ def _unreadable(models: Models, options: VerifyOptions) -> str | None:
     if writes_itself(options, models.pair.original.source) and models.drawn:
         return f"{_drawn(models)}, and so it cannot write the text; with --data its hidden states are compared"
     return None
+
+
+def _not_scored(models: Models) -> str:
+    why = _drawn(models) if models.drawn else "the converted checkpoint does not load"
+    return f"The benchmarks were not run: {why}."
 
 
 def _drawn(models: Models) -> str:

