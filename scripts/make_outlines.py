@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 import transformers
-from outline_keys import Keys, Read, facts, read, same, wider
+from outline_answers import facts, read, same
+from outline_keys import Keys, wider
 from outline_points import CHECKED, POINTS, ROPES, ROTARY
+from outline_read import Read
 from outline_tensors import Config, UnfitError, attention_modules, conditions, fit_all, in_order
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
@@ -68,7 +70,8 @@ class Family(Keys):
 
     def _shipping(self) -> dict[str, Any]:
         """Return the classes of a file that ships, and what `config.json` and adapters are told of it."""
-        models = [Architecture(self.config(point, architectures=[name])) for name in self.names for point in POINTS[:2]]
+        same = {key: 4 for key in self.sizes if key.endswith("_heads")}  # none has other numbers in its parts
+        models = [Architecture(self.config(0, architectures=[name], **same)) for name in self.names]
         layers = [model.attention_layers([(count, 1) for count in model.counts]) for model in models]
         found = [targets(one) for one in layers]
         if any(one != found[0] for one in found):
@@ -145,8 +148,12 @@ def check(family: Family, data: dict[str, Any]) -> None:
     points = [
         (point, name, way) for name in data["classes"] for point in (5, 2) for way in ways[: 3 if name in few else 6]
     ]
+    points += [(0, name, (None, -1.0)) for name in data["classes"]]
+    alike = {key: 4 for key in family.sizes if key.endswith("heads")}
     for point, name, (rope, share) in points:
-        more = {key: numbers.choice(one) for key, one in _tried(data) if numbers.random() < share}
+        more = (
+            alike if share < 0 else {key: numbers.choice(one) for key, one in _tried(data) if numbers.random() < share}
+        )
         if rope is not None and data["keys"].get(ROTARY[0]) == "rope":
             more[ROTARY[0]] = rope
         config = family.config(point, architectures=[name], **more)

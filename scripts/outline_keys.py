@@ -1,15 +1,16 @@
-"""Finds what the keys of a model type may say, and what transformers reads of them."""
+"""Finds what the keys of a model type may say."""
 
 import dataclasses
 import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import transformers
+from outline_answers import ABSENT, class_names, facts, plain, read, same
 from outline_points import (
     ACTIVATION_KEYS,
     ACTIVATIONS,
@@ -19,8 +20,8 @@ from outline_points import (
     IMPLIED,
     KINDS,
     LABELS,
+    NAMED,
     PAIRS,
-    POINTS,
     READ,
     ROPES,
     ROTARY,
@@ -32,23 +33,14 @@ from outline_points import (
 )
 from outline_tensors import Config, UnfitError
 from transformers import CONFIG_MAPPING, GenerationConfig
-from transformers.models.auto import modeling_auto
 
 from mha2gqa import shipped
 from mha2gqa.errors import Mha2GqaError
-from mha2gqa.families import formulas, tried
-from mha2gqa.families.built import Asked, _read_config, build
-from mha2gqa.families.expected import Blueprint
+from mha2gqa.families import tried
+from mha2gqa.families.built import Asked, build
 from mha2gqa.families.table import family
 
-ABSENT = object()
 _MOST_SWITCHES = 5
-_AUTO = (
-    *("FOR_CAUSAL_LM", "", "FOR_SEQ_TO_SEQ_CAUSAL_LM", "FOR_SPEECH_SEQ_2_SEQ", "FOR_MASKED_LM", "FOR_CTC"),
-    *("FOR_IMAGE_CLASSIFICATION", "FOR_PRETRAINING", "FOR_TEXT_ENCODING"),
-)
-_OTHERS = ("FOR_SEQUENCE_CLASSIFICATION", "FOR_TOKEN_CLASSIFICATION", "FOR_QUESTION_ANSWERING")
-"""Kinds of classes."""
 
 
 class Keys:
@@ -70,7 +62,7 @@ class Keys:
             raise UnfitError(f"its config has other keys than {', '.join(sorted(needed - self.fields.keys()))}")
         if has_width and "head_dim" not in self.fields and _mentions(self.class_, "head_dim"):
             self.fields["head_dim"] = None  # read where a config has it
-        self.names = list(_class_names(model_type))
+        self.names = list(class_names(model_type))
         if not self.names:
             raise UnfitError("it has no class of its own")
         self.default = self.names[0]
@@ -93,6 +85,8 @@ class Keys:
     def _settle_sizes(self) -> None:
         """Leave those numbers alone that no tensor depends on."""
         asked = {name: one for name in self.names if (one := self._taken(name)) is not None}
+        if not asked:
+            raise UnfitError("its sizes cannot be chosen freely")
         self.main = max(asked, key=lambda name: len(asked[name].module_shapes))
         answers = {name: [read(one.config, key) for key in READ] for name, one in asked.items()}
         self.names = [name for name in asked if answers[name] == answers[self.main]]  # some rewrite their config
@@ -118,6 +112,8 @@ class Keys:
             sizes[self.aliases.get("hidden_size", "hidden_size")] = heads[point] * SIZES["head_dim"][point]
         elif "d_kv" in widths & self.fields.keys():
             sizes["d_model"] += 2  # heads do not have to divide it
+        if {"decoder_key_value_heads", "decoder_attention_heads"} <= {*self.sizes}:
+            sizes["decoder_attention_heads"] = sizes["encoder_attention_heads"]  # one width for all heads
         for pair in self.equal:
             one, other = pair.split("=")
             sizes |= {one: sizes[other]} if more.pop(pair, False) else {}
@@ -215,13 +211,14 @@ class Keys:
         free = free if self._are_unread(free) else [key for key in free if self._are_unread([key])]
         self.keys |= {key: UNREAD[key][0] for key in free}
         self.choices |= {key: [UNREAD[key][1]] for key in free if UNREAD[key][0] == "choice"}
-        self._find_start()
+        self._find_named()
 
-    def _find_start(self) -> None:
-        """Find whether a class that does not name the token that a decoder starts with takes any."""
-        key = "decoder_start_token_id"
-        if key not in {*self.fields, *self.keys} and all(self.same(**{key: one}) for one in (5, None, 10**6)):
-            self.keys[key] = "id"
+    def _find_named(self) -> None:
+        """Find whether a class that does not name a key, but may read it, takes any value of it."""
+        mirrors = dict.fromkeys(family(self.model_type).mirrors, ("size", (1, 3, 64)))
+        for key, (domain, values) in [*mirrors.items(), *NAMED.items()]:
+            if key not in {*self.fields, *self.keys} and all(self.same(**{key: one}) for one in values):
+                self.keys[key] = domain
 
     def _are_unread(self, keys: list[str]) -> bool:
         """Return whether keys of others change nothing, and are read as the class has it where they are read."""
@@ -292,7 +289,7 @@ class Keys:
     def said(self) -> Config:
         """Return what configs may say."""
         every = self.general | self.fields
-        defaults = {key: plain for key, value in every.items() if (plain := _plain(value)) is not ABSENT}
+        defaults = {key: said for key, value in every.items() if (said := plain(value)) is not ABSENT}
         heads = self.aliases.get("num_attention_heads", "num_attention_heads")
         return {
             "sizes": self.sizes,
@@ -315,133 +312,12 @@ class Keys:
         hidden = self.aliases.get("hidden_size", "hidden_size")
         if "d_kv" not in self.fields:
             yield from ((hidden, key) for key in self.sizes if key.endswith("attention_heads") or key == heads)
+        halves = ("encoder_attention_heads", "decoder_attention_heads")
+        if {"decoder_key_value_heads", *halves} <= {*self.sizes}:
+            yield from (halves, halves[::-1])  # they are the same
         for key in [key for key in self.sizes if key.endswith("key_value_heads")]:
             own = key.replace("key_value", "attention")
             yield own if own in self.sizes else heads, key
-
-
-class Read:
-    """Fits what is read of a config."""
-
-    def __init__(self, keys: Keys, defaults: Config) -> None:
-        self.keys = keys
-        configs = [keys.config(point) for point in POINTS]
-        configs += [keys.without(one) for one in configs[:3]]
-        self._configs = [{**defaults, **config} for config in configs]
-        self._asked = [build.__wrapped__(json.dumps(config)) for config in configs]
-        self._found: dict[str, Any] = {
-            "filled": {},
-            "fixed": {},
-            "taken": {},
-            "computed": [],
-            "made": [],
-            "unread": [],
-            "absent": [],
-            "optional": [],
-            "cycle": None,
-            "theta": None,
-            "turned": None,
-        }
-
-    def data(self) -> dict[str, Any]:
-        """Return what is found.
-
-        Raises:
-            UnfitError: Something has no form.
-        """
-        for key in dict.fromkeys([*READ, *self.keys.fields]):
-            key = self.keys.aliases.get(key, key)
-            if key in self.keys.moved:
-                continue
-            pairs = [(config, read(one.config, key)) for config, one in zip(self._configs, self._asked, strict=True)]
-            if all(value is ABSENT for _, value in pairs):
-                self._found["absent"].append(key)
-            elif any(value is ABSENT for _, value in pairs):
-                is_said = all(
-                    same(config[key], value) if config.get(key) else value is ABSENT for config, value in pairs
-                )
-                self._found["optional" if is_said else "unread"].append(key)
-            elif not self._is_fitted(key, pairs):
-                self._found["unread"].append(key)
-        self._take()
-        self._settle_switches()
-        if "layer_types" in self.keys.fields and self._found["cycle"] is None:
-            raise UnfitError("its kinds of layers follow no cycle")
-        if lost := [key for key in self._found["unread"] if "head_dim" in key or key == "d_kv"]:
-            raise UnfitError(f"the widths of its heads have no form: {', '.join(lost)}")
-        self._found["unread"] = [key for key in dict.fromkeys(self._found["unread"]) if key in self.keys.fields]
-        return self._found
-
-    def _is_fitted(self, key: str, pairs: list[tuple[Config, Any]]) -> bool:
-        """Fit one key that is read of a config; return whether that was possible."""
-        values = [value for _, value in pairs]
-        if key == "rope_parameters" and key in self.keys.fields:
-            return self._is_rotation(pairs)
-        if key == "layer_types":
-            self._found["cycle"] = _cycle(values)
-            self._found["made"] += [key] if self._found["cycle"] else []
-            return self._found["cycle"] is not None
-        if all(same(config.get(key), value) for config, value in pairs):
-            return True
-        if len({*map(repr, values)}) == 1 and _plain(values[0]) is not ABSENT:
-            self._found["fixed"][key] = values[0]
-            return True
-        formula = self._formula(key, pairs)
-        if formula and key in self.keys.fields:
-            self._found["filled"][key] = formula
-        elif formula and key == "head_dim":
-            self._found["computed"].append(key)
-        return formula is not None and key in (*self.keys.fields, "head_dim")
-
-    def _is_rotation(self, pairs: list[tuple[Config, Any]]) -> bool:
-        theta = getattr(self.keys.class_, "default_theta", None)
-        value = pairs[0][1]
-        turned = value.get("partial_rotary_factor") if isinstance(value, dict) else None
-        known = [
-            tried.rope_parameters(config, {"theta": theta, "turned": turned, "rotation": self.keys.rotation})
-            for config, _ in pairs
-        ]
-        is_plain = isinstance(theta, float | int) and known == [{"rope_parameters": one} for _, one in pairs]
-        self._found |= {"theta": theta, "turned": turned, "made": ["rope_parameters"]} if is_plain else {}
-        return is_plain
-
-    def _formula(self, key: str, pairs: list[tuple[Config, Any]]) -> str | None:
-        """Return what is read in the place of None."""
-        names = {name: self.keys.aliases.get(name, name) for name in ("num_attention_heads", "hidden_size")}
-        heads, hidden = names.values()
-        for formula in (heads, f"{hidden}//{heads}", hidden, f"4*{hidden}", "num_layers"):
-            if all(same(_fill(config, key, formula), value) for config, value in pairs):
-                return formula
-        return None
-
-    def _take(self) -> None:
-        """Find what tensors have in the place of a size that is None, and read so."""
-        names = [key for key in self.keys.sizes if self.keys.fields[key] is None and key not in self._found["filled"]]
-        heads = self.keys.aliases.get("num_attention_heads", "num_attention_heads")
-        hidden = self.keys.aliases.get("hidden_size", "hidden_size")
-        for key in [name for name in names if name != "head_dim"]:
-            own = key.replace("key_value", "attention").replace("cross", "decoder")
-            for formula in (f"4*{hidden}", own if own in self.keys.sizes else heads):
-                if self._is_taken(key, formula):
-                    self._found["taken"][key] = formula
-                    break
-
-    def _settle_switches(self) -> None:
-        """Find which switches are read as the class has them whatever a config says."""
-        for key in [one for one, domain in self.keys.keys.items() if domain == "switch" and one in self.keys.fields]:
-            default = self.keys.fields[key]
-            config = _read_config(json.dumps(self.keys.config(0, **{key: not default})))
-            if read(config, key) == default:
-                self._found["fixed"][key] = default
-
-    def _is_taken(self, key: str, formula: str) -> bool:
-        config = self.keys.config(0, architectures=[self.keys.main])
-        number = formulas.quotient(formula, config)
-        try:
-            asked = [build.__wrapped__(json.dumps({**config, key: one})) for one in (None, number)]
-        except Mha2GqaError:
-            return False
-        return bool(facts(asked[0]) == facts(asked[1]))
 
 
 def wider(model_type: str) -> bool:
@@ -455,44 +331,6 @@ def _mentions(class_: type, key: str) -> bool:
     folder = Path(str(sys.modules[class_.__module__].__file__)).parent
     paths = (path for path in folder.glob("*.py") if path.name.startswith(("modeling_", "configuration_")))
     return any(re.search(rf"\b{key}\b", path.read_text(encoding="utf-8")) for path in paths)
-
-
-def _class_names(model_type: str) -> Iterator[str]:
-    """Yield the names of the classes of a model type, the one first that is built where a config names none."""
-    native = shipped.native(model_type)
-    mapping = [_mapping(one) for one in _AUTO]
-    if not any(native in _mapping(one) for one in ("FOR_CAUSAL_LM", "FOR_MASKED_LM")) or native in _mapping(
-        "FOR_MASKED_LM"
-    ):
-        mapping += [_mapping(one) for one in _OTHERS]  # decoders are seldom anything else
-    ours = shipped.architectures(model_type) if model_type in shipped.MODULES else None
-    found = [names[native] for names in mapping if native in names]
-    names = dict.fromkeys(name for one in found for name in ([one] if isinstance(one, str) else one))
-    yield from names if ours is None else (ours[name] for name in names if name in ours)
-
-
-def _mapping(name: str) -> Mapping[str, Any]:
-    mapping: Mapping[str, Any] = getattr(modeling_auto, f"MODEL_{name}_MAPPING_NAMES".replace("__", "_"))
-    return mapping
-
-
-def facts(asked: Blueprint) -> Any:
-    """Return all that a blueprint says."""
-    modules = {name.rpartition(".")[0] for name in asked.module_shapes}
-    attention = {name: asked.attention(name) for name in modules}
-    said = asked.architecture, asked.prefix, asked.is_base, asked.final_norm, dict(asked.shapes)
-    return *said, list(asked.module_shapes.items()), list(asked.parameters.items()), attention
-
-
-def read(config: Any, key: str) -> Any:
-    """Return what a config says, lists as JSON has them."""
-    value = getattr(config, key, ABSENT)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def same(one: Any, other: Any) -> bool:
-    """Return whether values are equal, and of one type."""
-    return type(one) is type(other) and bool(one == other)
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -512,23 +350,3 @@ def _form(key: str, default: Any) -> str:
     if key in COUNTS or (key in SIZES and not isinstance(default, bool)):
         return "count"
     return "float" if isinstance(default, float) else ""
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it, if that says all of it."""
-    if isinstance(value, list | tuple):
-        return list(value) if all(_plain(one) is not ABSENT for one in value) else ABSENT
-    return value if value is None or isinstance(value, bool | int | float | str) else ABSENT
-
-
-def _fill(config: Config, key: str, formula: str) -> Any:
-    return config[key] if config.get(key) is not None else formulas.quotient(formula, config)
-
-
-def _cycle(lists: list[list[str]]) -> list[str] | None:
-    longest = max(lists, key=len)
-    for length in range(1, 9):
-        cycle = (longest + longest[:1] * 8)[:length]
-        if all([cycle[layer % length] for layer in range(len(one))] == one for one in lists):
-            return cycle
-    return None

@@ -12,8 +12,9 @@ SIZES: Mapping[str, Sequence[int]] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), _DEPTHS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), _HEADS),
     "encoder_attention_heads": _HEADS,
-    **dict.fromkeys(("num_key_value_heads", "decoder_key_value_heads"), (2, 3, 8, 1, 5, 2)),
-    "cross_key_value_heads": (4, 1, 2, 6, 10, 8),
+    "num_key_value_heads": (2, 3, 8, 1, 5, 2),
+    "decoder_key_value_heads": (2, 1, 4, 3, 5, 8),
+    "cross_key_value_heads": (1, 3, 2, 6, 1, 4),
     "encoder_key_value_heads": (1, 6, 4, 3, 2, 4),
     **dict.fromkeys(("head_dim", "d_kv"), _WIDTHS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), _HIDDEN),
@@ -114,6 +115,8 @@ UNREAD: Mapping[str, tuple[str, Any]] = {
     **dict.fromkeys(("id2label", "label2id", "task_specific_params"), ("any", {"0": "x", "1": "y"})),
 }
 """Keys that configs of other classes have, or other programs: their domains, and a value by which they are tried."""
+NAMED: Mapping[str, tuple[str, Sequence[Any]]] = {"decoder_start_token_id": ("id", (5, None, 10**6))}
+"""Keys of a class that are none of its fields: their domains, and the values by which they are tried."""
 SPELLED = {"n_embed": "hidden_size"}
 """Former names of keys, besides those that a class has in its `attribute_map`."""
 CHECKED: Mapping[str, Sequence[Any]] = {
