@@ -29,6 +29,9 @@ Shown = TypeVar("Shown", bound="Bars")
 _PIPE_WIDTH = 160
 """Columns when stdout is no terminal: wide enough that no number is folded."""
 
+_TEXT_WIDTH = 4
+"""Characters of a text that a narrow table has room for."""
+
 _LONG = 2000
 """Rows of a table above which it is set plainly: rich takes a millisecond for each."""
 
@@ -49,7 +52,7 @@ def print_report(parts: Iterable[Part]) -> None:
         elif isinstance(part, Section) and len(part.rows) > _LONG:
             out.file.writelines(f"{line}\n" for line in _lines(part))
         elif isinstance(part, Section):
-            out.print(_table(part))
+            out.print(_table(part), crop=False)
         else:
             out.print(_shown(part), soft_wrap=not isinstance(part, Paragraph))
 
@@ -107,7 +110,17 @@ def _table(part: Section) -> Table:
         )
     for number, row in enumerate(part.rows):
         table.add_row(*map(_shown, row), style="bold" if number == part.bold else None)
+    # Numbers are whole also where a terminal is narrower than they are together: its lines go on below.
+    least = _least_width(part)
+    table.width = least if least > out.width else None
     return table
+
+
+def _least_width(part: Section) -> int:
+    """Return how wide a table is at least: its numbers and their titles, a few characters of each text."""
+    rows = [tuple(column.title for column in part.columns), *part.rows]
+    widths = zip(part.columns, (max(map(len, cells)) for cells in zip(*rows, strict=True)), strict=True)
+    return sum(2 + (width if column.is_number else min(width, _TEXT_WIDTH)) for column, width in widths)
 
 
 def _lines(part: Section) -> Iterator[str]:

@@ -64,6 +64,12 @@ def test_cells_that_are_too_long_are_cut_or_go_on_below(shown: Callable[..., str
     assert shown(Section((Column(), Column()), rows), width=20) == "aaaaaaa…  bbbbbbb…\n"
 
 
+def test_numbers_are_whole_where_a_terminal_is_narrow(shown: Callable[..., str]) -> None:
+    columns = (Column("way", folds=True), Column("loss", is_number=True), Column("perplexity", is_number=True))
+    text = shown(Section(columns, (("aligned, refit", "2.4941", "12.11"),)), width=12)
+    assert all(word in text for word in ("loss", "2.4941", "perplexity", "12.11"))
+
+
 def test_nothing_that_is_shown_steers_the_terminal(
     shown: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

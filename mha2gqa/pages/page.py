@@ -25,12 +25,14 @@ def check_place(directory: Path) -> None:
     """Refuse a directory that a page cannot be written into, before anything is measured.
 
     Raises:
-        OutputError: It is a file, or it or the nearest directory above it cannot be written.
+        OutputError: It is a file, holds a checkpoint, or it or the nearest directory above it cannot be written.
     """
     target = directory.resolve()
     holder = next(folder for folder in (target, *target.parents) if folder.exists())
     if not (holder.is_dir() and os.access(holder, os.W_OK | os.X_OK)):
         raise _refusal(directory, f"{holder} is {'not writable' if holder.is_dir() else 'no directory'}")
+    if (target / "config.json").exists():
+        raise _refusal(directory, "it holds a checkpoint, of which a page is no part")
     if (target / NAME).is_dir():
         raise _refusal(directory, f"{target / NAME} is a directory")
 

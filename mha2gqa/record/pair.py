@@ -77,7 +77,12 @@ def converted_directory(named: Path | None) -> Path:
     """
     directory = find_converted() if named is None else named
     if not directory.is_dir():
-        raise PairError(f"No such directory: {str(directory)!r}", expected="the output of a conversion")
+        what = "No directory" if directory.exists() else "No such directory"
+        raise PairError(
+            f"{what}: {str(directory)!r}",
+            expected="the output of a conversion",
+            remedy="Name the directory that convert, expand or uptrain wrote",
+        )
     return directory
 
 

@@ -11,6 +11,8 @@ from mha2gqa.sections import Column, Facts, Paragraph, Part, Section
 from mha2gqa.units import format_size as size
 from mha2gqa.verbs.convert.kinds import kinds_of
 
+_LONG = 60
+"""Characters of a value of a config that a dry run shows whole."""
 _OF_MEAN = (
     "averaging heads that were trained independently breaks the model until it is trained again (mha2gqa uptrain); "
     "--method aligned gives the same cache at a fraction of the loss"
@@ -118,8 +120,18 @@ def _plan(report: Outcome) -> Iterator[Part]:
         yield Paragraph(f"copy {', '.join(report.companions)}")
     for change in report.config_changes:
         path = ".".join(change["path"])
-        yield Paragraph(f"config.json {path}: {json.dumps(change['before'])} -> {json.dumps(change['after'])}")
+        yield Paragraph(f"config.json {path}: {_value(change['before'])} -> {_value(change['after'])}")
+    if report.rehosted_from is not None:
+        yield Paragraph(f"config.json model_type: {_value(report.rehosted_from)} -> {_value(report.model_type)}")
     yield Paragraph("\nDry run: nothing was written. --json lists every tensor.\n")
+
+
+def _value(value: object) -> str:
+    """Return a value of a config; of one that would fill the screen, how much it is."""
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) <= _LONG or not isinstance(value, list | dict):
+        return text
+    return f"({len(value)} {'entries' if isinstance(value, list) else 'keys'})"
 
 
 def _files(files: Mapping[str, int]) -> str:

@@ -75,7 +75,10 @@ class SweepOptions(Options):
         ),
     ] = ()
     """Text: files, Hub data sets, or `self`. Without `eval_data` it is divided, a fifth of it to evaluate on."""
-    eval_data: Annotated[tuple[str, ...], Option("Text to evaluate on; repeatable.", is_repeatable=True)] = ()
+    eval_data: Annotated[
+        tuple[str, ...],
+        Option("Text to evaluate on; repeatable. The reference checkpoint has some of its own.", is_repeatable=True),
+    ] = ()
     column: Column = None
     tokens: CalibrationTokens = 262_144
     eval_tokens: Annotated[

@@ -43,6 +43,9 @@ from mha2gqa.verbs.verify.options import VerifyOptions
 Step: TypeAlias = Callable[[Path], Iterator[Point | LayerPoint]]
 """Takes the workspace, and gives each result as soon as it is there."""
 
+_ALONE = "single layers"
+"""With which the names of steps begin that measure them."""
+
 
 class Run:
     """One run of a sweep: the text and the original are found and loaded once, when they are first needed."""
@@ -70,7 +73,9 @@ class Run:
         if not steps:
             tidy(self._output)
             return results
-        told = {"steps": len(steps), "known": len(results.points), "output": str(self._output)}
+        alone = sum(name.startswith(_ALONE) for name, _ in steps)
+        told = {"points": len(steps) - alone, "alone": alone, "output": str(self._output)}
+        told |= {"known": len(results.points), "known_alone": len(results.layers)}
         self._progress.event({"kind": "plan", **told})
         is_new_text = not self._text_directory.exists()
         stamp = hashlib.sha256(json.dumps(results.settings).encode()).hexdigest()
@@ -136,7 +141,7 @@ class Run:
             rest = [name for name in same_class.architecture.attention_modules if (method, name) not in known]
             if rest:
                 way = Way(groups=least, method=method)
-                yield f"single layers, {method}", partial(self._layers, way, least, same_class, rest)
+                yield f"{_ALONE}, {method}", partial(self._layers, way, least, same_class, rest)
 
     @property
     def _text_directory(self) -> Path:

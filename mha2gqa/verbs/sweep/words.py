@@ -41,9 +41,14 @@ def summary(sweep: Sweep) -> Iterator[Part]:
 
 def plan_line(event: Mapping[str, Any]) -> str:
     """Return what a sweep is about to do, from the event of that."""
-    known = f", {event['known']:,} are known" * bool(event["known"])
+    points, alone, layers = event["points"], event["alone"], event["known_alone"]
+    to_do = [f"{points:,} to convert and measure"] * bool(points)
+    to_do += [f"the single layers of {alone} method{'s' * (alone > 1)}"] * bool(alone)
+    known = [f"{event['known']:,} conversions"] * bool(event["known"])
+    known += [f"{layers:,} layers"] * bool(layers)
+    there = f" ({' and '.join(known)} are known)" if known else ""
     return (
-        f"{event['steps']:,} to convert and measure{known}. Each is kept in {event['output']} as soon as it is there: "
+        f"{', then '.join(to_do)}{there}. Each is kept in {event['output']} as soon as it is there: "
         "the same command goes on from it."
     )
 

@@ -90,8 +90,10 @@ def test_it_says_first_how_much_there_is_to_do(cli: Cli, source: Path) -> None:
     small = (*SMALL[:-1], "--no-sensitivity")
     kept = "Each is kept in source-sweep.json as soon as it is there"
     assert f"2 to convert and measure. {kept}" in cli("sweep", source.name, *small, "-g", 2).err
-    assert f"2 to convert and measure, 2 are known. {kept}" in cli("sweep", source.name, *small).err
-    assert "to convert and measure" not in cli("sweep", source.name, *small).err
+    assert f"2 to convert and measure (2 conversions are known). {kept}" in cli("sweep", source.name, *small).err
+    assert "Each is kept" not in cli("sweep", source.name, *small).err
+    told = cli("sweep", source.name, *SMALL).err
+    assert f"the single layers of 2 methods (4 conversions are known). {kept}" in told
 
 
 def test_what_is_learned_from_is_not_evaluated_on(cli: Cli, source: Path, tmp_path: Path) -> None:
