@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 from outline_answers import facts, read, same
-from outline_keys import Keys, wider
+from outline_keys import GENERATION, Keys, wider
 from outline_points import CHECKED, POINTS, ROPES, ROTARY
 from outline_read import Read
 from outline_tensors import Config, UnfitError, attention_modules, conditions, fit_all, in_order
@@ -232,7 +232,8 @@ def main(names: Sequence[str]) -> None:
 def _write(types: Mapping[str, str]) -> None:
     """Write the data, a line for each model type."""
     text = ",\n".join(f"{json.dumps(name)}: {data}" for name, data in sorted(types.items()))
-    PATH.write_text(f'{{"transformers": "{transformers.__version__}", "types": {{\n{text}\n}}}}\n', encoding="utf-8")
+    head = json.dumps({"transformers": transformers.__version__, "generation": GENERATION, "types": {}})
+    PATH.write_text(f"{head[:-2]}\n{text}\n}}}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from outline_points import (
     SIZES,
     SPELLED,
     TRIED,
+    TWINS,
     UNREAD,
 )
 from outline_tensors import Config, UnfitError
@@ -37,10 +38,14 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 from mha2gqa import shipped
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.families import tried
-from mha2gqa.families.built import Asked, build
+from mha2gqa.families.built import Asked, _read_config, build
 from mha2gqa.families.table import family
 
 _MOST_SWITCHES = 5
+WINDOWED: Config = {"use_sliding_window": True, "sliding_window": 64}
+"""A switch that does something beside another key alone."""
+GENERATION = sorted(GenerationConfig._get_default_generation_params())
+"""Keys that no config keeps, unless its class names them."""
 
 
 class Keys:
@@ -74,6 +79,7 @@ class Keys:
         self.activations: list[str] = []
         self.choices: dict[str, list[str]] = {}
         self.spelled: dict[str, str] = {}
+        self.pops = False
         self.moved: set[str] = set()
         """What is read otherwise with one KV head."""
         self.implied: dict[str, tuple[str, Config]] = {}
@@ -137,6 +143,11 @@ class Keys:
         """Return whether other values of some keys change nothing, in the first class and in that of most tensors."""
         return all(self._is_same(name, more) for name in classes or {self.names[0], self.main})
 
+    def _reads_the_same(self, **more: Any) -> bool:
+        """Return whether the deepest model of all points is read as without other values of some keys."""
+        plain, other = (_read_config(json.dumps(self.config(2, **one))) for one in ({}, more))
+        return all(same(read(plain, key), read(other, key)) for key in READ if key not in more)
+
     def _is_same(self, class_: str, more: Config) -> bool:
         plain = self.plain(class_)
         try:
@@ -163,9 +174,13 @@ class Keys:
             self._settle(form, [key for key, default in others.items() if _form(key, default) == form])
         self.keys |= {key: "switch" for key in others if self._is_switch(key)}
         self._find_choices()
+        twins = {key: one for key, one in TWINS.items() if key in self.fields}
+        self.keys |= {key: f"={one}" for key, one in twins.items() if self.same(**{key: self.config(0)[one]})}
         if "rope_parameters" in self.fields:
             self._find_rotation()
         self._find_unread()
+        if self.keys.get("use_sliding_window") == "switch" and not self._reads_the_same(**WINDOWED):
+            del self.keys["use_sliding_window"]
         self._find_spelled()
         known = [key for key, domain in self.keys.items() if domain == "activation"]
         self.activations = [name for name in ACTIVATIONS if known and self.same(**dict.fromkeys(known, name))]
@@ -203,9 +218,8 @@ class Keys:
 
     def _find_unread(self) -> None:
         """Find which keys of others, and of generation, change nothing."""
-        generation = GenerationConfig._get_default_generation_params()
-        popped = [key for key in generation if key not in self.fields]
-        self.keys |= dict.fromkeys(popped if self.same(**dict.fromkeys(popped, 1)) else [], "any")
+        self.pops = self.same(**{key: 1 for key in GENERATION if key not in self.fields})
+        self.keys |= {key: self.keys.get(key, "") for key in GENERATION if key in self.fields}
         others = [key for key in UNREAD if not {key} & {*self.fields, *self.keys, *self.aliases}]
         free = [key for key in others if UNREAD[key][0] == "switch" or not _mentions(self.class_, key)]
         free = free if self._are_unread(free) else [key for key in free if self._are_unread([key])]
@@ -274,6 +288,8 @@ class Keys:
         found = [*self.choices.keys() & CHOICES.keys(), *self.equal]
         for key in [key for key, domain in self.keys.items() if domain == "switch" and key in self.fields]:
             if self.same(**{key: not self.fields[key]}):
+                if not self._reads_the_same(**{key: not self.fields[key]}):
+                    del self.keys[key]
                 continue
             asked = self.ask(0, architectures=[self.main], **{key: not self.fields[key]})
             plain = self.plain(self.main)
@@ -301,6 +317,7 @@ class Keys:
             "implied": self.implied,
             "rotation": self.rotation,
             "spelled": self.spelled,
+            "pops": self.pops,
             "parts": list(self.class_.sub_configs),
             "equal": self.equal,
             "padded": [key for key in ("vocab_size", "max_position_embeddings") if key in self.sizes],
@@ -349,4 +366,6 @@ def _form(key: str, default: Any) -> str:
         return "activation"
     if key in COUNTS or (key in SIZES and not isinstance(default, bool)):
         return "count"
-    return "float" if isinstance(default, float) else ""
+    if isinstance(default, float):
+        return "share" if "drop" in key else "float"
+    return ""

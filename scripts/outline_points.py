@@ -84,6 +84,7 @@ TRIED: Mapping[str, Sequence[tuple[str, Sequence[Any]]]] = {
     "token": (("ids", (5, None, 10**6, [5, 6])), ("id", (5, None, 10**6)), ("token", (5, None)), ("index", (5, 10**6))),
     "list": (("numbers", (None, [], [1, 2])),),
     "count": (("size?", (1, 64, 1000, None)), ("size", (1, 64, 1000))),
+    "share": (("share", (0.0, 0.5, 1.0, 0)), ("part", (0.0, 0.5, 1.0))),
     "activation": (("activation", ("relu", "silu")),),
     "float": (
         ("real", (7.5, 1e-6, 2, 0.0, 0)),
@@ -115,6 +116,8 @@ UNREAD: Mapping[str, tuple[str, Any]] = {
     **dict.fromkeys(("id2label", "label2id", "task_specific_params"), ("any", {"0": "x", "1": "y"})),
 }
 """Keys that configs of other classes have, or other programs: their domains, and a value by which they are tried."""
+TWINS = {"decoder_vocab_size": "vocab_size"}
+"""Sizes that a class may have apart, and another that they are equal to nearly everywhere."""
 NAMED: Mapping[str, tuple[str, Sequence[Any]]] = {"decoder_start_token_id": ("id", (5, None, 10**6))}
 """Keys of a class that are none of its fields: their domains, and the values by which they are tried."""
 SPELLED = {"n_embed": "hidden_size"}

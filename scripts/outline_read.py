@@ -120,11 +120,13 @@ class Read:
                     break
 
     def _settle_switches(self) -> None:
-        """Find which switches are read as the class has them whatever a config says."""
-        for key in [one for one, domain in self.keys.keys.items() if domain == "switch" and one in self.keys.fields]:
+        """Find which switches and activations are read as the class has them whatever a config says."""
+        domains = {key: domain for key, domain in self.keys.keys.items() if key in self.keys.fields}
+        for key in [one for one, domain in domains.items() if domain in ("switch", "activation")]:
             default = self.keys.fields[key]
-            config = _read_config(json.dumps(self.keys.config(0, **{key: not default})))
-            if read(config, key) == default:
+            other = not default if domains[key] == "switch" else "relu"
+            config = _read_config(json.dumps(self.keys.config(0, **{key: other})))
+            if other != default and read(config, key) == default:
                 self._found["fixed"][key] = default
 
     def _is_taken(self, key: str, formula: str) -> bool:

@@ -53,18 +53,31 @@ def outlined(config_json: ConfigJson, build: Callable[[], Blueprint]) -> Bluepri
 def data_of(model_type: str) -> Values | None:
     """Return the data of a model type, if there is any for this version of transformers."""
     line = _types().get(model_type)
-    return None if line is None else json.loads(line)
+    if line is None:
+        return None
+    data: dict[str, Any] = json.loads(line)
+    popped = dict.fromkeys(_head()["generation"] if data["pops"] else (), "any")
+    return data | {"keys": popped | data["keys"]}
 
 
 @functools.cache
 def _types() -> Mapping[str, str]:
     """Return the data by model type, each a line of JSON; none where it was made for another version."""
-    text = files("mha2gqa.families").joinpath("outlines.json").read_text(encoding="utf-8")
-    first, *lines, _ = text.splitlines()
-    if json.loads(f"{first}}}}}")["transformers"] != version("transformers"):
+    if _head()["transformers"] != version("transformers"):
         return {}
-    named = (line.rstrip(",").partition(": ") for line in lines)
+    named = (line.rstrip(",").partition(": ") for line in _lines()[1:-1])
     return {json.loads(name): data for name, _, data in named}
+
+
+def _head() -> Values:
+    """Return what holds of all types."""
+    head: Values = json.loads(f"{_lines()[0]}}}}}")
+    return head
+
+
+@functools.cache
+def _lines() -> list[str]:
+    return files("mha2gqa.families").joinpath("outlines.json").read_text(encoding="utf-8").splitlines()
 
 
 class Settings:
@@ -79,7 +92,7 @@ class Settings:
         said = {name for name in data["optional"] if values.get(name) is not None}
         found = {**{name: sized(values, data)[name] for name in data["computed"]}, **values}
         names = {"model_type", *data["defaults"], *data["fixed"], *data["made"], *data["computed"]}
-        shown = names - {*data["unread"], *data["optional"]} | said
+        shown = names - {*data["unread"], *data["optional"], *self.attribute_map} | said
         self.known: Values = {name: value for name, value in found.items() if name in shown}
         """What is known."""
         self._absent, self._read = frozenset([*data["absent"], *data["optional"]]) - said, read

@@ -55,15 +55,18 @@ def _canonical(config_json: ConfigJson, data: Values) -> ConfigJson:
     return {names.get(key, key): value for key, value in config_json.items()}
 
 
-def _is_tried(key: str, value: Any, domain: Any, values: Values, data: Values) -> bool:
+def _is_tried(key: str, value: Any, domain: str, values: Values, data: Values) -> bool:
     if key in data["defaults"] and type(value) is type(data["defaults"][key]) and value == data["defaults"][key]:
-        return domain != "token" or _is_token(value, values, data)
+        is_free = domain not in ("token", "size") or value is None
+        return is_free or (_is_token(value, values, data) if domain == "token" else _DOMAINS[domain](value))
     if domain == "rope":
         return _is_rotary(value)
     if domain == "token":
         return _is_token(value, values, data)
     if domain == "kinds":
         return isinstance(value, list) and len(value) == _layers(values, data) and {*value} <= {*data["kinds"]}
+    if domain.startswith("="):
+        return type(value) is int and value == values[domain[1:]]
     if domain == "implied":
         return _is_implied(value, values, *data["implied"][key])
     if domain in ("activation", "choice"):
