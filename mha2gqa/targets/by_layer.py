@@ -64,6 +64,7 @@ class HeadsByLayer:
 
         Raises:
             FamilyError: It is none that the class can express.
+            GroupsError: There are more or fewer layers, or a number does not divide K.
             CheckpointError: The weights are quantised, or do not fit the config.
         """
         model = original.architecture
@@ -77,6 +78,7 @@ class HeadsByLayer:
                 expected="a llama model without a window",
                 remedy="Give one number with --groups",
             )
+        self._check(model)
         from mha2gqa.hosts.rehost import written_as  # it makes tensors
 
         return written_as(original, LLAMA, write_config(LLAMA, model))
@@ -87,7 +89,10 @@ class HeadsByLayer:
         Raises:
             GroupsError: There are more or fewer layers, or a number does not divide K.
         """
-        model = original.architecture
+        self._check(original.architecture)
+        return aim_at_layers(original, self.groups)
+
+    def _check(self, model: Architecture) -> None:
         before = heads_of(model)
         if len(before) != len(self.groups):
             raise GroupsError(
@@ -97,7 +102,6 @@ class HeadsByLayer:
             if gets < 1 or has % gets:
                 possible = ", ".join(map(str, divisors(has)))
                 raise GroupsError(f"Layer {number} has {has} KV heads, and --groups {gets} for it", expected=possible)
-        return aim_at_layers(original, self.groups)
 
 
 def aim_at_layers(original: Original, groups: Sequence[int]) -> Aim:

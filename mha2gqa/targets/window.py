@@ -66,6 +66,7 @@ class Window:
 
         Raises:
             FamilyError: There is none.
+            GroupsError: There is no such layer, or the window is not shorter than what there is.
             CheckpointError: The weights are quantised, or do not fit the config.
         """
         from mha2gqa.hosts.rehost import written_as
@@ -73,6 +74,8 @@ class Window:
 
         model = original.architecture
         refuse_family(model.config_json)
+        if before := windows(model):
+            self._check_bounds(model, before)
         found = find_host(model, by_layer=self._is_partial(model))
         if found is None:
             return original
@@ -114,8 +117,8 @@ class Window:
         count = int(model.text_config.num_hidden_layers)
         return self.layers is not None and not set(range(count)) <= {*self.layers}
 
-    def _check(self, model: Architecture, before: list[int | None]) -> None:
-        """Refuse windows that bound nothing, layers that are not there, and two windows in one checkpoint."""
+    def _check_bounds(self, model: Architecture, before: list[int | None]) -> None:
+        """Refuse windows that bound nothing, and layers that are not there."""
         if self.layers and (beyond := [number for number in self.layers if number >= len(before)]):
             raise GroupsError(
                 f"--window-layers names layer {beyond[0]}", expected=f"numbers from 0 to {len(before) - 1}"
@@ -126,6 +129,10 @@ class Window:
                 f"--window {self.tokens} is above the {reach:,} tokens that the model's layers see as it is",
                 expected=f"2 to {reach}",
             )
+
+    def _check(self, model: Architecture, before: list[int | None]) -> None:
+        """Refuse the same, and two windows in one checkpoint."""
+        self._check_bounds(model, before)
         left = [number for number, window in enumerate(before) if window and not self.has(number)]
         if left and before[left[0]] != self.tokens:
             raise FamilyError(

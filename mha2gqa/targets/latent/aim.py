@@ -23,7 +23,6 @@ from mha2gqa.files.pieces import (
     path_of,
     whole,
 )
-from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.hosts.rehost import Written, tokenizer_class, tokenizer_files, written
 from mha2gqa.model.original import Original
 from mha2gqa.targets.latent.form import RotaryKey
@@ -41,7 +40,6 @@ def as_source(original: Original) -> Original:
         FamilyError: The model cannot be written in latent attention.
         CheckpointError: The weights are quantised.
     """
-    refuse_quantised(original.config_json)
     fold = Folding.of(LatentSource.of(original.architecture).facts)
     scale = None if fold.centred else fold.branch
     return replace(

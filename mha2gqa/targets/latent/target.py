@@ -12,9 +12,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
-from mha2gqa.targets.latent.widths import Widths, latent_change
+from mha2gqa.targets.latent.sources import whole
+from mha2gqa.targets.latent.widths import Widths, divisions, latent_change
 from mha2gqa.targets.target import Aim, Change
 
 
@@ -64,8 +66,11 @@ class Latent(Widths):
 
         Raises:
             FamilyError: The model cannot be written in latent attention.
+            GroupsError: The widths cannot be.
             CheckpointError: The weights are quantised.
         """
+        refuse_quantised(original.config_json)
+        divisions(whole(original.architecture), self)  # refused before what makes tensors is imported
         from mha2gqa.targets.latent.aim import as_source
 
         return as_source(original)

@@ -99,8 +99,13 @@ def _check(options: ConvertOptions) -> None:
     parse_size(options.max_shard_size)
     parse_size(options.activation_memory, "--activation-memory")
     if options.data:
-        from mha2gqa.texts.words import check_named
+        from mha2gqa.texts.words import NONE, check_named
 
+        if options.refine is not None and options.data == (NONE,):
+            raise CalibrationError(
+                f"--refine {options.refine} learns from text, and --data {NONE} gives it none",
+                remedy=f"Leave out --data {NONE}, name text in its place, or leave out --refine",
+            )
         check_named(options.data)
     if options.output is not None and not options.dry_run and (source := local_source(options.model)) is not None:
         check_output(options.output, source.directory, 0, force=options.force)
