@@ -1,12 +1,14 @@
 """What transformers says, in a form that can be compared, and the classes that are asked."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers.models.auto import modeling_auto
 
 from mha2gqa import shipped
-from mha2gqa.families.expected import Blueprint
+from mha2gqa.families.built import _accept, _read_config
+from mha2gqa.families.expected import Blueprint, ConfigJson
 
 ABSENT = object()
 _AUTO = (
@@ -34,6 +36,15 @@ def class_names(model_type: str) -> Iterator[str]:
 def _mapping(name: str) -> Mapping[str, Any]:
     mapping: Mapping[str, Any] = getattr(modeling_auto, f"MODEL_{name}_MAPPING_NAMES".replace("__", "_"))
     return mapping
+
+
+def read_config(config: ConfigJson) -> Any:
+    """Return a config as transformers reads it.
+
+    Raises:
+        CheckpointError: It rejects it.
+    """
+    return _accept(config["model_type"], lambda: _read_config(json.dumps(config)))
 
 
 def facts(asked: Blueprint) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from outline_answers import ABSENT, class_names, facts, plain, read, same
+from outline_answers import ABSENT, class_names, facts, plain, read, read_config, same
 from outline_points import (
     ACTIVATION_KEYS,
     ACTIVATIONS,
@@ -38,7 +38,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 from mha2gqa import shipped
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.families import tried
-from mha2gqa.families.built import Asked, _read_config, build
+from mha2gqa.families.built import Asked, build
 from mha2gqa.families.table import family
 
 _MOST_SWITCHES = 5
@@ -145,7 +145,11 @@ class Keys:
 
     def _reads_the_same(self, **more: Any) -> bool:
         """Return whether the deepest model of all points is read as without other values of some keys."""
-        plain, other = (_read_config(json.dumps(self.config(2, **one))) for one in ({}, more))
+        plain = read_config(self.config(2))
+        try:
+            other = read_config(self.config(2, **more))
+        except Mha2GqaError:
+            return False
         return all(same(read(plain, key), read(other, key)) for key in READ if key not in more)
 
     def _is_same(self, class_: str, more: Config) -> bool:

@@ -3,14 +3,14 @@
 import json
 from typing import Any
 
-from outline_answers import ABSENT, facts, plain, read, same
+from outline_answers import ABSENT, facts, plain, read, read_config, same
 from outline_keys import Keys
 from outline_points import POINTS, READ
 from outline_tensors import Config, UnfitError
 
 from mha2gqa.errors import Mha2GqaError
 from mha2gqa.families import formulas, tried
-from mha2gqa.families.built import _read_config, build
+from mha2gqa.families.built import build
 
 
 class Read:
@@ -125,7 +125,7 @@ class Read:
         for key in [one for one, domain in domains.items() if domain in ("switch", "activation")]:
             default = self.keys.fields[key]
             other = not default if domains[key] == "switch" else "relu"
-            config = _read_config(json.dumps(self.keys.config(0, **{key: other})))
+            config = read_config(self.keys.config(0, **{key: other}))
             if other != default and read(config, key) == default:
                 self._found["fixed"][key] = default
 

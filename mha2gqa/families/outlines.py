@@ -49,12 +49,14 @@ def outlined(config_json: ConfigJson, build: Callable[[], Blueprint]) -> Bluepri
     return Outlined(architecture, data, values, build)
 
 
-@functools.cache
 def data_of(model_type: str) -> Values | None:
     """Return the data of a model type, if there is any for this version of transformers."""
     line = _types().get(model_type)
-    if line is None:
-        return None
+    return None if line is None else _parse(line)
+
+
+@functools.cache
+def _parse(line: str) -> Values:
     data: dict[str, Any] = json.loads(line)
     popped = dict.fromkeys(_head()["generation"] if data["pops"] else (), "any")
     return data | {"keys": popped | data["keys"]}
