@@ -15,7 +15,6 @@ from typing import Any
 from mha2gqa.files.quantised import refuse_quantised
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.original import Original
-from mha2gqa.targets.latent.sources import whole
 from mha2gqa.targets.latent.widths import Widths, divisions, latent_change
 from mha2gqa.targets.target import Aim, Change
 
@@ -69,6 +68,8 @@ class Latent(Widths):
             GroupsError: The widths cannot be.
             CheckpointError: The weights are quantised.
         """
+        from mha2gqa.targets.latent.sources import whole
+
         refuse_quantised(original.config_json)
         divisions(whole(original.architecture), self)  # refused before what makes tensors is imported
         from mha2gqa.targets.latent.aim import as_source
