@@ -84,7 +84,7 @@ def test_sequences_go_one_by_one_where_their_weights_are_many(monkeypatch: pytes
     monkeypatch.setattr(statistics, "_WEIGHTS", 1)
     told: list[tuple[int, int]] = []
     parts = gather_statistics(model, layers, [IDS], lambda *one: told.append(one))
-    assert told == [(1, 1)]
+    assert told == [(0, 1), (1, 1)]
     one, other = (found[layers[-1].module].read for found in (whole, parts))
     assert isinstance(one, Full) and isinstance(other, Full)
     torch.testing.assert_close(one.moment_XX, other.moment_XX, rtol=1e-5, atol=1e-6)

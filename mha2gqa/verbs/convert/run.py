@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mha2gqa.errors import CalibrationError
-from mha2gqa.files.source import local_source
 from mha2gqa.files.staging import check_output
 from mha2gqa.methods import AUTO, demand, text_readers
 from mha2gqa.model.original import Original
@@ -43,6 +42,8 @@ def convert(options: ConvertOptions, progress: Progress = QUIET) -> Outcome:
         check_account(options.push_to_hub)
     _check(options)
     original = Original.find(options.model)
+    if options.output is not None and not options.dry_run:
+        check_output(options.output, original.source.directory, 0, force=options.force)
     chosen: dict[str, object] = {}
     if AUTO in (options.groups, options.window_layers):
         from mha2gqa.verbs.convert.choosing import choose
@@ -92,7 +93,7 @@ def _check(options: ConvertOptions) -> None:
     """Refuse what options, paths and small files say alone, before a model is read or what runs one is imported.
 
     Raises:
-        Mha2GqaError: Options contradict one another, text is not there, or the output cannot be written there.
+        Mha2GqaError: Options contradict one another, or text is not there.
     """
     if not options.is_latent:
         _whole_layers(options)
@@ -106,9 +107,8 @@ def _check(options: ConvertOptions) -> None:
                 f"--refine {options.refine} learns from text, and --data {NONE} gives it none",
                 remedy=f"Leave out --data {NONE}, name text in its place, or leave out --refine",
             )
-        check_named(options.data)
-    if options.output is not None and not options.dry_run and (source := local_source(options.model)) is not None:
-        check_output(options.output, source.directory, 0, force=options.force)
+        if not options.dry_run:  # a plan needs no text
+            check_named(options.data)
 
 
 def _target(options: ConvertOptions) -> Target:

@@ -11,8 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mha2gqa import ExpandOptions, VerifyOptions, expand, verify
+from mha2gqa.record.pair import find_pair
 from mha2gqa.verbs.verify.levels import Check, Finding
 from mha2gqa.verbs.verify.outcome import Verification
+from mha2gqa.verbs.verify.remedy import remedy_for
 from mha2gqa.verbs.verify.words import _problem
 from tests.verbs.verify.subjects import (
     converted,
@@ -185,7 +187,10 @@ def test_what_16_bits_may_explain_is_told_from_a_fault(
     failed = Check(name="prefill", passed=False, detail="is off", tolerance=tolerance)
     finding = Finding(level="load", guilty=failed.name, problem=failed.detail)
     load = replace(report.load, dtype=dtype, checks=(*report.load.checks, failed), findings=(finding,))
-    assert advice in _problem(replace(report, load=load))
+    found = replace(report, load=load)
+    options = VerifyOptions(converted=clean / "two", levels=("load",))
+    found = replace(found, remedy=remedy_for(found, find_pair(clean / "two", None), options))
+    assert advice in _problem(found)
 
 
 def test_another_tokenizer_is_found(clean: Path) -> None:
