@@ -71,6 +71,7 @@ def _types() -> Mapping[str, str]:
     return {json.loads(name): data for name, _, data in named}
 
 
+@functools.cache
 def _head() -> Values:
     """Return what holds of all types."""
     head: Values = json.loads(f"{_lines()[0]}}}}}")

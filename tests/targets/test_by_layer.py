@@ -21,7 +21,7 @@ from mha2gqa.targets.window import parse_layers, windows
 from mha2gqa.verbs.convert import scale
 from mha2gqa.verbs.convert.budget import best_plans
 from mha2gqa.verbs.convert.choosing import longest_within
-from mha2gqa.verbs.sweep.steps import restore
+from mha2gqa.verbs.sweep.measuring import restore
 from tests.hosts.test_windows import IDS, T, W, apart, banded, load, source_model, stepwise
 from tests.verbs.verify.subjects import save_text, save_tokenizer
 

@@ -14,12 +14,16 @@ import torch
 from transformers import PreTrainedModel
 
 from mha2gqa.errors import SweepError
+from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.devices import placement
 from mha2gqa.model.feed import Body, attempt
 from mha2gqa.model.kind import kind_of
 from mha2gqa.model.load import drawn, load_unchecked
 from mha2gqa.model.original import Original
 from mha2gqa.progress import QUIET, WRITING, Advance, Progress
+from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.targets.expand import Restore
+from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.sweep.outcome import Measured
 from mha2gqa.verbs.verify.measures import ComparedText
 from mha2gqa.verbs.verify.metrics import LayerErrors
@@ -173,3 +177,11 @@ def _exchange(model: PreTrainedModel, module: str, weights: dict[str, torch.Tens
     """Give a module's parameters other values; nothing is copied where both are on one device."""
     for name, parameter in model.get_submodule(module).named_parameters():
         parameter.data = weights[name].to(parameter.device)
+
+
+def restore(converted: Path, original: Architecture, output: Path) -> None:
+    """Write a converted checkpoint with its KV heads repeated, in the shapes of its original; its outputs stay."""
+    target = Restore(like=original)
+    plan = make_plan(Original.at(converted), target)
+    request = Request(command="expand", target=target, options={}, output=output, force=True)
+    carry_out(plan, request, QUIET)

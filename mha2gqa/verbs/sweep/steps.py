@@ -24,15 +24,12 @@ from mha2gqa.hosts import counted
 from mha2gqa.model.architecture import Architecture
 from mha2gqa.model.load import load_original
 from mha2gqa.model.original import Original
-from mha2gqa.progress import QUIET, Progress
-from mha2gqa.record.carry import Request, carry_out
+from mha2gqa.progress import Progress
 from mha2gqa.record.conversion import Outcome
-from mha2gqa.targets.expand import Restore
 from mha2gqa.targets.kv_heads import KvHeads
-from mha2gqa.targets.plan import make_plan
 from mha2gqa.verbs.convert.again import command_of
 from mha2gqa.verbs.convert.run import convert
-from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
+from mha2gqa.verbs.sweep.measuring import Yardstick, restore, single_layers
 from mha2gqa.verbs.sweep.options import SweepOptions
 from mha2gqa.verbs.sweep.outcome import LayerPoint, Point, Sweep
 from mha2gqa.verbs.sweep.store import write_results
@@ -249,11 +246,3 @@ def _window(facts: Mapping[str, Any]) -> str:
     """Return the window of a conversion's facts as a phrase; empty where it gives none."""
     layers = facts.get("windowed_layers")
     return f"{facts['window']}{f' on {layers} layers' if layers else ''}" if "window" in facts else ""
-
-
-def restore(converted: Path, original: Architecture, output: Path) -> None:
-    """Write a converted checkpoint with its KV heads repeated, in the shapes of its original; its outputs stay."""
-    target = Restore(like=original)
-    plan = make_plan(Original.at(converted), target)
-    request = Request(command="expand", target=target, options={}, output=output, force=True)
-    carry_out(plan, request, QUIET)

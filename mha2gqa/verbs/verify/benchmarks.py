@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mha2gqa.errors import BenchmarkError
 from mha2gqa.model.kind import kind_of
 from mha2gqa.progress import Advance
+from mha2gqa.verbs.verify.early import check_task_path
 from mha2gqa.verbs.verify.outcome import Benchmark
 
 _BATCH = 8
@@ -56,8 +57,7 @@ def find_tasks(names: Sequence[str], path: Path | None, model: PreTrainedModel) 
         raise BenchmarkError(
             f"lm-evaluation-harness does not run {kind.name}: it predicts no next token", remedy="Leave out --tasks"
         )
-    if path is not None and not path.is_dir():
-        raise BenchmarkError(f"No such directory: {str(path)!r}", expected="--task-path with task definitions in YAML")
+    check_task_path(path)
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

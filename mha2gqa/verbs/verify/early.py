@@ -1,5 +1,7 @@
 """What `verify` refuses before it imports what runs models: by its options, by paths and by small files alone."""
 
+from pathlib import Path
+
 from mha2gqa.engines import check_installed
 from mha2gqa.errors import BenchmarkError
 from mha2gqa.pages.page import check_place
@@ -21,8 +23,15 @@ def check(options: VerifyOptions) -> None:
         check_installed(options.engine)
     if options.report is not None:
         check_place(options.report)
-    if options.task_path is not None and not options.task_path.is_dir():
-        raise BenchmarkError(
-            f"No such directory: {str(options.task_path)!r}", expected="--task-path with task definitions in YAML"
-        )
+    check_task_path(options.task_path)
     check_pair(options.converted, options.against)
+
+
+def check_task_path(path: Path | None) -> None:
+    """Refuse a directory of tasks that is not there.
+
+    Raises:
+        BenchmarkError: It is not.
+    """
+    if path is not None and not path.is_dir():
+        raise BenchmarkError(f"No such directory: {str(path)!r}", expected="--task-path with task definitions in YAML")

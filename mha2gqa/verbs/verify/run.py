@@ -56,7 +56,7 @@ def verify(options: VerifyOptions, progress: Progress = QUIET) -> Verification:
     readable = file is None or file.readable
     with progress.under_way("loading and running both models"):
         load = check_loading(models, options.seed) if "load" in options.levels and readable else None
-    with progress.under_way(f"running {options.engine}"):
+    with progress.under_way("another engine"):
         engine = _run_engine(models, options) if options.engine and readable else None
     compared: Compared | str | None = text if isinstance(text, str) else None
     if isinstance(text, EvaluationText):

@@ -8,8 +8,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from mha2gqa.model.original import Original
-from mha2gqa.verbs.sweep.measuring import Yardstick, single_layers
-from mha2gqa.verbs.sweep.steps import restore
+from mha2gqa.verbs.sweep.measuring import Yardstick, restore, single_layers
 from mha2gqa.verbs.verify.options import VerifyOptions
 from tests.verbs.verify.subjects import converted, save_source, save_text
 
